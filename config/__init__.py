@@ -1,0 +1,1 @@
+"""Pipelines and profiles as typed documents: the models' composition, and the YAML loader."""

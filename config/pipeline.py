@@ -1,0 +1,145 @@
+"""A pipeline as a typed document: what to read, what to ask of it, where to put the answers.
+
+The loader (config.load) replaces the names of prompt and schema files by their contents before it
+validates, so a PipelineConfig is complete in itself and its JSON is the resolved configuration that
+a run's manifest keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+import jsonschema
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from connectors.readers import ReaderOptions
+from connectors.sinks.parquet import RESERVED_COLUMNS
+from engine.request import ModeName
+
+StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ReaderConfig(_Model):
+    """How documents are read."""
+
+    ocr: Literal["rapidocr", "tesseract", "off"] = "rapidocr"
+    """Where text on scans and frames comes from: rapidocr ships its weights; tesseract is about
+    three times faster and must be installed; off leaves them to a model that takes images."""
+    frame_interval_s: float = Field(default=2.0, gt=0)
+    """Seconds between sampled video frames; hard cuts are sampled besides. 2 s tells scenes apart
+    at 30 frames a minute."""
+    max_frames: int = Field(default=32, ge=1)
+    """Most frames of one video. A longer video names what was left out in its units."""
+    timeout_s: float = Field(default=300.0, gt=0)
+    """Most seconds for one document; then its reader is killed and it is rejected."""
+
+    def options(self) -> ReaderOptions:
+        """Return the part that readers see."""
+        return ReaderOptions(
+            ocr=self.ocr, frame_interval_s=self.frame_interval_s, max_frames=self.max_frames
+        )
+
+
+class ChunkConfig(_Model):
+    """How documents are cut."""
+
+    max_tokens: int | None = Field(default=None, ge=64)
+    """Most tokens of one chunk as sent, labels included. None: what the engine's context leaves
+    beside instructions, question and answer."""
+
+
+class StageConfig(_Model):
+    """One question to the model."""
+
+    name: StageName
+    """Names the records table: `records/stage=<name>/`."""
+    over: Literal["chunk", "document"] = "chunk"
+    """What is asked about: each chunk, or each document through the answers of `needs`."""
+    needs: tuple[StageName, ...] = ()
+    """Stages whose answers this one builds on; they come earlier in the list."""
+    mode: ModeName = "instant"
+    """How the model works on it."""
+    prompt: str = Field(min_length=1)
+    """The question, a Jinja2 template; `upstream.<stage>.<field>` are the answers of `needs`
+    for the same chunk. The chunk itself is placed by the engine, in front of the question."""
+    output: Mapping[str, Any]
+    """JSON Schema of the answer, an object. A string property of format `segment-label` is
+    answered with the label of a line and stored as the line's text, with its citation."""
+    max_output_tokens: int = Field(default=256, ge=8)
+    """Most tokens of one answer, so that a talkative model cannot run away."""
+
+    @model_validator(mode="after")
+    def _check_output(self) -> Self:
+        try:
+            jsonschema.Draft202012Validator.check_schema(dict(self.output))
+        except jsonschema.SchemaError as exc:
+            raise ValueError(f"output is not a JSON Schema: {exc.message}") from exc
+        properties = self.output.get("properties")
+        if self.output.get("type") != "object" or not properties:
+            raise ValueError("output must be of type object and have properties")
+        taken = sorted(RESERVED_COLUMNS & set(properties))
+        if taken:
+            raise ValueError(f"output field {taken[0]!r} is a column of every record; rename it")
+        if self.over == "document" and not self.needs:
+            raise ValueError("a stage over document needs at least one stage in `needs`")
+        return self
+
+
+class ReportConfig(_Model):
+    """What the report says besides the figures."""
+
+    title: str | None = None
+    """Headline; the pipeline's name where there is none."""
+    notes: tuple[str, ...] = ()
+    """Sentences a reader must know."""
+
+
+class PipelineConfig(_Model):
+    """The whole pipeline."""
+
+    name: StageName
+    source: str | None = None
+    """Folder or bucket to read; `--source` overrides it."""
+    sink: str | None = None
+    """Folder or bucket to write; `--sink` overrides it."""
+    include: tuple[str, ...] = ("**/*",)
+    """Globs on the path below the source; what matches none is not listed at all."""
+    engine: str = "embedded"
+    """A profile's name, or the URL of an OpenAI-compatible endpoint."""
+    shared: Mapping[str, str] = Field(default_factory=dict)
+    """Texts put in front of every request, by name: one prefix for all stages."""
+    reader: ReaderConfig = Field(default_factory=ReaderConfig)
+    chunk: ChunkConfig = Field(default_factory=ChunkConfig)
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    documents_per_shard: int = Field(default=16, ge=1)
+    """Documents one shard owns for life: large enough that a shard is at least half a minute of
+    work, small enough that a lost shard is cheap."""
+    failure_limit: float = Field(default=0.05, ge=0, le=1)
+    """Share of requests that may end without an answer; above it the run exits with 3.
+    Rejected and skipped documents are counted apart."""
+    report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @model_validator(mode="after")
+    def _check_graph(self) -> Self:
+        earlier: dict[str, StageConfig] = {}
+        for stage in self.stages:
+            if stage.name in earlier:
+                raise ValueError(f"stage {stage.name!r} is defined twice; rename one")
+            for need in stage.needs:
+                if need not in earlier:
+                    raise ValueError(
+                        f"stage {stage.name!r} needs {need!r}, which is not a stage before it;"
+                        f" stages before it: {', '.join(earlier) or 'none'}"
+                    )
+                if stage.over == "chunk" and earlier[need].over == "document":
+                    raise ValueError(
+                        f"stage {stage.name!r} asks chunks and cannot need {need!r},"
+                        " which answers for whole documents"
+                    )
+            earlier[stage.name] = stage
+        return self

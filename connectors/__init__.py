@@ -1,0 +1,1 @@
+"""Bytes in, records out: storage, readers, chunker, Parquet sink. Knows nothing of models."""

@@ -1,0 +1,135 @@
+"""One sink: the folders of the lake, its parts and its manifests.
+
+Layout, below the sink's URL:
+    documents/<shard>.parquet               one row per source object
+    chunks/<shard>.parquet                  one row per chunk
+    records/stage=<name>/<shard>.parquet    one row per request and source
+    media/<document_key>/<name>             page rasters and frames that chunks refer to
+    runs/<run_id>/usage/<shard>.parquet     what varies from try to try, by request_key
+    runs/<run_id>/manifest.json             counts that add up, resolved configuration, versions
+    reports/<run_id>/index.html, report.md
+
+A shard owns exactly one part per table, replaced as a whole. Parts are written through
+connectors.storage; tables are read back by glob, as a user's tools would do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import botocore.session
+import fsspec
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from connectors.document import Chunk
+from connectors.errors import StorageError
+from connectors.sinks import parquet
+from connectors.storage import Storage, open_storage
+
+
+class Lake:
+    """Writes a run's tables and reads them back."""
+
+    def __init__(self, url: str) -> None:
+        self.storage: Storage = open_storage(url)
+        self.url = self.storage.url
+
+    def put_part(
+        self, table: str, shard: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
+    ) -> None:
+        """Write a shard's one part of `table`, such as `records/stage=digest`."""
+        self.storage.put(f"{table}/{shard}.parquet", parquet.to_parquet(rows, schema))
+
+    def put_json(self, path: str, value: Mapping[str, Any]) -> None:
+        """Write one JSON object, keys in the order given."""
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        self.storage.put(path, text.encode())
+
+    def claim(self, path: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Put one JSON object where there is none, and return the one that is there."""
+        if self.storage.put_if_absent(path, json.dumps(value, indent=2).encode()):
+            return value
+        held = json.loads(self.storage.get(path))
+        assert isinstance(held, dict)
+        return held
+
+    def read_table(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
+    ) -> pl.DataFrame | None:
+        """Return the rows of `table`, or None where it has no part yet.
+
+        Args:
+            table: Folder of the table, such as `documents` or `records/stage=digest`.
+            columns: Columns to read; all where None.
+            paths: Values of column `path` to keep; all where None.
+
+        Raises:
+            StorageError: The parts cannot be listed or read.
+        """
+        parts = [item.path for item in self.storage.list(table) if item.path.endswith(".parquet")]
+        if not parts:
+            return None
+        filesystem, root = _filesystem(self.url)
+        keep = None if paths is None else ds.field("path").isin(list(paths))
+        try:
+            data = ds.dataset(
+                [f"{root}/{part}" for part in parts], filesystem=filesystem, format="parquet"
+            )
+            read = data.to_table(columns=list(columns) if columns else None, filter=keep)
+        except (OSError, pa.ArrowInvalid) as exc:
+            raise StorageError(
+                f"table {table!r} of {self.url} cannot be read: {exc}", uri=self.url
+            ) from exc
+        frame = pl.from_arrow(read)
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """Return an fsspec file system and the root path in it; S3 through s3fs."""
+    parts = urlsplit(url)
+    if parts.scheme != "s3":
+        return fsspec.filesystem("file"), url
+    client = botocore.session.Session().create_client("s3", region_name="us-east-1")
+    filesystem = fsspec.filesystem(
+        "s3",
+        endpoint_url=str(client.meta.endpoint_url),
+        use_listings_cache=False,
+        # Stores other than AWS need not know the checksums that botocore adds by itself.
+        config_kwargs={
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        },
+    )
+    return filesystem, f"{parts.netloc}{parts.path}".rstrip("/")
+
+
+def chunk_row(chunk: Chunk, *, uri: str, path: str) -> dict[str, Any]:
+    """Return a chunk as a row of the chunks table."""
+    return {
+        "chunk_key": chunk.chunk_key,
+        "document_key": chunk.document_key,
+        "uri": uri,
+        "path": path,
+        "ordinal": chunk.ordinal,
+        "num_tokens": chunk.num_tokens,
+        "segments": [
+            {
+                "label": segment.label,
+                "kind": segment.kind,
+                "text": segment.text,
+                "tier": segment.tier,
+                "media": segment.media,
+                "span": parquet.span_row(segment.span),
+            }
+            for segment in chunk.segments
+        ],
+    }

@@ -1,0 +1,264 @@
+"""Schemas of the lake's tables, and rows as Parquet bytes.
+
+Every table has one flat schema. A stage's JSON Schema becomes columns of the records table, next to
+the columns that every record has; docs/tables.md describes them for people.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connectors.document import Document, Span
+
+LABEL_FORMAT = "segment-label"
+"""JSON Schema `format` of an output field whose answer is a label and whose value is the text."""
+
+DECIMAL_DIGITS, DECIMAL_SCALE = 38, 9
+
+SPAN = pa.struct([
+    ("page", pa.int32()),
+    ("bbox", pa.list_(pa.float64())),
+    ("sheet", pa.string()),
+    ("cells", pa.string()),
+    ("t0", pa.float64()),
+    ("t1", pa.float64()),
+    ("char_start", pa.int64()),
+    ("char_end", pa.int64()),
+])
+
+DOCUMENTS = pa.schema([
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("path", pa.string(), nullable=False),
+    ("etag", pa.string()),
+    ("size_bytes", pa.int64()),
+    pa.field("document_key", pa.string(), nullable=False),
+    pa.field("shard", pa.string(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),
+    ("error_class", pa.string()),
+    ("error", pa.string()),
+    ("media_type", pa.string()),
+    ("reader", pa.string()),
+    (
+        "units",
+        pa.list_(
+            pa.struct([
+                ("name", pa.string()),
+                ("status", pa.string()),
+                ("error", pa.string()),
+            ])
+        ),
+    ),
+    ("metadata", pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))),
+    pa.field("num_chunks", pa.int32(), nullable=False),
+])
+
+CHUNKS = pa.schema([
+    pa.field("chunk_key", pa.string(), nullable=False),
+    pa.field("document_key", pa.string(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("path", pa.string(), nullable=False),
+    pa.field("ordinal", pa.int32(), nullable=False),
+    pa.field("num_tokens", pa.int32(), nullable=False),
+    (
+        "segments",
+        pa.list_(
+            pa.struct([
+                ("label", pa.string()),
+                ("kind", pa.string()),
+                ("text", pa.string()),
+                ("tier", pa.string()),
+                ("media", pa.string()),
+                ("span", SPAN),
+            ])
+        ),
+    ),
+])
+
+RECORD_COLUMNS: Sequence[tuple[str, pa.DataType]] = (
+    ("row_key", pa.string()),
+    ("uri", pa.string()),
+    ("path", pa.string()),
+    ("document_key", pa.string()),
+    ("chunk_key", pa.string()),
+    ("unit", pa.string()),
+    ("request_key", pa.string()),
+    ("outcome", pa.string()),
+    ("error_class", pa.string()),
+    ("error", pa.string()),
+)
+"""Columns in front of a stage's output columns."""
+
+RECORD_TAIL: Sequence[tuple[str, pa.DataType]] = (
+    (
+        "citations",
+        pa.list_(
+            pa.struct([
+                ("field", pa.string()),
+                ("label", pa.string()),
+                ("quote", pa.string()),
+                ("tier", pa.string()),
+                ("media", pa.string()),
+                ("span", SPAN),
+            ])
+        ),
+    ),
+    ("saw", pa.string()),
+    ("mode", pa.string()),
+    ("mode_observed", pa.string()),
+    ("model", pa.string()),
+    ("fingerprint", pa.string()),
+    ("prompt_tokens", pa.int64()),
+    ("completion_tokens", pa.int64()),
+)
+"""Columns behind a stage's output columns."""
+
+RESERVED_COLUMNS = frozenset(name for name, _ in (*RECORD_COLUMNS, *RECORD_TAIL))
+
+USAGE = pa.schema([
+    pa.field("request_key", pa.string(), nullable=False),
+    pa.field("row_key", pa.string(), nullable=False),
+    pa.field("stage", pa.string(), nullable=False),
+    ("attempts", pa.int32()),
+    ("seconds", pa.float64()),
+    ("finish_reason", pa.string()),
+    ("prompt_tokens", pa.int64()),
+    ("cached_tokens", pa.int64()),
+    ("completion_tokens", pa.int64()),
+])
+
+_PLAIN: Mapping[str, pa.DataType] = {
+    "string": pa.string(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+}
+_FORMATS: Mapping[str, pa.DataType] = {
+    "date": pa.date32(),
+    "date-time": pa.timestamp("us", tz="UTC"),
+    "decimal": pa.decimal128(DECIMAL_DIGITS, DECIMAL_SCALE),
+}
+
+
+def record_schema(output: Mapping[str, Any]) -> pa.Schema:
+    """Return the records table's schema for a stage whose answers follow JSON Schema `output`."""
+    columns = [(name, arrow_type(spec)) for name, spec in output.get("properties", {}).items()]
+    required = {"row_key", "uri", "path", "unit", "outcome", "mode"}
+    return pa.schema([
+        pa.field(name, kind, nullable=name not in required)
+        for name, kind in (*RECORD_COLUMNS, *columns, *RECORD_TAIL)
+    ])
+
+
+def arrow_type(spec: Mapping[str, Any]) -> pa.DataType:
+    """Return the Arrow type of one JSON Schema; what has no closed type is kept as a string."""
+    kind = spec.get("type")
+    if isinstance(kind, list):
+        named = [name for name in kind if name != "null"]
+        kind = named[0] if len(named) == 1 else None
+    if kind == "string" or (kind is None and "enum" in spec):
+        return _FORMATS.get(spec.get("format", ""), pa.string())
+    if kind == "array":
+        return pa.list_(arrow_type(spec.get("items", {})))
+    if kind == "object" and spec.get("properties"):
+        return pa.struct([(name, arrow_type(sub)) for name, sub in spec["properties"].items()])
+    return _PLAIN.get(str(kind), pa.string())
+
+
+def to_arrow(value: object, kind: pa.DataType) -> object:
+    """Return a JSON value as Arrow takes it for `kind`.
+
+    Raises:
+        ValueError: A date, time or decimal does not parse.
+    """
+    if value is None:
+        return None
+    if pa.types.is_struct(kind) and isinstance(value, Mapping):
+        return {field.name: to_arrow(value.get(field.name), field.type) for field in kind}
+    if pa.types.is_list(kind) and isinstance(value, Sequence):
+        return [to_arrow(item, kind.value_type) for item in value]
+    return _scalar(value, kind)
+
+
+def _scalar(value: object, kind: pa.DataType) -> object:
+    parse = _PARSERS.get(kind)
+    if parse is not None:
+        return parse(str(value))
+    return str(value) if pa.types.is_string(kind) else value
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text).quantize(Decimal(1).scaleb(-DECIMAL_SCALE))
+    except InvalidOperation as exc:
+        raise ValueError(f"{text!r} is not a decimal of at most {DECIMAL_DIGITS} digits") from exc
+
+
+_PARSERS: Mapping[pa.DataType, Callable[[str], object]] = {
+    _FORMATS["date"]: date.fromisoformat,
+    _FORMATS["date-time"]: datetime.fromisoformat,
+    _FORMATS["decimal"]: _decimal,
+}
+
+
+def to_parquet(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
+    """Return the rows as one Parquet file; the same rows give the same bytes."""
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_statistics=True, store_schema=True)
+    return buffer.getvalue()
+
+
+def span_row(span: Span) -> dict[str, Any]:
+    """Return a span as a row of the SPAN struct."""
+    return {
+        "page": span.page,
+        "bbox": list(span.bbox) if span.bbox else None,
+        "sheet": span.sheet,
+        "cells": span.cells,
+        "t0": span.t0,
+        "t1": span.t1,
+        "char_start": span.char_start,
+        "char_end": span.char_end,
+    }
+
+
+def span_from_row(row: Mapping[str, Any]) -> Span:
+    """Return the span that `span_row` wrote."""
+    bbox = row["bbox"]
+    values = {
+        name: row[name] for name in ("page", "sheet", "cells", "t0", "t1", "char_start", "char_end")
+    }
+    return Span(bbox=tuple(bbox) if bbox else None, **values)
+
+
+def document_row(document: Document, *, shard: str, num_chunks: int) -> dict[str, Any]:
+    """Return a document as a row of the documents table."""
+    content = document.content
+    return {
+        "uri": document.source.uri,
+        "path": document.source.path,
+        "etag": document.source.etag,
+        "size_bytes": document.source.size_bytes,
+        "document_key": document.document_key,
+        "shard": shard,
+        "status": document.status,
+        "error_class": document.error_class,
+        "error": document.error,
+        "media_type": content.media_type if content else None,
+        "reader": content.reader if content else None,
+        "units": [
+            {"name": unit.name, "status": unit.status, "error": unit.error}
+            for unit in (content.units if content else ())
+        ],
+        "metadata": [
+            {"name": name, "value": value} for name, value in (content.metadata if content else ())
+        ],
+        "num_chunks": num_chunks,
+    }

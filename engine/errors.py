@@ -1,0 +1,56 @@
+"""What can go wrong between a request and its result, by who must act.
+
+EngineError
+├── PrerequisiteError     the operator: something is not installed, not free or not allowed
+├── EngineUnavailable     the scheduler: no answer, 408, 409, 429 or 5xx (retryable)
+├── EngineMisconfigured   the operator: 401, 403 or 404: the key, the URL or the model is wrong
+└── RequestRejected       this request: another 4xx, such as a prompt beyond the context
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of everything the engine raises on purpose."""
+
+    retryable = False
+
+
+class PrerequisiteError(EngineError):
+    """The machine lacks something; the message says what and how to mend it."""
+
+
+class EngineUnavailable(EngineError):
+    """The endpoint did not answer, or said 'later'; `retry_after_s` if it said when."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_unavailable, (str(self), self.retry_after_s))
+
+
+class EngineMisconfigured(EngineError):
+    """The endpoint refuses every request of this kind; going on would be pointless."""
+
+
+class RequestRejected(EngineError):
+    """The endpoint refuses this request; others may pass. `status` is the HTTP status."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_rejected, (str(self), self.status))
+
+
+def _rebuild_unavailable(message: str, retry_after_s: float | None) -> EngineUnavailable:
+    return EngineUnavailable(message, retry_after_s=retry_after_s)
+
+
+def _rebuild_rejected(message: str, status: int) -> RequestRejected:
+    return RequestRejected(message, status=status)

@@ -1,0 +1,73 @@
+"""Labels in answers: bound into the schema before a request, resolved to text and spans after it.
+
+A string of format `segment-label` may only be the label of a line that the model was shown; what is
+stored is the line's text, and a citation says where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from connectors.document import Segment
+from connectors.sinks.parquet import LABEL_FORMAT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Citation:
+    """One field of an answer and the segment it quotes."""
+
+    field: str
+    """Name of the output field; `names[2].title` inside lists and objects."""
+    segment: Segment
+
+
+def is_label(schema: Mapping[str, Any]) -> bool:
+    """Tell whether the answer to `schema` is a segment's label."""
+    return schema.get("format") == LABEL_FORMAT
+
+
+def bind_labels(schema: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Return the schema with every label field closed to `labels`."""
+    if is_label(schema):
+        plain = {key: value for key, value in schema.items() if key != "format"}
+        return {**plain, "enum": list(labels)}
+    bound = dict(schema)
+    if isinstance(properties := schema.get("properties"), Mapping):
+        bound["properties"] = {name: bind_labels(sub, labels) for name, sub in properties.items()}
+    if isinstance(items := schema.get("items"), Mapping):
+        bound["items"] = bind_labels(items, labels)
+    return bound
+
+
+def resolve_labels(
+    schema: Mapping[str, Any], answer: Mapping[str, Any], segments: Mapping[str, Segment]
+) -> tuple[dict[str, Any], list[Citation]]:
+    """Return the answer with labels replaced by text, and the citations in field order.
+
+    Args:
+        schema: The stage's schema, with or without bound labels.
+        answer: A valid answer to the bound schema.
+        segments: What the model was shown, by label.
+    """
+    citations: list[Citation] = []
+
+    def resolve(spec: Mapping[str, Any], value: object, name: str) -> object:
+        if is_label(spec) and isinstance(value, str):
+            citations.append(Citation(field=name, segment=segments[value]))
+            return segments[value].text
+        if isinstance(value, Mapping):
+            specs = spec.get("properties", {})
+            return {
+                key: resolve(specs.get(key, {}), item, f"{name}.{key}" if name else key)
+                for key, item in value.items()
+            }
+        if isinstance(value, list):
+            items = spec.get("items", {})
+            return [resolve(items, item, f"{name}[{i}]") for i, item in enumerate(value)]
+        return value
+
+    resolved = resolve(schema, answer, "")
+    assert isinstance(resolved, dict)
+    return resolved, citations

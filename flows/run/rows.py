@@ -1,0 +1,152 @@
+"""From questions to records: what is asked about one chunk or document, and the row it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from config.pipeline import StageConfig
+from connectors.document import Chunk, Document, Segment
+from connectors.sinks import parquet
+from engine.request import Outcome, Request, Result, content_key
+from flows.run.labels import Citation, resolve_labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inquiry:
+    """One stage asked about one unit; it becomes exactly one record."""
+
+    stage: StageConfig
+    fingerprint: str
+    document: Document
+    chunk: Chunk | None
+    """None for a stage over the whole document."""
+    request: Request | None
+    """None where nothing is asked; `unasked` says why."""
+    segments: Mapping[str, Segment] = field(default_factory=dict)
+    """What the model is shown, by label."""
+    material_tokens: int = 0
+    """Tokens of the material, which all stages about the same unit share."""
+    saw: str = "nothing"
+    unasked: tuple[Outcome, str, str] | None = None
+    """Outcome, error class and message of an inquiry that is not sent."""
+
+    @property
+    def unit(self) -> str:
+        """Return what is asked about, unique in the document."""
+        return "document" if self.chunk is None else f"chunk-{self.chunk.ordinal:05d}"
+
+    @property
+    def row_key(self) -> str:
+        """Return the key of the record: stage, relative source path and unit."""
+        return content_key("row", self.stage.name, self.document.source.path, self.unit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """An inquiry with its end."""
+
+    inquiry: Inquiry
+    result: Result
+    output: Mapping[str, Any] | None
+    """The answer with labels replaced by text; None where there is none."""
+    columns: Mapping[str, object]
+    """The answer as typed column values; empty where there is none."""
+    citations: Sequence[Citation]
+
+
+def close(inquiry: Inquiry, result: Result | None) -> Answered:
+    """Return the inquiry with its result; an inquiry that was not sent closes itself."""
+    if result is None:
+        result = _unasked_result(inquiry)
+    if result.outcome != "succeeded" or result.output is None:
+        return _without_output(inquiry, result)
+    output, citations = resolve_labels(inquiry.stage.output, result.output, inquiry.segments)
+    try:
+        columns = {
+            name: parquet.to_arrow(output.get(name), parquet.arrow_type(spec))
+            for name, spec in inquiry.stage.output["properties"].items()
+        }
+    except ValueError as exc:
+        bad = replace(result, outcome="invalid_output", error_class="bad_value", error=str(exc))
+        return _without_output(inquiry, bad)
+    return Answered(
+        inquiry=inquiry, result=result, output=output, columns=columns, citations=citations
+    )
+
+
+def _without_output(inquiry: Inquiry, result: Result) -> Answered:
+    return Answered(inquiry=inquiry, result=result, output=None, columns={}, citations=())
+
+
+def _unasked_result(inquiry: Inquiry) -> Result:
+    assert inquiry.unasked is not None
+    outcome, error_class, error = inquiry.unasked
+    return Result(
+        request_key="",
+        stage=inquiry.stage.name,
+        outcome=outcome,
+        error_class=error_class,
+        error=error,
+        mode=inquiry.stage.mode,
+    )
+
+
+def record_row(answered: Answered) -> dict[str, Any]:
+    """Return the row of the stage's records table."""
+    inquiry, result = answered.inquiry, answered.result
+    document = inquiry.document
+    row: dict[str, Any] = {
+        "row_key": inquiry.row_key,
+        "uri": document.source.uri,
+        "path": document.source.path,
+        "document_key": document.document_key,
+        "chunk_key": inquiry.chunk.chunk_key if inquiry.chunk else None,
+        "unit": inquiry.unit,
+        "request_key": inquiry.request.request_key if inquiry.request else None,
+        "outcome": result.outcome,
+        "error_class": result.error_class,
+        "error": result.error,
+    }
+    for name in inquiry.stage.output["properties"]:
+        row[name] = answered.columns.get(name)
+    asked = inquiry.request is not None
+    return row | {
+        "citations": [_citation_row(citation) for citation in answered.citations],
+        "saw": inquiry.saw,
+        "mode": result.mode,
+        "mode_observed": result.mode_observed,
+        "model": result.model or None,
+        "fingerprint": inquiry.fingerprint,
+        "prompt_tokens": result.usage.prompt_tokens if asked else None,
+        "completion_tokens": result.usage.completion_tokens if asked else None,
+    }
+
+
+def usage_row(answered: Answered) -> dict[str, Any]:
+    """Return the row of the run's usage table."""
+    result = answered.result
+    return {
+        "request_key": result.request_key,
+        "row_key": answered.inquiry.row_key,
+        "stage": result.stage,
+        "attempts": result.attempts,
+        "seconds": result.seconds,
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.usage.prompt_tokens,
+        "cached_tokens": result.usage.cached_tokens,
+        "completion_tokens": result.usage.completion_tokens,
+    }
+
+
+def _citation_row(citation: Citation) -> dict[str, Any]:
+    segment = citation.segment
+    return {
+        "field": citation.field,
+        "label": segment.label,
+        "quote": segment.text,
+        "tier": segment.tier,
+        "media": segment.media,
+        "span": parquet.span_row(segment.span),
+    }

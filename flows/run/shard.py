@@ -1,0 +1,206 @@
+"""Processes one shard: read, chunk, ask, write. The unit of work of a Prefect task.
+
+A document's chunks are asked about while the next documents are still being read. Nothing is
+written before every inquiry of the shard has its end, and counts are checked before the parts are
+put, so a shard's parts are complete or absent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from config.pipeline import StageConfig
+from connectors.chunker import chunk_document
+from connectors.document import Chunk, Document, SourceRef, Unit
+from connectors.errors import DocumentRejected, StorageError, StorageUnavailable
+from engine.batch import run as run_batch
+from engine.request import Request, Result
+from flows.run.bench import NUM_READERS, Bench
+from flows.run.commit import ShardReport, commit_shard
+from flows.run.graph import levels
+from flows.run.plan import ShardPlan
+from flows.run.rows import Answered, Inquiry, close
+
+logger = logging.getLogger(__name__)
+
+_CANCEL_POLL_S = 0.2
+
+
+@dataclass(slots=True, kw_only=True)
+class ReadDocument:
+    """A document in work: its chunks, its media on disk, and its answers so far."""
+
+    document: Document
+    chunks: Sequence[Chunk]
+    media_dir: Path
+    answers: dict[str, list[Answered]] = field(default_factory=lambda: defaultdict(list))
+    """By stage, in reading order."""
+
+
+def process_shard(bench: Bench, plan: ShardPlan) -> ShardReport:
+    """Return the counts of the shard, after its parts are in the lake.
+
+    Raises:
+        StorageUnavailable: Source or sink does not answer.
+        EngineMisconfigured: The endpoint refuses every request.
+    """
+    with ThreadPoolExecutor(NUM_READERS, thread_name_prefix=f"read-{plan.shard}") as threads:
+        reading = [threads.submit(_read, bench, plan.shard, source) for source in plan.sources]
+        try:
+            documents = asyncio.run(_until_cancelled(bench, _ask_all(bench, reading)))
+        finally:
+            for future in reading:
+                future.cancel()
+    report = commit_shard(bench, plan, documents)
+    logger.info(
+        "run_id=%s shard=%s documents=%d chunks=%d committed",
+        bench.job.run_id,
+        plan.shard,
+        len(documents),
+        report.num_chunks,
+    )
+    return report
+
+
+def _read(bench: Bench, shard: str, source: SourceRef) -> ReadDocument:
+    """Fetch and read one object and cut it into chunks; a bad object becomes a rejected document."""
+    folder = bench.scratch / shard / hashlib.sha256(source.path.encode()).hexdigest()[:16]
+    media_dir = folder / "media"
+    media_dir.mkdir(parents=True)
+    document = _read_document(bench, source, folder, media_dir)
+    chunks: list[Chunk] = []
+    if document.content is not None:
+        chunks = chunk_document(document.document_key, document.content, bench.rule)
+    bench.progress.add(read=1, chunks=len(chunks))
+    return ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
+
+
+def _read_document(bench: Bench, source: SourceRef, folder: Path, media_dir: Path) -> Document:
+    key = hashlib.sha256(f"{source.etag}:{source.size_bytes}".encode()).hexdigest()
+    try:
+        data = _fetch(bench, source)
+        key = hashlib.sha256(data).hexdigest()
+        file = folder / "object"
+        file.write_bytes(data)
+        del data
+        content = bench.readers.read(file, Path(source.path).name, media_dir)
+    except DocumentRejected as exc:
+        logger.info("document %s rejected: %s: %s", source.path, exc.reason, exc)
+        return Document(
+            source=source,
+            document_key=key,
+            status="rejected",
+            content=None,
+            error_class=exc.reason,
+            error=str(exc),
+        )
+    finally:
+        (folder / "object").unlink(missing_ok=True)
+    failed = [unit for unit in content.units if unit.status == "failed"]
+    return Document(
+        source=source,
+        document_key=key,
+        status="partial" if failed else "read",
+        content=content,
+        error_class="units_failed" if failed else None,
+        error=_failed_units(failed, len(content.units)) if failed else None,
+    )
+
+
+def _fetch(bench: Bench, source: SourceRef) -> bytes:
+    try:
+        return bench.source.get(source.path)
+    except StorageUnavailable:
+        raise
+    except StorageError as exc:
+        raise DocumentRejected(str(exc), reason="unreadable_object") from exc
+
+
+def _failed_units(failed: Sequence[Unit], total: int) -> str:
+    names = ", ".join(f"{unit.name} ({unit.error})" for unit in failed[:3])
+    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    return f"{len(failed)} of {total} units could not be read: {names}{more}"
+
+
+async def _until_cancelled(
+    bench: Bench, work: Coroutine[None, None, list[ReadDocument]]
+) -> list[ReadDocument]:
+    """Do the work, but give up soon after the bench has been closed."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        await asyncio.wait({task}, timeout=_CANCEL_POLL_S)
+        if bench.cancelled.is_set():
+            task.cancel()
+    return task.result()
+
+
+async def _ask_all(bench: Bench, reading: Sequence[Future[ReadDocument]]) -> list[ReadDocument]:
+    """Ask every stage about every unit, level by level; the first level while reading goes on."""
+    documents: list[ReadDocument] = []
+
+    async def arriving() -> AsyncIterator[ReadDocument]:
+        for future in reading:
+            read = await asyncio.wrap_future(future)
+            documents.append(read)
+            yield read
+
+    async def arrived() -> AsyncIterator[ReadDocument]:
+        for read in documents:
+            yield read
+
+    for number, stages in enumerate(levels(bench.job.pipeline.stages)):
+        await _ask_level(bench, stages, arriving() if number == 0 else arrived())
+    return documents
+
+
+async def _ask_level(
+    bench: Bench, stages: Sequence[StageConfig], documents: AsyncIterator[ReadDocument]
+) -> None:
+    waiting: list[tuple[ReadDocument, Inquiry]] = []
+    results: dict[str, Result] = {}
+
+    async def requests() -> AsyncIterator[Request]:
+        sent: set[str] = set()
+        async for read in documents:
+            for inquiry in _inquiries(bench, stages, read):
+                waiting.append((read, inquiry))
+                request = inquiry.request
+                # Two copies of a document ask the same question: it is sent once.
+                if request is not None and request.request_key not in sent:
+                    sent.add(request.request_key)
+                    bench.progress.add(requests=1)
+                    yield request
+
+    async for result in run_batch(requests(), bench.endpoint, max_in_flight=bench.max_in_flight):
+        results[result.request_key] = result
+        bench.progress.add_result(result)
+    for read, inquiry in waiting:
+        request = inquiry.request
+        answered = close(inquiry, results[request.request_key] if request else None)
+        read.answers[inquiry.stage.name].append(answered)
+
+
+def _inquiries(
+    bench: Bench, stages: Sequence[StageConfig], read: ReadDocument
+) -> Iterable[Inquiry]:
+    """Yield the inquiries of one level about one document, all stages of a chunk together."""
+    if read.document.status == "rejected":
+        return
+    for index, chunk in enumerate(read.chunks):
+        for stage in stages:
+            if stage.over == "chunk":
+                upstream = {need: read.answers[need][index] for need in stage.needs}
+                yield bench.asker.about_chunk(
+                    stage, read.document, chunk, upstream=upstream, media_dir=read.media_dir
+                )
+    for stage in stages:
+        if stage.over == "document":
+            answers = {need: read.answers[need] for need in stage.needs}
+            yield bench.asker.about_document(stage, read.document, answers)

@@ -1,0 +1,121 @@
+"""What a person sees in the terminal: a progress bar while a run goes on, a table at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from flows.run.progress import Snapshot
+
+NON_TERMINAL_INTERVAL_S = 10.0
+"""Seconds between lines where the output is no terminal and cannot redraw a bar."""
+
+
+class ProgressBar:
+    """Draws snapshots: a bar on a terminal, a line now and then elsewhere, nothing if disabled."""
+
+    def __init__(self, console: Console, *, enabled: bool) -> None:
+        self._console = console
+        self._enabled = enabled
+        self._bar: Progress | None = None
+        self._phase = ""
+        self._told_s = 0.0
+        if enabled and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[counts]}"),
+                console=console,
+            )
+            self._task = self._bar.add_task("starting", total=1.0, counts="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def note(self, line: str) -> None:
+        """Show one line about something slow."""
+        if self._enabled:
+            self._console.print(line, highlight=False, markup=False)
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show the counts."""
+        if not self._enabled:
+            return
+        if self._bar is not None:
+            fraction = 1.0 if snapshot.phase == "done" else snapshot.fraction
+            self._bar.update(
+                self._task, description=snapshot.phase, completed=fraction, counts=_counts(snapshot)
+            )
+            return
+        new_phase = snapshot.phase != self._phase
+        if new_phase or snapshot.elapsed_s - self._told_s >= NON_TERMINAL_INTERVAL_S:
+            self._phase, self._told_s = snapshot.phase, snapshot.elapsed_s
+            self.note(f"{snapshot.phase:<11}{snapshot.fraction:>5.0%}  {_counts(snapshot)}")
+
+
+def _counts(snapshot: Snapshot) -> str:
+    parts = [
+        f"{snapshot.num_documents_read}/{snapshot.num_documents} documents",
+        f"{snapshot.num_chunks} chunks",
+        f"{snapshot.num_results}/{snapshot.num_requests} answers",
+    ]
+    if snapshot.num_unanswered:
+        parts.append(f"{snapshot.num_unanswered} without answer")
+    if snapshot.prompt_tokens:
+        parts.append(f"{snapshot.prompt_tokens:,} prompt tokens")
+        parts.append(f"{snapshot.cached_tokens / snapshot.prompt_tokens:.0%} cached")
+    if snapshot.remaining_s is not None and snapshot.phase == "processing":
+        parts.append(f"about {snapshot.remaining_s:.0f} s left")
+    return ", ".join(parts)
+
+
+def print_summary(console: Console, manifest: Mapping[str, Any]) -> None:
+    """Print what came of a run and where it is."""
+    table = Table(title=f"{manifest['pipeline']}: {manifest['verdict'].replace('_', ' ')}")
+    for name in ("stage", "inputs", "outcomes", "prompt tokens", "cached", "output tokens"):
+        table.add_column(name, justify="left" if name in {"stage", "outcomes"} else "right")
+    for name, stage in manifest["stages"].items():
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in stage["outcomes"].items())
+        table.add_row(
+            name,
+            f"{stage['inputs']:,}",
+            outcomes,
+            f"{stage['prompt_tokens']:,}",
+            _ratio(stage["cached_tokens"], stage["prompt_tokens"]),
+            f"{stage['completion_tokens']:,}",
+        )
+    console.print(table)
+    documents = ", ".join(f"{count} {status}" for status, count in manifest["documents"].items())
+    rejected = ", ".join(f"{count} {reason}" for reason, count in manifest["rejected"].items())
+    lines = {
+        "documents": documents + (f" ({rejected})" if rejected else ""),
+        "chunks": f"{manifest['chunks']:,} in {manifest['shards']} shards",
+        "seconds": f"{manifest['seconds']:.1f}",
+        "records": f"{manifest['sink']}/records/stage=*/",
+        "manifest": f"{manifest['sink']}/runs/{manifest['run_id']}/manifest.json",
+        "report": manifest["report"]["html"],
+    }
+    for name, value in lines.items():
+        console.print(f"{name:>10}  {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _ratio(part: int | None, whole: int) -> str:
+    return "not reported" if part is None else f"{part / whole:.0%}" if whole else "-"

@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+
+from config.errors import ConfigError
+from config.load import REPOSITORY, load_pipeline, load_profile, load_surroundings
+
+PIPELINE = """
+name: invoices
+source: in
+sink: out
+stages:
+  - name: digest
+    prompt: What is it?
+    output: {type: object, properties: {title: {type: string}}}
+"""
+
+
+def write(tmp_path, text):
+    file = tmp_path / "p.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "config" / "pipelines").glob("*.yaml")), ids=str
+)
+def test_every_pipeline_loads_when_shipped(file):
+    assert load_pipeline(file).stages
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "config" / "profiles").glob("*.yaml")), ids=str
+)
+def test_every_profile_loads_under_its_file_name_when_shipped(file):
+    assert load_profile(file.stem).name == file.stem
+
+
+def test_overrides_win_when_they_are_given(tmp_path):
+    config = load_pipeline(write(tmp_path, PIPELINE), {"source": "s3://lake/in", "sink": None})
+    assert (config.source, config.sink) == ("s3://lake/in", "out")
+
+
+def test_files_are_read_relative_to_the_pipeline_when_named(tmp_path):
+    (tmp_path / "q.md").write_text("Which one?\nSay.", encoding="utf-8")
+    (tmp_path / "s.json").write_text('{"type": "object", "properties": {"a": {"type": "string"}}}')
+    text = PIPELINE.replace("What is it?", "q.md").replace(
+        "{type: object, properties: {title: {type: string}}}", "s.json"
+    )
+    stage = load_pipeline(write(tmp_path, text)).stages[0]
+    assert stage.prompt == "Which one?\nSay."
+    assert list(stage.output["properties"]) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("source:", "sorce:"), r"p\.yaml: sorce: unknown key; .*did you mean 'source'\?"),
+        (
+            ("prompt:", "promt:"),
+            r"p\.yaml: stages\[0\]\.promt: unknown key; .*did you mean 'prompt'\?",
+        ),
+        (("What is it?", "gone.md"), r"stages\[0\]\.prompt: file 'gone\.md' cannot be read"),
+        (("title:", "uri:"), "output field 'uri' is a column of every record; rename it"),
+        (("type: object", "type: nonsense"), "output is not a JSON Schema"),
+        (("name: digest", "name: Digest 1"), r"stages\[0\]\.name: String should match pattern"),
+        (
+            ("    prompt", "    needs: [topic]\n    prompt"),
+            "needs 'topic', which is not a stage before it",
+        ),
+        (
+            ("    prompt", "    over: document\n    prompt"),
+            "over document needs at least one stage",
+        ),
+        (
+            ("    prompt", "    mode: swarm\n    prompt"),
+            r"stages\[0\]\.mode: Input should be 'instant'",
+        ),
+        (("stages:", "stages: ["), "is not YAML"),
+        (("name: invoices", "- 1"), "is not YAML|expected keys and values"),
+    ],
+)
+def test_message_names_file_and_key_when_the_pipeline_is_wrong(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        load_pipeline(write(tmp_path, PIPELINE.replace(*change, 1)))
+
+
+def test_message_names_the_profiles_when_the_engine_is_unknown():
+    with pytest.raises(
+        ConfigError, match="'embeded' is no profile; profiles: .*did you mean 'embedded'"
+    ):
+        load_profile("embeded")
+
+
+def test_url_is_an_engine_when_it_is_given():
+    assert load_profile("http://127.0.0.1:9/v1").base_url == "http://127.0.0.1:9/v1"
+
+
+def test_surroundings_follow_the_environment_when_it_says_something():
+    plain = load_surroundings({"HOME": "/home/u"})
+    assert plain.cache == Path("/home/u/.cache/headrace")
+    assert plain.prefect_api_url is None
+    told = load_surroundings({"HEADRACE_CACHE": "/c", "PREFECT_API_URL": "http://p/api"})
+    assert (told.cache, told.prefect_api_url) == (Path("/c"), "http://p/api")

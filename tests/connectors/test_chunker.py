@@ -1,0 +1,137 @@
+from dataclasses import replace
+
+import pytest
+
+from connectors.chunker import ChunkRule, chunk_document, render
+from connectors.document import Content, Media, Segment, Span
+
+
+class WordCounter:
+    """Counts words; joins over line ends like a tokenizer that merges, to keep sums inexact."""
+
+    def __init__(self, merged=0):
+        self.merged = merged
+        self.calls = 0
+
+    def count(self, text):
+        self.calls += 1
+        return len(text.split()) + self.merged * text.count("\n")
+
+    def count_many(self, texts):
+        return [len(text.split()) for text in texts]
+
+
+def rule(max_tokens, **kwargs):
+    return ChunkRule(max_tokens=max_tokens, counter=WordCounter(), name="words", **kwargs)
+
+
+def line(text, **span):
+    return Segment(kind="paragraph", text=text, span=Span(**(span or {"page": 1})))
+
+
+def content(*segments, media=()):
+    return Content(
+        media_type="text/plain", reader="text/1", units=(), segments=segments, media=media
+    )
+
+
+def test_chunks_hold_every_segment_once_when_text_is_long():
+    segments = [line(f"word{i} " * (1 + i % 7)) for i in range(200)]
+    chunks = chunk_document("doc", content(*segments), rule(64))
+    texts = [segment.text for chunk in chunks for segment in chunk.segments]
+    assert texts == [segment.text for segment in segments]
+    assert max(chunk.num_tokens for chunk in chunks) <= 64
+    assert [chunk.ordinal for chunk in chunks] == list(range(len(chunks)))
+
+
+def test_chunk_is_full_when_segments_fit_exactly():
+    # Each line is a label and three words: four tokens. Sixteen lines are exactly 64.
+    chunks = chunk_document("doc", content(*[line("a b c")] * 17), rule(64))
+    assert [chunk.num_tokens for chunk in chunks] == [64, 4]
+
+
+def test_count_of_the_finished_chunk_decides_when_sums_undercount():
+    merging = ChunkRule(max_tokens=64, counter=WordCounter(merged=1), name="merging")
+    chunks = chunk_document("doc", content(*[line("a b c")] * 40), merging)
+    assert max(chunk.num_tokens for chunk in chunks) <= 64
+    assert sum(len(chunk.segments) for chunk in chunks) == 40
+
+
+def test_num_tokens_is_the_count_of_the_text_as_sent_when_rendered():
+    counter = WordCounter()
+    for chunk in chunk_document("doc", content(*[line("a b c d")] * 50), rule(64)):
+        assert counter.count(render(chunk.segments)) == chunk.num_tokens
+
+
+def test_long_segment_is_cut_at_words_with_offsets_when_it_exceeds_the_budget():
+    text = " ".join(f"w{i}" for i in range(500))
+    segment = line(text, char_start=100, char_end=100 + len(text))
+    chunks = chunk_document("doc", content(segment), rule(64))
+    pieces = [piece for chunk in chunks for piece in chunk.segments]
+    assert " ".join(piece.text for piece in pieces) == text
+    for piece in pieces:
+        inside = text[piece.span.char_start - 100 : piece.span.char_end - 100]
+        assert inside.strip() == piece.text
+    assert max(chunk.num_tokens for chunk in chunks) <= 64
+
+
+def test_header_row_is_repeated_when_a_sheet_spans_chunks():
+    header = Segment(
+        kind="heading", text="sheet Sales A B C", span=Span(sheet="Sales", cells="A1:C1")
+    )
+    rows = [
+        Segment(kind="table", text=f"{i},x,y z", span=Span(sheet="Sales", cells=f"A{i}:C{i}"))
+        for i in range(2, 100)
+    ]
+    chunks = chunk_document("doc", content(header, *rows), rule(64))
+    assert len(chunks) > 1
+    assert all(chunk.segments[0].text == header.text for chunk in chunks)
+    assert sum(len(chunk.segments) - 1 for chunk in chunks) == len(rows)
+
+
+IMAGE = Segment(kind="image", text="", span=Span(page=1), tier="none", media="p1.jpg")
+READ_OFF = Segment(
+    kind="paragraph", text="scanned words", span=Span(page=1), tier="ocr", media="p1.jpg"
+)
+MUTE = Segment(kind="image", text="", span=Span(page=2), tier="none", media="p2.jpg")
+PICTURES = (
+    Media(name="p1.jpg", width_px=280, height_px=280),
+    Media(name="p2.jpg", width_px=28, height_px=28),
+)
+
+
+def test_image_gives_way_to_its_text_when_the_model_reads_text_only():
+    chunks = chunk_document("doc", content(IMAGE, READ_OFF, MUTE, media=PICTURES), rule(64))
+    assert [[s.text for s in chunk.segments] for chunk in chunks] == [["scanned words"], [""]]
+    assert chunks[1].segments[0].media == "p2.jpg"
+
+
+def test_text_gives_way_to_its_image_when_the_model_takes_images():
+    sees = rule(256, image_tokens=lambda media: media.width_px * media.height_px // 784)
+    chunks = chunk_document("doc", content(IMAGE, READ_OFF, MUTE, media=PICTURES), sees)
+    assert [[s.kind for s in chunk.segments] for chunk in chunks] == [["image", "image"]]
+    assert chunks[0].num_tokens == 100 + 1 + 4
+
+
+@pytest.mark.parametrize("change", ["document", "reader", "limit"])
+def test_chunk_key_changes_when_what_decides_the_cut_changes(change):
+    base = chunk_document("doc", content(line("a b c")), rule(64))[0].chunk_key
+    again = chunk_document("doc", content(line("a b c")), rule(64))[0].chunk_key
+    document = "other" if change == "document" else "doc"
+    what = content(line("a b c"))
+    if change == "reader":
+        what = replace(what, reader="text/2")
+    other = chunk_document(document, what, rule(65 if change == "limit" else 64))[0].chunk_key
+    assert base == again
+    assert base != other
+
+
+def test_no_chunk_is_made_when_there_is_no_segment():
+    assert chunk_document("doc", content(), rule(64)) == []
+
+
+def test_finished_chunks_are_counted_few_times_when_text_is_long():
+    counter = WordCounter()
+    long = ChunkRule(max_tokens=4000, counter=counter, name="words")
+    chunks = chunk_document("doc", content(*[line("a b c d e f g")] * 5000), long)
+    assert counter.calls <= 4 * len(chunks) + 5000 // 100

@@ -1,0 +1,44 @@
+import jsonschema
+import pytest
+
+from connectors.document import Segment, Span
+from flows.run.labels import bind_labels, resolve_labels
+
+LABEL = {"type": "string", "format": "segment-label"}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "title": LABEL,
+        "topic": {"type": "string"},
+        "facts": {"type": "array", "items": {"type": "object", "properties": {"line": LABEL}}},
+    },
+    "required": ["title"],
+}
+SEGMENTS = {
+    f"L{i}": Segment(kind="paragraph", text=f"line {i}", span=Span(page=i), label=f"L{i}")
+    for i in (1, 2)
+}
+
+
+def test_only_shown_labels_validate_when_bound():
+    bound = bind_labels(SCHEMA, list(SEGMENTS))
+    jsonschema.validate({"title": "L2", "facts": [{"line": "L1"}]}, bound)
+    for wrong in ({"title": "L3"}, {"title": "L1", "facts": [{"line": "line 1"}]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, bound)
+
+
+def test_schema_is_unchanged_when_bound():
+    before = repr(SCHEMA)
+    bind_labels(SCHEMA, ["L1"])
+    assert repr(SCHEMA) == before
+
+
+def test_labels_become_text_with_citations_when_resolved():
+    answer = {"title": "L2", "topic": "L1", "facts": [{"line": "L1"}]}
+    resolved, citations = resolve_labels(SCHEMA, answer, SEGMENTS)
+    assert resolved == {"title": "line 2", "topic": "L1", "facts": [{"line": "line 1"}]}
+    assert [(c.field, c.segment.span.page) for c in citations] == [
+        ("title", 2),
+        ("facts[0].line", 1),
+    ]

@@ -1,0 +1,1 @@
+"""What a model may call while it works on a request. Empty until the first agent mode."""
