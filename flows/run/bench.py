@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from connectors.reader_pool import ReaderPool
-from engine.endpoint import Endpoint, open_endpoint
-from engine.profile import Profile
 
 from config.errors import ConfigError
-from config.load import load_profile, load_secret, load_surroundings
+from config.load import child_environment, load_profile, load_secret, load_surroundings
 from connectors.chunker import ChunkRule
 from connectors.document import Media
 from connectors.sinks.lake import Lake
 from connectors.storage import Storage, open_storage
+from engine.endpoint import Endpoint, open_endpoint
+from engine.profile import Profile
 from flows.run.ask import Asker
 from flows.run.job import Job
 from flows.run.progress import Progress
@@ -80,6 +80,7 @@ def open_bench(job: Job, progress: Progress, notify: Callable[[str], None]) -> I
                 profile,
                 venv=surroundings.engine_venv,
                 cache=surroundings.cache,
+                environment=child_environment(),
                 api_key=load_secret(profile.api_key_env),
                 notify=notify,
             )

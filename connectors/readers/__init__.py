@@ -1,0 +1,105 @@
+"""Readers turn one file into its content. Each format has a module, imported when it is needed.
+
+A reader module has two functions, see `Reader`. Readers run in the child processes of
+`connectors.reader_pool`: the libraries under them may crash, hang and eat memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Protocol, cast
+
+from connectors.document import Content, Span
+from connectors.readers.detect import detect_media_type
+
+__all__ = ["READERS", "Reader", "ReaderOptions", "detect_media_type", "load_reader"]
+
+OcrName = Literal["rapidocr", "tesseract", "off"]
+
+_SHEETS = "connectors.readers.spreadsheet"
+_DELIMITED = "connectors.readers.delimited"
+_VIDEO = "connectors.readers.video"
+_IMAGE = "connectors.readers.image"
+_TEXT = "connectors.readers.text"
+
+READERS: Mapping[str, str] = MappingProxyType({
+    "application/pdf": "connectors.readers.pdf",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": _SHEETS,
+    "application/vnd.ms-excel.sheet.macroEnabled.12": _SHEETS,
+    "application/vnd.ms-excel.sheet.binary.macroEnabled.12": _SHEETS,
+    "application/vnd.ms-excel": _SHEETS,
+    "application/vnd.oasis.opendocument.spreadsheet": _SHEETS,
+    "text/csv": _DELIMITED,
+    "text/tab-separated-values": _DELIMITED,
+    "video/mp4": _VIDEO,
+    "video/quicktime": _VIDEO,
+    "video/x-matroska": _VIDEO,
+    "video/webm": _VIDEO,
+    "video/x-msvideo": _VIDEO,
+    "video/mpeg": _VIDEO,
+    "image/jpeg": _IMAGE,
+    "image/png": _IMAGE,
+    "image/webp": _IMAGE,
+    "image/tiff": _IMAGE,
+    "text/plain": _TEXT,
+    "text/markdown": _TEXT,
+})
+"""The module that reads each media type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderOptions:
+    """How documents are read. Changing a default changes what readers give out: raise VERSION."""
+
+    ocr: OcrName = "rapidocr"
+    """Where text on scans and frames comes from; `off` leaves them to a model that sees images."""
+    frame_interval_s: float = 2.0
+    """Seconds between sampled video frames; hard cuts are sampled besides."""
+    max_frames: int = 32
+    """Most frames of one video."""
+    raster_long_side_px: int = 1568
+    """Long side of page rasters and frames: above it a vision model scales down anyway."""
+    max_pages: int = 2000
+    """Most pages of one PDF; the pages behind them are named as failed."""
+    max_ocr_pages: int = 24
+    """Most pages of one PDF that OCR reads: a dense page takes 5 to 10 s of one core."""
+    max_rows: int = 100_000
+    """Most rows of one workbook or CSV file; the rows behind them are named as failed."""
+
+    def changes(self, *names: str) -> str:
+        """Return `+name=value` for each of the named options that differs from its default.
+
+        Readers put it into `Content.reader`, since chunk keys must tell such contents apart.
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        changed = [name for name in names if getattr(self, name) != defaults[name]]
+        return "".join(f"+{name}={getattr(self, name)}" for name in changed)
+
+
+class Reader(Protocol):
+    """What a reader module offers."""
+
+    def read(
+        self, path: Path, media_type: str, media_dir: Path, options: ReaderOptions
+    ) -> Content:
+        """Return what is in the file; page rasters and frames are written into `media_dir`.
+
+        Raises:
+            DocumentRejected: Nothing in the file can be read.
+        """
+
+    def preview(self, path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:
+        """Return a JPEG of the page or frame at `span`; None where there is nothing to see.
+
+        Raises:
+            DocumentRejected: The file cannot be opened.
+        """
+
+
+def load_reader(media_type: str) -> Reader:
+    """Return the reader of a media type of `READERS`."""
+    return cast("Reader", importlib.import_module(READERS[media_type]))

@@ -1,0 +1,155 @@
+"""An endpoint: a profile bound to a live address, with what the server itself says of its model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from engine import embedded
+from engine.client import map_errors, raise_for_status
+from engine.errors import EngineMisconfigured, EngineUnavailable
+from engine.profile import Profile
+from engine.prompt import repair_text, user_text
+from engine.server import Server, ensure_server
+from engine.tokens import ByteCounter, HuggingFaceCounter, TokenCounter
+
+TEMPLATE_MARGIN_TOKENS = 64
+"""Tokens set aside for the chat template's own marks; the templates seen need 10 to 30."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Everything needed to send requests."""
+
+    profile: Profile
+    base_url: str
+    model: str
+    context_tokens: int
+    """Longest prompt and answer together, the smaller of what profile and server say."""
+    counter: TokenCounter
+    api_key: str | None = None
+    server: Server | None = None
+    """The engine behind it, where this machine runs it."""
+
+    def __repr__(self) -> str:
+        """Return the address and model; never the key."""
+        return f"Endpoint({self.base_url!r}, model={self.model!r})"
+
+    def prompt_overhead(self, instructions: str, question: str) -> int:
+        """Return the tokens a prompt needs beside its material, room for one repair included."""
+        repair = repair_text("x" * 200)
+        texts = [instructions, user_text("", question), repair]
+        return sum(self.counter.count_many(texts)) + TEMPLATE_MARGIN_TOKENS
+
+    def close(self) -> None:
+        """End the engine, if opening the endpoint started it."""
+        if self.server is not None:
+            self.server.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_endpoint(
+    profile: Profile,
+    *,
+    venv: Path,
+    cache: Path,
+    environment: Mapping[str, str],
+    api_key: str | None,
+    notify: Callable[[str], None],
+) -> Endpoint:
+    """Return the profile's endpoint, its server started where this machine serves it.
+
+    Args:
+        profile: The host.
+        venv: The engine's environment, for a profile that this machine serves.
+        cache: Folder of model weights and server state.
+        environment: Environment variables for a server that is started.
+        api_key: Key for the host, or None.
+        notify: Called with lines about slow steps.
+
+    Raises:
+        EngineUnavailable: Nothing answers at the address.
+        EngineMisconfigured: The address, the key or the model is wrong.
+        PrerequisiteError: The server cannot be started here.
+    """
+    server: Server | None = None
+    base_url = profile.base_url or ""
+    if profile.serve is not None:
+        server = ensure_server(
+            profile, venv=venv, cache=cache, environment=environment, notify=notify
+        )
+        base_url = server.base_url
+    try:
+        model, served_context = _describe(base_url, profile, api_key)
+        context = min(n for n in (profile.context_tokens, served_context) if n is not None)
+        counter = _counter(profile, cache)
+    except BaseException:
+        if server is not None:
+            server.stop()
+        raise
+    return Endpoint(
+        profile=profile,
+        base_url=base_url,
+        model=model,
+        context_tokens=context,
+        counter=counter,
+        api_key=api_key,
+        server=server,
+    )
+
+
+DEFAULT_CONTEXT_TOKENS = 32_768
+"""Context assumed where neither profile nor endpoint names one; a longer prompt is refused there."""
+
+
+def _describe(base_url: str, profile: Profile, api_key: str | None) -> tuple[str, int | None]:
+    """Return the model and the context length that the endpoint lists.
+
+    Raises:
+        EngineUnavailable: Nothing answers.
+        EngineMisconfigured: It refuses, is no such API, or has another model.
+    """
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    with map_errors(base_url):
+        answer = httpx.get(f"{base_url}/models", headers=headers, timeout=10.0)
+    raise_for_status(answer, base_url)
+    try:
+        models = {str(item["id"]): item.get("max_model_len") for item in answer.json()["data"]}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as exc:
+        raise EngineMisconfigured(
+            f"{base_url}/models does not answer like an OpenAI-compatible API; check the URL"
+        ) from exc
+    if not models:
+        raise EngineUnavailable(f"{base_url} serves no model; check the server")
+    model = profile.model or next(iter(models))
+    if model not in models:
+        raise EngineMisconfigured(
+            f"{base_url} has no model {model!r}; it has {', '.join(sorted(models))}"
+        )
+    length = models[model]
+    if isinstance(length, int):
+        return model, length
+    return model, None if profile.context_tokens else DEFAULT_CONTEXT_TOKENS
+
+
+def _counter(profile: Profile, cache: Path) -> TokenCounter:
+    if profile.serve == "embedded":
+        folder = embedded.model_folder(cache)
+        return HuggingFaceCounter(folder / "tokenizer.json", f"smollm2/{embedded.VERSION}")
+    return ByteCounter()

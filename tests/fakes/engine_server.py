@@ -1,0 +1,244 @@
+"""A fake engine: OpenAI's protocol over a real socket, with answers that follow from the request.
+
+Answers are made from the request's JSON Schema and a hash of its prompt, so the same question has
+the same answer in every process. Faults are scripted by call number. Runs in a thread as a context
+manager, or as a process: `python -m tests.fakes.engine_server` prints its URL as one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MODEL = "fake-model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What goes wrong with a call, in place of an answer."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: bool = False
+    """Close the connection in the middle of the body."""
+    hang_s: float = 0.0
+    """Wait before answering."""
+    content: str | None = None
+    """Answer 200 with this content."""
+    finish_reason: str = "stop"
+
+
+Script = Callable[[int, Mapping[str, Any]], Fault | None]
+"""Returns the fault of a call, from its number (from 0) and its body."""
+
+
+class FakeEngine:
+    """The server; `calls` keeps every request body in order of arrival."""
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        max_model_len: int = 8192,
+        script: Script | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.max_model_len = max_model_len
+        self.script = script
+        self.api_key = api_key
+        self.lock = threading.Lock()
+        self.prefixes: set[str] = set()
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> FakeEngine:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def serve_until_killed(self) -> None:
+        self._server.serve_forever()
+
+
+def answer(schema: Mapping[str, Any], seed: str) -> Any:
+    """Return a value that follows the schema, picked by the seed."""
+    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:6], "big")
+    if "enum" in schema:
+        return schema["enum"][number % len(schema["enum"])]
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        kind = kind[0]
+    if kind == "object":
+        properties = schema.get("properties", {})
+        return {name: answer(sub, f"{seed}.{name}") for name, sub in properties.items()}
+    if kind == "array":
+        return [answer(schema.get("items", {}), f"{seed}[{i}]") for i in range(number % 3)]
+    plain: dict[str, Any] = {
+        "integer": number % 1000,
+        "number": number % 1000 / 8,
+        "boolean": number % 2 == 0,
+    }
+    return plain.get(str(kind), f"answer {number % 1000}")
+
+
+def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+            pass
+
+        def do_GET(self) -> None:
+            if not self._allowed():
+                return
+            if self.path == "/v1/models":
+                model = {"id": MODEL, "object": "model", "max_model_len": engine.max_model_len}
+                self._send(200, {"object": "list", "data": [model]})
+            else:
+                self._send(404, {"error": {"message": f"no such path {self.path}"}})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not self._allowed():
+                return
+            with engine.lock:
+                number = len(engine.calls)
+                engine.calls.append(body)
+                engine.headers.append(dict(self.headers))
+                engine.in_flight += 1
+                engine.most_in_flight = max(engine.most_in_flight, engine.in_flight)
+            try:
+                self._complete(number, body)
+            finally:
+                with engine.lock:
+                    engine.in_flight -= 1
+
+        def _allowed(self) -> bool:
+            if (
+                engine.api_key is None
+                or self.headers.get("Authorization") == f"Bearer {engine.api_key}"
+            ):
+                return True
+            self._send(401, {"error": {"message": "invalid key"}})
+            return False
+
+        def _complete(self, number: int, body: Mapping[str, Any]) -> None:
+            fault = engine.script(number, body) if engine.script else None
+            if fault is not None and fault.hang_s:
+                time.sleep(fault.hang_s)
+            if fault is not None and fault.content is None and not (fault.hang_s and not fault.cut):
+                self._fail(fault)
+                return
+            completion = _completion(engine, body, fault)
+            if completion is None:
+                self._send(400, {"error": {"message": "prompt is longer than the context"}})
+            else:
+                self._send(200, completion)
+
+        def _fail(self, fault: Fault) -> None:
+            if fault.cut:
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b'{"choices": [')
+                self.close_connection = True
+                return
+            self.send_response(fault.status)
+            for name, value in fault.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(fault.body)))
+            self.end_headers()
+            self.wfile.write(fault.body)
+
+        def _send(self, status: int, value: Mapping[str, Any]) -> None:
+            data = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    return Handler
+
+
+def _completion(
+    engine: FakeEngine, body: Mapping[str, Any], fault: Fault | None
+) -> dict[str, Any] | None:
+    prompt = json.dumps(body["messages"], sort_keys=True)
+    num_tokens = len(prompt) // 4
+    if num_tokens > engine.max_model_len:
+        return None
+    schema = (
+        body.get("response_format", {}).get("json_schema", {}).get("schema", {"type": "string"})
+    )
+    content = json.dumps(answer(schema, prompt))
+    finish_reason = "stop"
+    if fault is not None and fault.content is not None:
+        content, finish_reason = fault.content, fault.finish_reason
+    return {
+        "id": "chatcmpl-0",
+        "object": "chat.completion",
+        "model": body["model"],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content},
+                "finish_reason": finish_reason,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": num_tokens,
+            "completion_tokens": len(content) // 4 + 1,
+            "prompt_tokens_details": {"cached_tokens": _cached_tokens(engine, prompt)},
+        },
+    }
+
+
+def _cached_tokens(engine: FakeEngine, prompt: str) -> int:
+    """Return the tokens of the longest prefix seen before, in blocks of 64 characters."""
+    digest = hashlib.sha256()
+    cached = 0
+    with engine.lock:
+        for start in range(0, len(prompt) - 64, 64):
+            digest.update(prompt[start : start + 64].encode())
+            key = digest.hexdigest()
+            if key in engine.prefixes and cached == start:
+                cached = start + 64
+            engine.prefixes.add(key)
+    return cached // 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--max-model-len", type=int, default=262_144)
+    arguments = parser.parse_args()
+    engine = FakeEngine(port=arguments.port, max_model_len=arguments.max_model_len)
+    sys.stdout.write(json.dumps({"url": engine.url}) + "\n")
+    sys.stdout.flush()
+    engine.serve_until_killed()
+
+
+if __name__ == "__main__":
+    main()
