@@ -79,6 +79,7 @@ def ensure_server(
     Raises:
         PrerequisiteError: The environment is missing, or the engine does not start.
     """
+    cache = cache.absolute()
     state_file = cache / "engine" / f"{profile.name}.json"
     state_file.parent.mkdir(parents=True, exist_ok=True)
     with _lock(state_file.with_suffix(".lock")):
@@ -100,7 +101,7 @@ def _start(
     environment: Mapping[str, str],
     notify: Callable[[str], None],
 ) -> Server:
-    python = venv / "bin" / "python"
+    python = venv.absolute() / "bin" / "python"
     if not python.exists():
         raise PrerequisiteError(
             f"the engine's environment {str(venv)!r} is missing; run `make install`,"

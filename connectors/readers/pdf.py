@@ -1,0 +1,213 @@
+"""Reads PDF: text with boxes by PDFium, scanned pages by OCR, form values by pypdf.
+
+PDFium is not safe in threads: one reader per process, see `connectors.reader_pool`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pypdfium2 as pdfium
+import pypdfium2.raw as pdfium_c
+
+from connectors.document import Content, Media, Segment, Span, Unit
+from connectors.errors import DocumentRejected
+from connectors.readers import ReaderOptions
+from connectors.readers.media import encode_jpeg, is_blank, write_jpeg
+from connectors.readers.ocr import MIN_CONFIDENCE_PAGE, line_segments, ocr_version, read_lines
+from connectors.readers.pdf_form import FORM_ERRORS, read_form
+from connectors.readers.pdf_layout import Body, PageText, find_body, page_segments
+from connectors.readers.pdf_page import has_marks, is_garbled, page_text, render
+
+VERSION = 1
+"""Raised whenever the same file gives other segments; it enters the chunk keys."""
+
+_MIN_TEXT_CHARS = 20
+"""A page with less text than this is looked at as an image."""
+_METADATA = ("Title", "Author", "Subject", "Keywords")
+
+
+@dataclass(slots=True)
+class _Page:
+    """What became of one page. Segments of text are made at the end, when the body font is known."""
+
+    unit: Unit
+    text: PageText | None = None
+    scan: list[Segment] = field(default_factory=list)
+    media: Media | None = None
+    used_ocr: bool = False
+
+
+def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:
+    """Return the sentences, headings, table rows, scans and form values of a PDF.
+
+    Raises:
+        DocumentRejected: The file is encrypted, damaged, or not one page can be read.
+    """
+    with _opened(path) as document:
+        count = len(document)
+        if count == 0:
+            raise DocumentRejected("the PDF has no pages", reason="damaged")
+        pages = _read_pages(document, min(count, options.max_pages), media_dir, options)
+        metadata = _metadata(document)
+        has_form = document.get_formtype() != pdfium_c.FORMTYPE_NONE
+    if all(page.unit.status == "failed" for page in pages):
+        raise DocumentRejected(
+            f"none of the {count} pages can be read: {pages[0].unit.error}", reason="damaged"
+        )
+    units = [page.unit for page in pages]
+    if count > options.max_pages:
+        units.append(
+            Unit(
+                name=f"pages {options.max_pages + 1}-{count}",
+                status="failed",
+                error=f"left out: reader.max_pages is {options.max_pages}",
+            )
+        )
+    segments = _by_page(pages)
+    if has_form:
+        metadata |= _add_form(path, options, segments, units)
+    return Content(
+        media_type=media_type,
+        reader=_reader_name(options, used_ocr=any(page.used_ocr for page in pages)),
+        units=tuple(units),
+        segments=tuple(segment for number in sorted(segments) for segment in segments[number]),
+        media=tuple(page.media for page in pages if page.media is not None),
+        metadata=tuple(sorted(metadata.items())),
+    )
+
+
+def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:  # noqa: ARG001
+    """Return a JPEG of the span's page, or of the first page.
+
+    Raises:
+        DocumentRejected: The file or the page cannot be opened.
+    """
+    with _opened(path) as document:
+        number = span.page or 1
+        if document.get_formtype() != pdfium_c.FORMTYPE_NONE:
+            # Without it the form's boxes are drawn empty.
+            document.init_forms()
+        try:
+            page = document[number - 1]
+            return encode_jpeg(render(page, max_px))
+        except (pdfium.PdfiumError, IndexError) as exc:
+            raise DocumentRejected(f"page {number} cannot be drawn: {exc}", reason="damaged") from exc
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pdfium.PdfDocument]:
+    try:
+        document = pdfium.PdfDocument(path)
+    except pdfium.PdfiumError as exc:
+        if getattr(exc, "err_code", None) in {pdfium_c.FPDF_ERR_PASSWORD, pdfium_c.FPDF_ERR_SECURITY}:
+            raise DocumentRejected(
+                "the PDF is encrypted and asks for a password: store it without one",
+                reason="encrypted",
+            ) from exc
+        raise DocumentRejected(f"PDFium cannot open the file: {exc}", reason="damaged") from exc
+    try:
+        yield document
+    finally:
+        document.close()
+
+
+def _read_pages(
+    document: pdfium.PdfDocument, count: int, media_dir: Path, options: ReaderOptions
+) -> list[_Page]:
+    pages: list[_Page] = []
+    num_ocr = 0
+    for number in range(1, count + 1):
+        left = options if num_ocr < options.max_ocr_pages else replace(options, ocr="off")
+        try:
+            page = document[number - 1]
+        except pdfium.PdfiumError as exc:
+            pages.append(_Page(Unit(name=f"page {number}", status="failed", error=str(exc))))
+            continue
+        try:
+            done = _read_page(page, number, media_dir, left)
+        except pdfium.PdfiumError as exc:
+            done = _Page(Unit(name=f"page {number}", status="failed", error=str(exc)))
+        finally:
+            page.close()
+        num_ocr += done.used_ocr
+        if done.media is not None and left.ocr != options.ocr:
+            error = f"its text was not read: reader.max_ocr_pages is {options.max_ocr_pages}"
+            done.unit = Unit(name=f"page {number}", status="failed", error=error)
+        pages.append(done)
+    return pages
+
+
+def _read_page(page: pdfium.PdfPage, number: int, media_dir: Path, options: ReaderOptions) -> _Page:
+    text = page_text(page, number)
+    name = f"page {number}"
+    num_chars = sum(len(line.text) for line in text.lines)
+    garbled = is_garbled(text)
+    if num_chars >= _MIN_TEXT_CHARS and not garbled:
+        return _Page(Unit(name=name, status="read"), text=text)
+    layer = None if garbled or num_chars == 0 else text
+    if not has_marks(page):
+        return _Page(Unit(name=name, status="read" if layer else "empty"), text=layer)
+    pixels = render(page, options.raster_long_side_px)
+    if is_blank(pixels):
+        return _Page(Unit(name=name, status="read" if layer else "empty"), text=layer)
+    media = write_jpeg(pixels, media_dir, f"p{number:04d}.jpg")
+    lines = read_lines(pixels, options.ocr, MIN_CONFIDENCE_PAGE)
+    if sum(len(line.text) for line in lines) >= num_chars:
+        # What little text the page has is on its picture too.
+        layer = None
+    span = Span(page=number)
+    image = Segment(kind="image", text="", span=span, tier="none", media=media.name)
+    return _Page(
+        Unit(name=name, status="read"),
+        text=layer,
+        scan=[image, *line_segments(lines, span, media.name)],
+        media=media,
+        used_ocr=options.ocr != "off",
+    )
+
+
+def _by_page(pages: list[_Page]) -> dict[int, list[Segment]]:
+    body: Body = find_body(page.text for page in pages if page.text is not None)
+    segments: dict[int, list[Segment]] = {}
+    for number, page in enumerate(pages, start=1):
+        layer = page_segments(page.text, body) if page.text is not None else ()
+        segments[number] = [*layer, *page.scan]
+    return segments
+
+
+def _add_form(
+    path: Path, options: ReaderOptions, segments: dict[int, list[Segment]], units: list[Unit]
+) -> dict[str, str]:
+    """Add the form's values behind the text of their pages; return them by name."""
+    metadata: dict[str, str] = {}
+    try:
+        for name, value, page, bbox in read_form(path, options.max_pages):
+            if metadata.get(f"field:{name}") == value:
+                continue
+            metadata[f"field:{name}"] = value
+            span = Span(page=page, bbox=bbox)
+            text = f"{name}: {value}"
+            segments.setdefault(page, []).append(Segment(kind="paragraph", text=text, span=span))
+    except FORM_ERRORS as exc:
+        error = f"its values cannot be read: {type(exc).__name__}: {exc}"
+        units.append(Unit(name="form", status="failed", error=error))
+    return metadata
+
+
+def _metadata(document: pdfium.PdfDocument) -> dict[str, str]:
+    stated = {name: " ".join(document.get_metadata_value(name).split()) for name in _METADATA}
+    return {name.lower(): value for name, value in stated.items() if value}
+
+
+def _reader_name(options: ReaderOptions, *, used_ocr: bool) -> str:
+    minor = ".".join(importlib.metadata.version("pypdfium2").split(".")[:2])
+    name = f"pdf/{VERSION}+pdfium-{minor}{options.changes('max_pages')}"
+    if used_ocr:
+        name += f"+{ocr_version(options.ocr)}"
+        name += options.changes("raster_long_side_px", "max_ocr_pages")
+    return name

@@ -1,0 +1,180 @@
+"""Joins the lines of a PDF page into paragraphs and sentences. Pure: no PDF library here.
+
+Lengths are points; boxes are x0, y0, x1, y1 on the upright page with the origin at the top left.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from connectors.document import Segment, SegmentKind, Span
+from connectors.readers.sentences import split_sentences
+
+Box = tuple[float, float, float, float]
+
+_SIZE_JUMP = 1.18
+_HEADING_SIZE = 1.12
+_MAX_HEADING_CHARS = 160
+_MAX_HEADING_LINES = 3
+_BULLET = re.compile(r"(?:[•▪◦‣●■□–—*-]|\(?\d{1,3}[.)]|\(?[A-Za-z][.)])\s")
+_NUMBERED_HEADING = re.compile(r"(?:\d+\.)*\d+\.?\s+\S|[IVX]+\.\s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of text as the page shows it."""
+
+    text: str
+    box: Box
+    size: float
+    """Font size on the page."""
+    bold: bool
+    is_row: bool
+    """Wide gaps between its parts: a table row, or a line of a running header."""
+    is_hyphenated: bool
+    """The line ends inside a word, whose hyphen is gone from the text."""
+
+    @property
+    def middle(self) -> float:
+        """Height of the line's middle on the page."""
+        return (self.box[1] + self.box[3]) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageText:
+    """The lines of one page with its size in points."""
+
+    page: int
+    width: float
+    height: float
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What most of a document's text looks like, against which headings stand out."""
+
+    size: float
+    bold: bool
+
+
+def find_body(pages: Iterable[PageText]) -> Body:
+    """Return the font that most characters of the document are set in."""
+    sizes: Counter[tuple[float, bool]] = Counter()
+    for page in pages:
+        for line in page.lines:
+            sizes[round(line.size * 2) / 2, line.bold] += len(line.text)
+    if not sizes:
+        return Body(size=0.0, bold=False)
+    (size, bold), _ = sizes.most_common(1)[0]
+    return Body(size=size, bold=bold)
+
+
+def page_segments(page: PageText, body: Body) -> Iterator[Segment]:
+    """Yield the page's headings, sentences and table rows in the order of the content stream."""
+    for paragraph in _paragraphs(page.lines):
+        text, starts = _joined(paragraph)
+        kind = _kind(paragraph, text, body)
+        spans = [(0, len(text))] if kind == "heading" else split_sentences(text)
+        for start, end in spans:
+            touched = [
+                line
+                for line, (first, last) in zip(paragraph, pairwise([*starts, len(text) + 1]), strict=True)
+                if first < end and last > start
+            ]
+            yield Segment(
+                kind=kind,
+                text=text[start:end],
+                span=Span(page=page.page, bbox=_fractions(touched, page)),
+            )
+
+
+def _paragraphs(lines: Sequence[Line]) -> Iterator[list[Line]]:
+    step = _usual_step(lines)
+    current: list[Line] = []
+    for line in lines:
+        if current and not _continues(current, line, step):
+            yield current
+            current = []
+        current.append(line)
+    if current:
+        yield current
+
+
+def _usual_step(lines: Sequence[Line]) -> float:
+    """Return the usual distance of lines, in font sizes."""
+    steps = [
+        (below.middle - above.middle) / above.size
+        for above, below in pairwise(lines)
+        if above.size > 0 and 0.5 < (below.middle - above.middle) / above.size < 3.5
+    ]
+    return statistics.median(steps) if len(steps) >= 3 else 1.2
+
+
+def _continues(paragraph: Sequence[Line], line: Line, step: float) -> bool:
+    last = paragraph[-1]
+    if last.is_hyphenated:
+        return True
+    if last.is_row or line.is_row or last.size <= 0 or line.size <= 0:
+        return False
+    if abs(line.middle - last.middle) < 0.45 * last.size:
+        # The same line, broken off by a superscript or a change of font.
+        return -0.5 * last.size < line.box[0] - last.box[2] < 1.5 * last.size
+    if not 1 / _SIZE_JUMP < line.size / last.size < _SIZE_JUMP or line.bold != last.bold:
+        return False
+    down = (line.middle - last.middle) / last.size
+    overlap = min(line.box[2], last.box[2]) - max(line.box[0], last.box[0])
+    if not 0.45 < down < max(1.45, 1.2 * step) or overlap <= 0 or _BULLET.match(line.text):
+        return False
+    return not _ended_early(paragraph, last, line)
+
+
+def _ended_early(paragraph: Sequence[Line], last: Line, line: Line) -> bool:
+    """Say whether the last line ends a paragraph: a full stop well before the right border."""
+    right = max(part.box[2] for part in (*paragraph, line))
+    return last.text.endswith((".", "!", "?", ":")) and right - last.box[2] > 4 * last.size
+
+
+def _joined(paragraph: Sequence[Line]) -> tuple[str, list[int]]:
+    """Return the paragraph as one line, and where in it each line starts."""
+    text, starts = "", []
+    for index, line in enumerate(paragraph):
+        if index and not paragraph[index - 1].is_hyphenated and not _is_cjk_seam(text, line.text):
+            text += "" if line.text[:1] in ",.;:)" else " "
+        starts.append(len(text))
+        text += line.text
+    return text, starts
+
+
+def _is_cjk_seam(before: str, after: str) -> bool:
+    return "\u3000" <= before[-1:] <= "\u9fff" and "\u3000" <= after[:1] <= "\u9fff"
+
+
+def _kind(paragraph: Sequence[Line], text: str, body: Body) -> SegmentKind:
+    if len(paragraph) == 1 and paragraph[0].is_row:
+        return "table"
+    if len(text) > _MAX_HEADING_CHARS or len(paragraph) > _MAX_HEADING_LINES:
+        return "paragraph"
+    if sum(char.isalpha() for char in text) < 3 or body.size <= 0:
+        return "paragraph"
+    if min(line.size for line in paragraph) >= _HEADING_SIZE * body.size:
+        return "heading"
+    stands_out = all(line.bold for line in paragraph) and not body.bold
+    ends_open = not text.endswith((".", ",", ";", ":")) or _NUMBERED_HEADING.match(text)
+    return "heading" if stands_out and ends_open else "paragraph"
+
+
+def _fractions(lines: Sequence[Line], page: PageText) -> Box:
+    box = (
+        min(line.box[0] for line in lines) / page.width,
+        min(line.box[1] for line in lines) / page.height,
+        max(line.box[2] for line in lines) / page.width,
+        max(line.box[3] for line in lines) / page.height,
+    )
+    x0, y0, x1, y1 = (round(min(1.0, max(0.0, value)), 4) for value in box)
+    return (x0, y0, x1, y1)

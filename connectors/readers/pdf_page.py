@@ -1,0 +1,167 @@
+"""What PDFium says about one page: its lines with boxes and fonts, its pixels."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pypdfium2 as pdfium
+import pypdfium2.raw as pdfium_c
+from numpy.typing import NDArray
+
+from connectors.readers.media import Pixels, as_pixels
+from connectors.readers.pdf_layout import Box, Line, PageText
+
+_CARRIAGE_RETURN, _LINE_FEED, _SOFT_HYPHEN = 0x0D, 0x0A, 0xFFFE
+_DEVICE_UNITS = 64
+"""Device units per point, so that PDFium's whole numbers keep a 64th of a point."""
+_ROW_GAP = 2.0
+"""Gap between parts of a line, in font sizes, that a table row has and justified text has not."""
+_BOLD_WEIGHT = 600
+_MAX_GARBLED = 0.1
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufeff\uffff]")
+_BULLET_GLYPHS = str.maketrans({"\uf0b7": "•", "\uf0a7": "▪", "\uf0d8": "‣"})
+
+
+class _Font(NamedTuple):
+    size: float
+    weight: int
+
+
+def page_text(page: pdfium.PdfPage, number: int) -> PageText:
+    """Return the page's lines in the order of its content stream.
+
+    Raises:
+        pdfium.PdfiumError: The page's text cannot be loaded.
+    """
+    width, height = page.get_size()
+    textpage = page.get_textpage()
+    try:
+        lines = tuple(_lines(page, textpage))
+    finally:
+        textpage.close()
+    return PageText(page=number, width=max(width, 1.0), height=max(height, 1.0), lines=lines)
+
+
+def is_garbled(text: PageText) -> bool:
+    """Say whether the text layer is noise: fonts without a mapping to Unicode."""
+    characters = "".join(line.text for line in text.lines)
+    if not characters:
+        return False
+    bad = sum("\ue000" <= char <= "\uf8ff" or char == "\ufffd" for char in characters)
+    return bad > _MAX_GARBLED * len(characters)
+
+
+def render(page: pdfium.PdfPage, long_side_px: int) -> Pixels:
+    """Return the upright page, its long side `long_side_px` whatever its size in points.
+
+    Raises:
+        pdfium.PdfiumError: The page cannot be drawn.
+    """
+    scale = long_side_px / max(*page.get_size(), 1.0)
+    bitmap = page.render(scale=scale, force_bitmap_format=pdfium_c.FPDFBitmap_BGR)
+    try:
+        return as_pixels(bitmap.to_numpy().copy())
+    finally:
+        bitmap.close()
+
+
+def has_marks(page: pdfium.PdfPage) -> bool:
+    """Say whether anything is drawn: images, curves, or text that has no readable layer."""
+    return int(pdfium_c.FPDFPage_CountObjects(page)) > 0
+
+
+def _lines(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage) -> Iterator[Line]:
+    units = _text_units(textpage)
+    breaks = np.flatnonzero(
+        (units == _CARRIAGE_RETURN) | (units == _LINE_FEED) | (units == _SOFT_HYPHEN)
+    ).tolist()
+    for before, end in pairwise([-1, *breaks, len(units)]):
+        line = _line(page, textpage, units, (before + 1, end))
+        if line is not None:
+            yield line
+
+
+def _text_units(textpage: pdfium.PdfTextPage) -> NDArray[np.uint16]:
+    count = textpage.count_chars()
+    if count <= 0:
+        return np.empty(0, dtype=np.uint16)
+    # PDFium may put in more units than there are characters in its list; twice is always enough.
+    buffer = (ctypes.c_ushort * (2 * count + 16))()
+    written = pdfium_c.FPDFText_GetText(textpage, 0, count, buffer)
+    return np.frombuffer(buffer, dtype=np.uint16)[: max(written - 1, 0)]
+
+
+def _line(
+    page: pdfium.PdfPage,
+    textpage: pdfium.PdfTextPage,
+    units: NDArray[np.uint16],
+    extent: tuple[int, int],
+) -> Line | None:
+    start, end = extent
+    raw = units[start:end].tobytes().decode("utf-16-le", errors="ignore")
+    text = " ".join(_CONTROLS.sub("", raw).translate(_BULLET_GLYPHS).split())
+    first = pdfium_c.FPDFText_GetCharIndexFromTextIndex(textpage, start)
+    last = pdfium_c.FPDFText_GetCharIndexFromTextIndex(textpage, end - 1)
+    if not text or first < 0 or last < first:
+        return None
+    boxes = _boxes(page, textpage, first, last)
+    fonts = [_font(textpage, index) for index in {first, (first + last) // 2, last}]
+    size = max(font.size for font in fonts)
+    x0, y0 = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    x1, y1 = max(box[2] for box in boxes), max(box[3] for box in boxes)
+    return Line(
+        text=text,
+        box=(x0, y0, x1, y1),
+        size=size or (y1 - y0),
+        bold=all(font.weight >= _BOLD_WEIGHT for font in fonts),
+        is_row=_widest_gap(boxes) > _ROW_GAP * (size or y1 - y0),
+        is_hyphenated=end < len(units) and int(units[end]) == _SOFT_HYPHEN,
+    )
+
+
+def _boxes(
+    page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, first: int, last: int
+) -> list[Box]:
+    """Return the boxes of a run of characters in points on the upright page."""
+    left, top, right, bottom = (ctypes.c_double() for _ in range(4))
+    boxes = []
+    for index in range(pdfium_c.FPDFText_CountRects(textpage, first, last - first + 1)):
+        pdfium_c.FPDFText_GetRect(textpage, index, left, top, right, bottom)
+        corners = (
+            _on_page(page, left.value, top.value),
+            _on_page(page, right.value, bottom.value),
+        )
+        (ax, ay), (bx, by) = corners
+        boxes.append((min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)))
+    return boxes or [(0.0, 0.0, *page.get_size())]
+
+
+def _on_page(page: pdfium.PdfPage, x: float, y: float) -> tuple[float, float]:
+    """Map canvas units to the upright page, rotation and crop box included."""
+    width, height = (max(1, round(side * _DEVICE_UNITS)) for side in page.get_size())
+    device_x, device_y = ctypes.c_int(), ctypes.c_int()
+    pdfium_c.FPDF_PageToDevice(page, 0, 0, width, height, 0, x, y, device_x, device_y)
+    return device_x.value / _DEVICE_UNITS, device_y.value / _DEVICE_UNITS
+
+
+def _font(textpage: pdfium.PdfTextPage, index: int) -> _Font:
+    matrix = pdfium_c.FS_MATRIX()
+    size = pdfium_c.FPDFText_GetFontSize(textpage, index)
+    if pdfium_c.FPDFText_GetMatrix(textpage, index, matrix):
+        size *= math.hypot(matrix.c, matrix.d)
+    return _Font(abs(size), pdfium_c.FPDFText_GetFontWeight(textpage, index))
+
+
+def _widest_gap(boxes: list[Box]) -> float:
+    ordered = sorted(boxes)
+    widest, reach = 0.0, ordered[0][2]
+    for box in ordered[1:]:
+        widest = max(widest, box[0] - reach)
+        reach = max(reach, box[2])
+    return widest

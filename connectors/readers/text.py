@@ -1,0 +1,122 @@
+"""Reads plain text and Markdown: sentences with their offsets in the decoded text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from connectors.document import Content, Segment, SegmentKind, Span, Unit
+from connectors.errors import DocumentRejected
+from connectors.readers import ReaderOptions
+from connectors.readers.decoding import find_encoding
+from connectors.readers.sentences import split_sentences
+
+VERSION = 1
+"""Raised whenever the same file gives other segments; it enters the chunk keys."""
+
+_MAX_BYTES = 256 << 20
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(?P<text>.*?)[ \t]*#*[ \t]*$")
+_LIST_ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+")
+_FENCE = re.compile(r" {0,3}(?:```|~~~)")
+_RULE = re.compile(r"[ \t]*(?:[-=_*][ \t]*){3,}$|[ \t]*\|?[ \t:|-]*-{3,}[ \t:|-]*$")
+
+
+class _Passage(NamedTuple):
+    """A stretch of the file that is cut into sentences, or kept whole."""
+
+    kind: SegmentKind
+    start: int
+    end: int
+
+
+def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:  # noqa: ARG001
+    """Return the headings, sentences and table rows of the text.
+
+    Raises:
+        DocumentRejected: The file is too large, or nothing but white space.
+    """
+    size = path.stat().st_size
+    if size > _MAX_BYTES:
+        raise DocumentRejected(
+            f"the text has {size:,} bytes; the limit is {_MAX_BYTES:,}: split it", reason="too_large"
+        )
+    encoding = find_encoding(path)
+    # Offsets are those of the decoded text as it is: line ends stay as they are.
+    text = path.read_bytes().decode(encoding, errors="replace")
+    is_markdown = media_type == "text/markdown"
+    segments = tuple(
+        segment
+        for passage in _passages(text, is_markdown=is_markdown)
+        for segment in _segments(text, passage)
+    )
+    if not segments:
+        raise DocumentRejected("the file holds nothing but white space", reason="empty")
+    return Content(
+        media_type=media_type,
+        reader=f"text/{VERSION}",
+        units=(Unit(name="text", status="read"),),
+        segments=segments,
+        metadata=(("encoding", encoding),),
+    )
+
+
+def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:  # noqa: ARG001
+    """Return None: text has no picture."""
+    return None
+
+
+def _passages(text: str, *, is_markdown: bool) -> Iterator[_Passage]:
+    """Yield headings, table rows, list items and paragraphs in order."""
+    start: int | None = None
+    end = 0
+    for line_start, line_end in _line_spans(text):
+        line = text[line_start:line_end]
+        whole = _whole_line(line, line_start) if is_markdown else None
+        if start is not None and (whole or not line.strip() or _LIST_ITEM.match(line)):
+            yield _Passage("paragraph", start, end)
+            start = None
+        if whole is not None:
+            yield whole
+        elif line.strip() and not _RULE.match(line):
+            start = line_start if start is None else start
+            end = line_end
+    if start is not None:
+        yield _Passage("paragraph", start, end)
+
+
+def _line_spans(text: str) -> Iterator[tuple[int, int]]:
+    start = 0
+    for line in text.splitlines(keepends=True):
+        yield start, start + len(line.rstrip("\r\n"))
+        start += len(line)
+
+
+def _whole_line(line: str, start: int) -> _Passage | None:
+    """Return a Markdown line that is a passage of its own: a heading, a table row, a fence."""
+    heading = _HEADING.match(line)
+    if heading is not None:
+        return _Passage("heading", start + heading.start("text"), start + heading.end("text"))
+    if line.lstrip().startswith("|") and not _RULE.match(line):
+        return _Passage("table", start, start + len(line))
+    # A fence itself holds no text: an empty passage only ends the paragraph before it.
+    return _Passage("paragraph", start, start) if _FENCE.match(line) else None
+
+
+def _segments(text: str, passage: _Passage) -> Iterator[Segment]:
+    passage_text = text[passage.start : passage.end]
+    spans = (
+        split_sentences(passage_text)
+        if passage.kind == "paragraph"
+        else [(0, len(passage_text))]
+    )
+    for start, end in spans:
+        words = " ".join(_printable(passage_text[start:end]).split())
+        if words:
+            span = Span(char_start=passage.start + start, char_end=passage.start + end)
+            yield Segment(kind=passage.kind, text=words, span=span)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() or char.isspace() else "" for char in text)
