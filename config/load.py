@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from engine.profile import Profile, profile_for_url
 from pydantic import BaseModel, ValidationError
 
 from config.errors import ConfigError
 from config.pipeline import PipelineConfig
+from engine.profile import Profile, profile_for_url
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROFILES = REPOSITORY / "config" / "profiles"
@@ -57,6 +57,11 @@ def load_secret(name: str | None) -> str | None:
 def child_environment(**changes: str) -> dict[str, str]:
     """Return the environment for a child process, with `changes` on top."""
     return {**os.environ, **changes}
+
+
+def set_environment(values: Mapping[str, str]) -> None:
+    """Set variables of this process, for libraries that read their settings there."""
+    os.environ.update(values)
 
 
 def load_pipeline(path: Path, overrides: Mapping[str, object] | None = None) -> PipelineConfig:

@@ -223,6 +223,8 @@ class S3Storage:
         except botocore.exceptions.ClientError as exc:
             status = exc.response["ResponseMetadata"]["HTTPStatusCode"]
             return "missing" if status == 404 else "denied" if status in {401, 403} else "silent"
+        except botocore.exceptions.NoCredentialsError:
+            return "denied"
         except botocore.exceptions.BotoCoreError:
             return "silent"
         return "fine"

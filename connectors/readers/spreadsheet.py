@@ -44,7 +44,8 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     failed = [sheet.unit for sheet in sheets if sheet.unit.status == "failed"]
     if not any(sheet.segments for sheet in sheets) and failed:
         raise DocumentRejected(f"no sheet can be read: {failed[0].error}", reason="damaged")
-    hidden = [m.name for m in workbook.sheets_metadata if m.visible.name != "Visible"]
+    visible = calamine.SheetVisibleEnum.Visible
+    hidden = [sheet.name for sheet in workbook.sheets_metadata if sheet.visible != visible]
     minor = ".".join(importlib.metadata.version("python-calamine").split(".")[:2])
     return Content(
         media_type=media_type,

@@ -1,0 +1,159 @@
+"""`make demo`: from installed environments to a report, on real servers.
+
+Starts the engine, an S3 server and a Prefect server, puts the sample corpus into a bucket, runs
+`headrace run` against them as a user would, and copies the report to where a browser finds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from config.errors import ConfigError
+from config.load import (
+    REPOSITORY,
+    child_environment,
+    load_profile,
+    load_secret,
+    load_surroundings,
+    set_environment,
+)
+from connectors.errors import ConnectorError
+from connectors.storage import LocalStorage, open_storage
+from engine.endpoint import Endpoint, open_endpoint
+from engine.errors import EngineError
+from flows.services import ObjectStore, PrefectServer
+
+WORK = REPOSITORY / ".headrace" / "demo"
+CORPUS = REPOSITORY / "config" / "demo_corpus"
+PIPELINE = REPOSITORY / "config" / "pipelines" / "demo.yaml"
+
+Notify = Callable[[str], None]
+
+
+def main() -> int:
+    """Run the demo and return its exit code."""
+    parser = argparse.ArgumentParser(prog="make demo")
+    parser.add_argument("--engine", default="embedded", help="profile or URL")
+    parser.add_argument("--port", type=int, default=None, help="port of the Prefect server")
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+    started = time.monotonic()
+
+    def notify(line: str) -> None:
+        console.print(f"[{time.monotonic() - started:5.0f} s] {line}", markup=False, soft_wrap=True)
+
+    # A terminated demo ends its servers as an interrupted one does.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _demo(arguments.engine, arguments.port, notify)
+    except (ConfigError, ConnectorError, EngineError) as exc:
+        console.print(f"error: {exc}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        notify("interrupted; servers ended")
+        return 130
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _demo(engine: str, port: int | None, notify: Notify) -> int:
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True)
+    if engine != "embedded":
+        notify(f"engine: using {engine}; the embedded engine is skipped")
+    with ExitStack() as stack:
+        store = ObjectStore(WORK / "s3", notify)
+        prefect = PrefectServer(WORK / "prefect", notify, port)
+        with ThreadPoolExecutor(3) as threads:
+            starts = [
+                threads.submit(stack.enter_context, store),
+                threads.submit(stack.enter_context, prefect),
+            ]
+            endpoint = stack.enter_context(_open_engine(engine, notify))
+            for start in starts:
+                start.result()
+        set_environment(store.environment)
+        count, size = _upload(store.bucket)
+        notify(f"corpus: {count} files, {size / 1e6:.1f} MB, put into s3://{store.bucket}/corpus")
+        notify(f"prefect: the run is shown at {prefect.address}/runs while it lasts")
+        before = time.monotonic()
+        code = _run(engine, store, prefect, notify)
+        notify(f"run: {time.monotonic() - before:.0f} s, exit code {code}")
+        if code in {0, 3}:
+            _copy_output(store.bucket, notify)
+        if endpoint.server is not None and endpoint.server.started_here:
+            notify("ending the servers")
+    return code
+
+
+def _open_engine(engine: str, notify: Notify) -> Endpoint:
+    surroundings = load_surroundings()
+    profile = load_profile(engine)
+    return open_endpoint(
+        profile,
+        venv=surroundings.engine_venv,
+        cache=surroundings.cache,
+        environment=child_environment(),
+        api_key=load_secret(profile.api_key_env),
+        notify=notify,
+    )
+
+
+def _upload(bucket: str) -> tuple[int, int]:
+    """Put the sample corpus into the bucket; return the number of files and bytes."""
+    corpus, target = LocalStorage(CORPUS), open_storage(f"s3://{bucket}/corpus")
+    count = size = 0
+    for item in corpus.list():
+        if item.path == "NOTICE.md":
+            continue
+        target.put(item.path, corpus.get(item.path))
+        count, size = count + 1, size + item.size_bytes
+    return count, size
+
+
+def _run(engine: str, store: ObjectStore, prefect: PrefectServer, notify: Notify) -> int:
+    """Run the pipeline as a user would; return the exit code."""
+    command = [
+        str(Path(sys.executable).with_name("headrace")),
+        "run",
+        str(PIPELINE.relative_to(REPOSITORY)),
+        f"--source=s3://{store.bucket}/corpus",
+        f"--sink=s3://{store.bucket}/output",
+        f"--engine={engine}",
+    ]
+    notify("run: headrace " + " ".join(command[1:]))
+    environment = child_environment(**store.environment, **prefect.environment)
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode
+
+
+def _copy_output(bucket: str, notify: Notify) -> None:
+    """Copy tables and report out of the bucket, which ends with the demo."""
+    output, local = open_storage(f"s3://{bucket}/output"), LocalStorage(WORK / "lake")
+    for item in output.list():
+        local.put(item.path, output.get(item.path))
+    pages = sorted((WORK / "lake" / "reports").glob("*/index.html"))
+    shutil.copytree(pages[-1].parent, WORK / "report")
+    lake = (WORK / "lake").relative_to(REPOSITORY)
+    notify(f"report: {WORK / 'report' / 'index.html'}")
+    notify(f"tables: {lake}/documents, {lake}/chunks, {lake}/records/stage=*")
+    notify(
+        "next:   .venv/bin/headrace run config/pipelines/demo.yaml --source <folder> --sink ./lake"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Servers that tests share: one fake engine per test, one S3 server and one real engine per session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from flows.services import ObjectStore
+from tests.fakes.engine_server import FakeEngine
+
+
+@pytest.fixture
+def engine():
+    """A fake engine that answers every request."""
+    with FakeEngine() as fake:
+        yield fake
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory):
+    """A real S3 server, SeaweedFS."""
+    with ObjectStore(tmp_path_factory.mktemp("s3"), notify=lambda _: None) as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(object_store, monkeypatch, request):
+    """The URL of an empty prefix on the S3 server, with the environment set for it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{object_store.bucket}/{request.node.nodeid.split('::')[-1].replace('[', '-').rstrip(']')}"
+
+
+@pytest.fixture(scope="session")
+def embedded_engine():
+    """The embedded engine, started or found running; its endpoint."""
+    from config.load import child_environment, load_profile, load_surroundings
+    from engine.endpoint import open_endpoint
+
+    surroundings = load_surroundings()
+    with open_endpoint(
+        load_profile("embedded"),
+        venv=surroundings.engine_venv,
+        cache=surroundings.cache,
+        environment=child_environment(),
+        api_key=None,
+        notify=lambda _: None,
+    ) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def demo_corpus():
+    """The sample corpus of the demo."""
+    return Path(__file__).resolve().parent.parent / "config" / "demo_corpus"
