@@ -1,0 +1,189 @@
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from engine.batch import RetryRule, run
+from engine.endpoint import open_endpoint
+from engine.errors import EngineMisconfigured, EngineUnavailable
+from engine.profile import profile_for_url
+from engine.request import Request
+from tests.fakes.engine_server import FakeEngine, Fault
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"topic": {"type": "string", "enum": ["a", "b", "c"]}},
+    "required": ["topic"],
+    "additionalProperties": False,
+}
+AT_ONCE = RetryRule(first_delay_s=0.0)
+
+
+def request(number, **changes):
+    base = Request(
+        request_key=f"key-{number}",
+        stage="topic",
+        mode="instant",
+        instructions="Read.",
+        material=f"[L1] line {number}\n",
+        question="Which topic?",
+        schema=SCHEMA,
+        max_output_tokens=16,
+    )
+    return replace(base, **changes)
+
+
+def endpoint_of(engine):
+    return open_endpoint(
+        profile_for_url(engine.url),
+        venv=None,
+        cache=None,
+        environment={},
+        api_key=None,
+        notify=print,
+    )
+
+
+def carry_out(engine, requests, *, max_in_flight=4, retry=AT_ONCE):
+    async def collect():
+        async def source():
+            for item in requests:
+                yield item
+
+        batch = run(source(), endpoint_of(engine), max_in_flight=max_in_flight, retry=retry)
+        return [result async for result in batch]
+
+    return asyncio.run(collect())
+
+
+def test_each_request_has_one_result_when_all_is_well(engine):
+    results = carry_out(engine, [request(i) for i in range(50)])
+    assert sorted(r.request_key for r in results) == sorted(f"key-{i}" for i in range(50))
+    assert {r.outcome for r in results} == {"succeeded"}
+    assert {r.output["topic"] for r in results} == {"a", "b", "c"}
+    assert {r.mode_observed for r in results} == {"instant"}
+
+
+def test_no_result_is_yielded_when_there_is_no_request(engine):
+    assert carry_out(engine, []) == []
+
+
+def test_limit_holds_and_is_used_when_many_requests_wait():
+    with FakeEngine(script=lambda *_: Fault(hang_s=0.05)) as engine:
+        carry_out(engine, [request(i) for i in range(20)], max_in_flight=3)
+    assert engine.most_in_flight == 3
+
+
+def test_prompt_begins_with_what_requests_share_when_sent(engine):
+    carry_out(engine, [request(0), request(0, request_key="other", question="And why?")])
+    first, second = (call["messages"] for call in engine.calls)
+    assert first[0] == second[0] == {"role": "system", "content": "Read."}
+    shared = "[L1] line 0\n\nQuestion: "
+    assert first[1]["content"].startswith(shared)
+    assert second[1]["content"].startswith(shared)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=429, headers={"Retry-After": "0"}),
+        Fault(status=503),
+        Fault(body=b""),
+        Fault(cut=True),
+    ],
+    ids=["429", "503", "empty", "cut"],
+)
+def test_call_is_sent_again_when_the_endpoint_is_unavailable(fault):
+    with FakeEngine(script=lambda number, _: fault if number < 2 else None) as engine:
+        (result,) = carry_out(engine, [request(0)])
+    assert (result.outcome, result.attempts) == ("succeeded", 3)
+
+
+def test_request_fails_with_a_reason_when_the_endpoint_stays_unavailable():
+    with FakeEngine(script=lambda *_: Fault(status=500)) as engine:
+        (result,) = carry_out(engine, [request(0)])
+    assert (result.outcome, result.error_class) == ("failed", "engine_unavailable")
+    assert "answered 500" in result.error
+    assert len(engine.calls) == result.attempts == AT_ONCE.max_attempts
+
+
+def test_only_the_refused_request_fails_when_one_is_too_long(engine):
+    engine.max_model_len = 300
+    results = carry_out(engine, [request(0), request(1, material="[L1] " + "x" * 2000), request(2)])
+    by_key = {r.request_key: r for r in results}
+    assert by_key["key-1"].error_class == "request_rejected"
+    assert "longer than the context" in by_key["key-1"].error
+    assert [by_key[k].outcome for k in ("key-0", "key-2")] == ["succeeded", "succeeded"]
+
+
+def test_answer_is_repaired_once_with_the_error_when_it_breaks_the_schema():
+    wrong = Fault(content='{"topic": "z"}')
+    with FakeEngine(script=lambda number, _: wrong if number == 0 else None) as engine:
+        (result,) = carry_out(engine, [request(0)])
+    assert (result.outcome, result.attempts) == ("succeeded", 2)
+    repair = engine.calls[1]["messages"]
+    assert [m["role"] for m in repair] == ["system", "user", "assistant", "user"]
+    assert "'z' is not one of" in repair[-1]["content"]
+    assert result.usage.prompt_tokens > len(str(repair)) // 5
+
+
+@pytest.mark.parametrize(
+    ("fault", "error_class"),
+    [
+        (Fault(content='{"topic": "z"}'), "schema"),
+        (Fault(content="the topic is a"), "not_json"),
+        (Fault(content=""), "empty"),
+        (Fault(content='{"topic": "a', finish_reason="length"), "length"),
+    ],
+)
+def test_invalid_answer_is_an_outcome_with_its_class_when_repair_fails(fault, error_class):
+    with FakeEngine(script=lambda *_: fault) as engine:
+        (result,) = carry_out(engine, [request(0)])
+    assert (result.outcome, result.error_class) == ("invalid_output", error_class)
+    assert result.output is None
+    assert result.error
+
+
+def test_thinking_is_observed_when_it_leaks_into_the_answer():
+    leaked = Fault(content='Let me see.</think>{"topic": "a"}')
+    with FakeEngine(script=lambda *_: leaked) as engine:
+        (result,) = carry_out(engine, [request(0)])
+    assert (result.outcome, result.output) == ("succeeded", {"topic": "a"})
+    assert result.mode_observed == "thinking"
+
+
+def test_batch_stops_when_the_endpoint_refuses_everything():
+    with (
+        FakeEngine(script=lambda *_: Fault(status=401)) as engine,
+        pytest.raises(EngineMisconfigured),
+    ):
+        carry_out(engine, [request(i) for i in range(100)])
+    assert len(engine.calls) < 20
+
+
+def test_batch_stops_when_the_source_of_requests_fails(engine):
+    def source():
+        yield request(0)
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more"):
+        carry_out(engine, source())
+
+
+def test_model_and_context_are_the_endpoint_s_own_when_opened(engine):
+    endpoint = endpoint_of(engine)
+    assert (endpoint.model, endpoint.context_tokens) == ("fake-model", 8192)
+    assert not endpoint.counter.exact
+
+
+def test_address_is_named_when_nothing_answers():
+    profile = profile_for_url("http://127.0.0.1:9")
+    with pytest.raises(EngineUnavailable, match="http://127.0.0.1:9/v1 cannot be reached"):
+        open_endpoint(profile, venv=None, cache=None, environment={}, api_key=None, notify=print)
+
+
+def test_delays_grow_with_jitter_when_calls_fail():
+    rule = RetryRule(first_delay_s=1.0, max_delay_s=4.0)
+    for attempt, base in ((1, 1.0), (2, 2.0), (3, 4.0), (9, 4.0)):
+        assert 0.5 * base <= rule.delay_s(attempt, None) <= 1.5 * base
+    assert rule.delay_s(1, 12.0) == 12.0
