@@ -65,7 +65,7 @@ class ReaderOptions:
     """Long side of page rasters and frames: above it a vision model scales down anyway."""
     max_pages: int = 2000
     """Most pages of one PDF; the pages behind them are named as failed."""
-    max_ocr_pages: int = 24
+    max_ocr_pages: int = 16
     """Most pages of one PDF that OCR reads: a dense page takes 5 to 10 s of one core."""
     max_rows: int = 100_000
     """Most rows of one workbook or CSV file; the rows behind them are named as failed."""
@@ -83,9 +83,7 @@ class ReaderOptions:
 class Reader(Protocol):
     """What a reader module offers."""
 
-    def read(
-        self, path: Path, media_type: str, media_dir: Path, options: ReaderOptions
-    ) -> Content:
+    def read(self, path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:
         """Return what is in the file; page rasters and frames are written into `media_dir`.
 
         Raises:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from connectors.document import Content, Span, Unit
 from connectors.errors import DocumentRejected
@@ -34,7 +34,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         sample = file.read(_SAMPLE_CHARS)
         file.seek(0)
         delimiter = find_delimiter(sample)
-        rows, error = _read_rows(csv.reader(file, delimiter=delimiter), options)
+        rows, error = _read_rows(file, delimiter, options)
     if not rows:
         if error is not None:
             raise DocumentRejected(error, reason="damaged")
@@ -69,7 +69,9 @@ def _score(sample: str, delimiter: str) -> tuple[float, int]:
     lines = sample.splitlines(keepends=True)
     whole = "".join(lines[:-1]) if len(lines) > 1 else sample
     try:
-        counts = Counter(len(row) for row in csv.reader(io.StringIO(whole), delimiter=delimiter) if row)
+        counts = Counter(
+            len(row) for row in csv.reader(io.StringIO(whole), delimiter=delimiter) if row
+        )
     except csv.Error:
         return (0.0, 0)
     split = {count: times for count, times in counts.items() if count > 1}
@@ -79,11 +81,14 @@ def _score(sample: str, delimiter: str) -> tuple[float, int]:
     return (split[usual] / counts.total(), usual)
 
 
-def _read_rows(reader: csv._reader, options: ReaderOptions) -> tuple[list[Row], str | None]:
+def _read_rows(
+    file: TextIO, delimiter: str, options: ReaderOptions
+) -> tuple[list[Row], str | None]:
     """Return the rows that have a value, and what was left out, if anything was."""
+    reader = csv.reader(file, delimiter=delimiter)
     rows: list[Row] = []
     try:
-        for number, fields in enumerate(islice(reader, None), start=1):
+        for number, fields in enumerate(reader, start=1):
             if len(rows) == options.max_rows:
                 error = f"rows from {number} on left out: reader.max_rows is {options.max_rows}"
                 return rows, error

@@ -62,7 +62,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     )
 
 
-def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:  # noqa: ARG001
+def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:
     """Return the image as a JPEG of at most `max_px`.
 
     Raises:

@@ -96,15 +96,23 @@ def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | Non
             page = document[number - 1]
             return encode_jpeg(render(page, max_px))
         except (pdfium.PdfiumError, IndexError) as exc:
-            raise DocumentRejected(f"page {number} cannot be drawn: {exc}", reason="damaged") from exc
+            raise DocumentRejected(
+                f"page {number} cannot be drawn: {exc}", reason="damaged"
+            ) from exc
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pdfium.PdfDocument]:
+    # PDFium keeps the error of an earlier file where it states none for this one; an attempt to
+    # open nothing leaves `FPDF_ERR_FORMAT` behind.
+    pdfium_c.FPDF_LoadMemDocument(b"", 0, None)
     try:
         document = pdfium.PdfDocument(path)
     except pdfium.PdfiumError as exc:
-        if getattr(exc, "err_code", None) in {pdfium_c.FPDF_ERR_PASSWORD, pdfium_c.FPDF_ERR_SECURITY}:
+        if getattr(exc, "err_code", None) in {
+            pdfium_c.FPDF_ERR_PASSWORD,
+            pdfium_c.FPDF_ERR_SECURITY,
+        }:
             raise DocumentRejected(
                 "the PDF is encrypted and asks for a password: store it without one",
                 reason="encrypted",
@@ -150,7 +158,7 @@ def _read_page(page: pdfium.PdfPage, number: int, media_dir: Path, options: Read
     if num_chars >= _MIN_TEXT_CHARS and not garbled:
         return _Page(Unit(name=name, status="read"), text=text)
     layer = None if garbled or num_chars == 0 else text
-    if not has_marks(page):
+    if not has_marks(page, beside_text=layer is not None):
         return _Page(Unit(name=name, status="read" if layer else "empty"), text=layer)
     pixels = render(page, options.raster_long_side_px)
     if is_blank(pixels):

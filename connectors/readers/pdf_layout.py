@@ -21,7 +21,7 @@ _SIZE_JUMP = 1.18
 _HEADING_SIZE = 1.12
 _MAX_HEADING_CHARS = 160
 _MAX_HEADING_LINES = 3
-_BULLET = re.compile(r"(?:[•▪◦‣●■□–—*-]|\(?\d{1,3}[.)]|\(?[A-Za-z][.)])\s")
+_BULLET = re.compile(r"(?:[•▪◦‣●■□\u2013\u2014*-]|\(?\d{1,3}[.)]|\(?[A-Za-z][.)])\s")
 _NUMBERED_HEADING = re.compile(r"(?:\d+\.)*\d+\.?\s+\S|[IVX]+\.\s")
 
 
@@ -84,7 +84,9 @@ def page_segments(page: PageText, body: Body) -> Iterator[Segment]:
         for start, end in spans:
             touched = [
                 line
-                for line, (first, last) in zip(paragraph, pairwise([*starts, len(text) + 1]), strict=True)
+                for line, (first, last) in zip(
+                    paragraph, pairwise([*starts, len(text) + 1]), strict=True
+                )
                 if first < end and last > start
             ]
             yield Segment(
@@ -118,10 +120,8 @@ def _usual_step(lines: Sequence[Line]) -> float:
 
 def _continues(paragraph: Sequence[Line], line: Line, step: float) -> bool:
     last = paragraph[-1]
-    if last.is_hyphenated:
-        return True
-    if last.is_row or line.is_row or last.size <= 0 or line.size <= 0:
-        return False
+    if last.is_hyphenated or last.is_row or line.is_row or last.size <= 0:
+        return last.is_hyphenated
     if abs(line.middle - last.middle) < 0.45 * last.size:
         # The same line, broken off by a superscript or a change of font.
         return -0.5 * last.size < line.box[0] - last.box[2] < 1.5 * last.size

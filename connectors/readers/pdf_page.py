@@ -71,9 +71,18 @@ def render(page: pdfium.PdfPage, long_side_px: int) -> Pixels:
         bitmap.close()
 
 
-def has_marks(page: pdfium.PdfPage) -> bool:
-    """Say whether anything is drawn: images, curves, or text that has no readable layer."""
-    return int(pdfium_c.FPDFPage_CountObjects(page)) > 0
+def has_marks(page: pdfium.PdfPage, *, beside_text: bool) -> bool:
+    """Say whether anything is drawn on the page: images, curves, text without a readable layer.
+
+    Args:
+        page: The page.
+        beside_text: Pass over text, because its layer can be read.
+    """
+    for index in range(max(0, pdfium_c.FPDFPage_CountObjects(page))):
+        drawn = pdfium_c.FPDFPage_GetObject(page, index)
+        if not beside_text or pdfium_c.FPDFPageObj_GetType(drawn) != pdfium_c.FPDF_PAGEOBJ_TEXT:
+            return True
+    return False
 
 
 def _lines(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage) -> Iterator[Line]:
@@ -125,9 +134,7 @@ def _line(
     )
 
 
-def _boxes(
-    page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, first: int, last: int
-) -> list[Box]:
+def _boxes(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, first: int, last: int) -> list[Box]:
     """Return the boxes of a run of characters in points on the upright page."""
     left, top, right, bottom = (ctypes.c_double() for _ in range(4))
     boxes = []

@@ -9,15 +9,16 @@ MAX_SENTENCE_CHARS = 600
 """A longer sentence is cut at a word boundary, so that a citation stays small."""
 
 _END = re.compile(
-    r"[.!?…]+[\"'”’»)\]]*(?=\s)"  # Latin: the mark, closing quotes, then space
-    r"|[。！？｡][」』”）]*"  # CJK: no space needed
-    r"|[؟۔]+(?=\s)"
+    r"[.!?\u2026]+[\"'\u201d\u2019\u00bb)\]]*(?=\s)"  # Latin: the mark, closing quotes, then space
+    r"|[\u3002\uff01\uff1f\uff61][\u300d\u300f\u201d\uff09]*"  # CJK: no space needed
+    r"|[\u061f\u06d4]+(?=\s)"  # Arabic question mark and full stop
 )
-_ABBREVIATIONS = frozenset(
+_ABBREVIATED = (
     "mr mrs ms dr prof st jr sr vs etc e.g i.e cf al fig figs eq no nos vol pp ed eds inc ltd co "
     "corp dept est approx sec art ch bzw z.b d.h ca nr usw u.s u.k a.m p.m jan feb mar apr jun jul "
-    "aug sep sept oct nov dec".split()
+    "aug sep sept oct nov dec"
 )
+_ABBREVIATIONS = frozenset(_ABBREVIATED.split())
 _LAST_WORD = re.compile(r"[\w.]*\w$")
 
 
@@ -45,7 +46,9 @@ def _is_end(text: str, start: int, match: re.Match[str]) -> bool:
         return True
     # An initial such as `J.`, or a known abbreviation. A lone number ends a list mark: `3. Take`.
     is_initial = len(word.group()) == 1 and word.group().isupper()
-    is_list_mark = word.group().isdigit() and not text[start : match.start() - len(word.group())].strip()
+    is_list_mark = (
+        word.group().isdigit() and not text[start : match.start() - len(word.group())].strip()
+    )
     return not (is_initial or is_list_mark or word.group().lower() in _ABBREVIATIONS)
 
 

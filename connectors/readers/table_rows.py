@@ -60,17 +60,22 @@ def sheet_segments(sheet: str, rows: Sequence[Row], first_column: int) -> Iterat
         return
     width = max(_last_filled(row) for row in rows) + 1
     header = _header_row(rows, width)
+    first_letters = column_letters(first_column)
     last_letters = column_letters(first_column + width - 1)
-    extent = f"{column_letters(first_column)}{rows[0].number}:{last_letters}{rows[-1].number}"
-    columns = (
-        f"{column_letters(first_column + index)} {_cell(header, index)}".rstrip()
-        for index in range(width)
-    )
+    extent = f"{first_letters}{rows[0].number}:{last_letters}{rows[-1].number}"
+    if header is None:
+        columns = f"{first_letters} to {last_letters}" if width > 1 else first_letters
+    else:
+        names = [*header.cells, *[""] * width][:width]
+        columns = ", ".join(
+            f"{column_letters(first_column + index)} {name}".rstrip()
+            for index, name in enumerate(names)
+        )
     place = f"Sheet {sheet}!{extent}" if sheet else f"Table {extent}"
     cells = _extent(header, first_column) if header is not None else extent
     yield Segment(
         kind="heading",
-        text=f"{place}, columns: row, {', '.join(columns)}",
+        text=f"{place}, columns: row, {columns}",
         span=Span(sheet=sheet, cells=cells),
     )
     for row in rows:
@@ -89,10 +94,6 @@ def _header_row(rows: Sequence[Row], width: int) -> Row | None:
         is_short = all(len(cell) <= 60 for cell in filled)
         return row if has_words and is_short and len(rows) > 1 else None
     return None
-
-
-def _cell(row: Row | None, index: int) -> str:
-    return row.cells[index] if row is not None and index < len(row.cells) else ""
 
 
 def _last_filled(row: Row) -> int:

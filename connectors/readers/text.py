@@ -40,7 +40,8 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     size = path.stat().st_size
     if size > _MAX_BYTES:
         raise DocumentRejected(
-            f"the text has {size:,} bytes; the limit is {_MAX_BYTES:,}: split it", reason="too_large"
+            f"the text has {size:,} bytes; the limit is {_MAX_BYTES:,}: split it",
+            reason="too_large",
         )
     encoding = find_encoding(path)
     # Offsets are those of the decoded text as it is: line ends stay as they are.
@@ -107,9 +108,7 @@ def _whole_line(line: str, start: int) -> _Passage | None:
 def _segments(text: str, passage: _Passage) -> Iterator[Segment]:
     passage_text = text[passage.start : passage.end]
     spans = (
-        split_sentences(passage_text)
-        if passage.kind == "paragraph"
-        else [(0, len(passage_text))]
+        split_sentences(passage_text) if passage.kind == "paragraph" else [(0, len(passage_text))]
     )
     for start, end in spans:
         words = " ".join(_printable(passage_text[start:end]).split())

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
 import cv2
@@ -95,15 +95,16 @@ class _Sampler:
         if len(self.media) == self.options.max_frames:
             return False
         self._kept, self._kept_s = grey, time_s
-        self._keep(fit(_upright(frame), self.options.raster_long_side_px), time_s)
+        pixels = fit(_upright(frame), self.options.raster_long_side_px)
+        if not is_blank(pixels):
+            self._keep(pixels, time_s)
         return True
 
     def _keep(self, pixels: Pixels, time_s: float) -> None:
         picture = write_jpeg(pixels, self.media_dir, f"t{max(0.0, time_s):08.2f}.jpg")
         stamp = round(time_s, 3)
         span = Span(t0=stamp, t1=stamp)
-        ocr = "off" if is_blank(pixels) else self.options.ocr
-        lines = read_lines(pixels, ocr, MIN_CONFIDENCE_FRAME)
+        lines = read_lines(pixels, self.options.ocr, MIN_CONFIDENCE_FRAME)
         image = Segment(kind="image", text="", span=span, tier="none", media=picture.name)
         self.segments += [image, *line_segments(lines, span, picture.name)]
         self.media.append(picture)
@@ -127,7 +128,10 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         sampler = _Sampler(options, media_dir, max(options.frame_interval_s, longest))
         done = _run(container, sampler.take)
         end_s = _start_s(container) + duration_s
-        stated = {"duration_s": f"{duration_s:.2f}", "frame_interval_s": f"{sampler.interval_s:.2f}"}
+        stated = {
+            "duration_s": f"{duration_s:.2f}",
+            "frame_interval_s": f"{sampler.interval_s:.2f}",
+        }
         title = container.metadata.get("title")
     if done.first_s is None:
         reason = done.error or "it holds no frames"
@@ -138,7 +142,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     return Content(
         media_type=media_type,
         reader=_reader_name(options),
-        units=tuple(_units(done, end_s, duration_s, options)),
+        units=(_seen(done, sampler), *_lost(done, end_s, duration_s, options)),
         segments=tuple(sorted(segments, key=lambda segment: segment.span.t0 or 0.0)),
         media=tuple(sampler.media),
         metadata=tuple(sorted(stated.items())),
@@ -199,7 +203,7 @@ def _run(container: av.container.InputContainer, take: _Sink) -> _Pass:
     return done
 
 
-def _decode(packet: av.Packet, done: _Pass, take: _Sink) -> bool:
+def _decode(packet: av.Packet[Any], done: _Pass, take: _Sink) -> bool:
     try:
         frames = packet.decode()
     except av.FFmpegError as exc:
@@ -222,10 +226,12 @@ def _note(done: _Pass, exc: av.FFmpegError) -> None:
         done.error, done.error_s = exc.strerror or type(exc).__name__, done.last_s
 
 
-def _units(
-    done: _Pass, end_s: float, duration_s: float, options: ReaderOptions
-) -> Iterator[Unit]:
-    yield Unit(name=f"frames {done.first_s or 0.0:.2f}-{done.last_s:.2f} s", status="read")
+def _seen(done: _Pass, sampler: _Sampler) -> Unit:
+    name = f"frames {done.first_s or 0.0:.2f}-{done.last_s:.2f} s"
+    return Unit(name=name, status="read" if sampler.media or done.subtitles else "empty")
+
+
+def _lost(done: _Pass, end_s: float, duration_s: float, options: ReaderOptions) -> Iterator[Unit]:
     if done.stopped:
         error = f"left out: reader.max_frames is {options.max_frames}"
         yield Unit(name=f"frames from {done.last_s:.2f} s", status="failed", error=error)

@@ -6,7 +6,7 @@ A caller passes how shards are dispatched: the CLI runs them in threads, a flow 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +26,8 @@ LAYOUT = 1
 
 SINK_FILE = STAGING_PREFIX.split("/", maxsplit=1)[0] + "/sink.json"
 
+_WAIT_S = 0.5
+
 Worker = Callable[[ShardPlan], ShardReport]
 Dispatch = Callable[[Worker, Sequence[ShardPlan]], Iterator[ShardReport]]
 
@@ -34,8 +36,11 @@ def in_threads(worker: Worker, shards: Sequence[ShardPlan]) -> Iterator[ShardRep
     """Yield the shards' reports as they finish, a few shards at a time in this process."""
     threads = ThreadPoolExecutor(NUM_SHARDS_AT_ONCE, thread_name_prefix="shard")
     try:
-        for future in as_completed([threads.submit(worker, shard) for shard in shards]):
-            yield future.result()
+        pending = {threads.submit(worker, shard) for shard in shards}
+        while pending:
+            # Waits in steps, so that the main thread sees Ctrl-C whichever thread got the signal.
+            done, pending = wait(pending, timeout=_WAIT_S, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
     finally:
         # Not waited for: on an error or Ctrl-C the closing bench ends the shards still in work.
         threads.shutdown(wait=False, cancel_futures=True)
