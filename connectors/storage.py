@@ -8,7 +8,7 @@ object is there whole or not at all. S3 goes through obstore, with the usual AWS
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,10 +147,10 @@ class LocalStorage:
     def _staged(self, data: bytes) -> Iterator[Path]:
         folder = self.root / STAGING_PREFIX
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder)
-        staged = Path(name)
+        # Not tempfile: its files are for their owner only, and a rename would keep that.
+        staged = folder / secrets.token_hex(16)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with staged.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -79,7 +79,7 @@ def _demo(engine: str, port: int | None, notify: Notify) -> int:
         store = ObjectStore(WORK / "s3", notify)
         prefect = PrefectServer(WORK / "prefect", notify, port)
         with ThreadPoolExecutor(3) as threads:
-            starts = [
+            starts: list[Future[object]] = [
                 threads.submit(stack.enter_context, store),
                 threads.submit(stack.enter_context, prefect),
             ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from connectors.document import Segment, SegmentKind, Span
-from connectors.readers.sentences import split_sentences
+from connectors.readers.sentences import MAX_SENTENCE_CHARS, split_sentences
 
 Box = tuple[float, float, float, float]
 
@@ -80,7 +80,9 @@ def page_segments(page: PageText, body: Body) -> Iterator[Segment]:
     for paragraph in _paragraphs(page.lines):
         text, starts = _joined(paragraph)
         kind = _kind(paragraph, text, body)
-        spans = [(0, len(text))] if kind == "heading" else split_sentences(text)
+        # A heading is short, and a row stays whole: the dots in it seldom end a sentence.
+        is_whole = kind == "heading" or (kind == "table" and len(text) <= MAX_SENTENCE_CHARS)
+        spans = [(0, len(text))] if is_whole else split_sentences(text)
         for start, end in spans:
             touched = [
                 line

@@ -15,11 +15,9 @@ from connectors.errors import DocumentRejected, StorageError
 from connectors.sinks.parquet import RESERVED_COLUMNS, span_from_row
 from flows.report.data import Answer, Citation, DocumentCard, Field, ReportData, StageSummary
 from flows.report.markdown import render_markdown
-from flows.report.page import render_html
+from flows.report.page import MAX_CARDS, render_html
+from flows.report.words import clock
 from flows.run.bench import Bench
-
-MAX_CARDS = 200
-"""Documents shown in full; the page says how many more the tables hold."""
 
 MAX_PREVIEWS = 160
 """Pictures in one report; at about 20 kB each they stay below 4 MB."""
@@ -122,7 +120,6 @@ class _Pictures:
         self._bench = bench
         self.jpegs: dict[str, bytes] = {}
         self._path = ""
-        self._file: Path | None = None
 
     def key(self, document: Row, span: Span) -> str | None:
         """Return the key of the picture of `span`, or None where there is none to be had."""
@@ -143,17 +140,19 @@ class _Pictures:
     def _render(self, document: Row, span: Span) -> bytes | None:
         path = str(document["path"])
         try:
-            if path != self._path:
-                self._path, self._file = path, None
-                file = self._bench.scratch / "preview"
-                file.write_bytes(self._bench.source.get(path))
-                self._file = file
-            if self._file is None:
-                return None
-            return self._bench.readers.preview(self._file, Path(path).name, span)
+            jpeg: bytes | None = self._bench.readers.preview(self._fetch(path), Path(path).name, span)
         except (DocumentRejected, StorageError):
             # The source changed since it was read; the quote and its place are still shown.
             return None
+        return jpeg
+
+    def _fetch(self, path: str) -> Path:
+        """Return a local copy of the source object; documents come one after the other."""
+        file = self._bench.scratch / "preview"
+        if path != self._path:
+            file.write_bytes(self._bench.source.get(path))
+            self._path = path
+        return file
 
 
 def _card(
@@ -267,8 +266,3 @@ def _unit_name(segments: Sequence[Row]) -> str:
     if first.t0 is not None:
         return f"{clock(first.t0)}-{clock(last.t1 if last.t1 is not None else first.t0)}"
     return f"characters {first.char_start}-{last.char_end}"
-
-
-def clock(seconds: float) -> str:
-    """Return a time as `m:ss`."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

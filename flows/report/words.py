@@ -1,0 +1,53 @@
+"""How a report words places, times and verdicts."""
+
+from __future__ import annotations
+
+from connectors.document import Span
+
+_VERDICTS = {
+    "complete": "Complete",
+    "over_failure_limit": "Complete, but over the failure limit",
+    "incomplete": "Incomplete",
+}
+
+
+def verdict(name: str) -> str:
+    """Return a verdict in a reader's words."""
+    return _VERDICTS.get(name, name)
+
+
+def place(span: Span) -> str:
+    """Return where a span is: page, sheet and cells, time or characters."""
+    if span.page is not None:
+        return f"page {span.page}"
+    if span.sheet is not None:
+        return f"{span.sheet or 'table'} {span.cells or ''}".strip()
+    if span.t0 is not None:
+        return clock(span.t0)
+    if span.char_start is not None:
+        return f"characters {span.char_start:,}-{span.char_end or span.char_start:,}"
+    return "whole document"
+
+
+def clock(seconds: float) -> str:
+    """Return a time in a video as `m:ss.s`."""
+    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Return a span of time in at most two units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def compact(count: float) -> str:
+    """Return a count in at most four figures, such as `12.3 k`."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if count >= limit:
+            scale = 1e3 if unit == "k" else limit
+            return f"{count / scale:.1f} {unit}"
+    return f"{count:,.0f}"
