@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MEMORY_BYTES = 4 << 30
 _WATCH_INTERVAL_S = 0.05
+_MAX_STARTS = 3
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _CLOSED = "the reader pool is closed; open a new one to read more documents"
 _PROGRAM = (
@@ -148,8 +149,16 @@ class ReaderPool:
         self._slots.put(None)
 
     def _call(self, request: Request) -> Content | bytes | None:
-        with self._borrowed() as child:
-            reply = child.call(request, self._timeout_s, self._memory_bytes)
+        for _ in range(_MAX_STARTS):
+            with self._borrowed() as child:
+                reply = child.call(request, self._timeout_s, self._memory_bytes)
+            if reply is not None:
+                break
+        else:
+            raise ConnectorError(
+                f"{_MAX_STARTS} reader processes ended before they took a file; to see why, run "
+                f"{sys.executable} -c 'import connectors.readers.child'"
+            )
         if reply.error is not None:
             if reply.traceback:
                 logger.warning("document %s: %s\n%s", request.name, reply.error, reply.traceback)
@@ -232,17 +241,27 @@ class _Child:
         """Say whether the process runs and can be asked."""
         return not self._connection.closed and self._process.poll() is None
 
-    def call(self, request: Request, timeout_s: float, memory_bytes: int) -> Reply:
+    def call(self, request: Request, timeout_s: float, memory_bytes: int) -> Reply | None:
         """Send a request and wait for its reply, with an eye on time and memory.
+
+        Returns:
+            None if the child was gone before it took the request, which is not the document's
+            fault.
 
         Raises:
             DocumentRejected: The child was killed for its time or its memory.
             _ChildLost: The child ended without a reply.
         """
-        deadline = time.monotonic() + timeout_s
+        has_begun = False
         try:
             self._connection.send(request)
-            while not self._connection.poll(_WATCH_INTERVAL_S):
+            deadline = time.monotonic() + timeout_s
+            while True:
+                if self._connection.poll(_WATCH_INTERVAL_S):
+                    reply: Reply | None = self._connection.recv()
+                    if reply is not None:
+                        return reply
+                    has_begun = True
                 if time.monotonic() > deadline:
                     self.kill()
                     raise DocumentRejected(
@@ -258,10 +277,11 @@ class _Child:
                         f"{memory_bytes >> 20:,} MiB, and its reader was killed",
                         reason="memory",
                     )
-            reply: Reply = self._connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as exc:
-            raise _ChildLost(f"its reader {self._fate()}") from exc
-        return reply
+            fate = self._fate()
+            if not has_begun:
+                return None
+            raise _ChildLost(f"its reader {fate}") from exc
 
     def kill(self) -> None:
         """Kill the process and what it started, and wait until it is gone."""

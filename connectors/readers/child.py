@@ -75,6 +75,8 @@ def main(descriptor: int, parent_pid: int) -> None:
                 request: Request = connection.recv()
             except EOFError:
                 return
+            # From here on the document is to blame if this process ends.
+            connection.send(None)
             connection.send(_answer(request, options))
 
 

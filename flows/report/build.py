@@ -140,7 +140,9 @@ class _Pictures:
     def _render(self, document: Row, span: Span) -> bytes | None:
         path = str(document["path"])
         try:
-            jpeg: bytes | None = self._bench.readers.preview(self._fetch(path), Path(path).name, span)
+            jpeg: bytes | None = self._bench.readers.preview(
+                self._fetch(path), Path(path).name, span
+            )
         except (DocumentRejected, StorageError):
             # The source changed since it was read; the quote and its place are still shown.
             return None

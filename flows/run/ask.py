@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from engine.endpoint import Endpoint
-from engine.prompt import instructions
 
 from config.errors import ConfigError
 from config.pipeline import PipelineConfig, StageConfig
 from connectors.chunker import render
 from connectors.document import Chunk, Document, Segment
+from engine.endpoint import Endpoint
+from engine.prompt import instructions
 from engine.request import Request, request_key, stage_fingerprint
 from flows.run.labels import bind_labels
 from flows.run.rows import Answered, Inquiry
@@ -187,7 +187,7 @@ class Asker:
             instructions=self.instructions,
             material=render(segments),
             question=question,
-            schema=bind_labels(stage.output, [segment.label for segment in segments]),
+            schema=bind_labels(stage.output, segments),
             max_output_tokens=stage.max_output_tokens,
         )
         return Inquiry(

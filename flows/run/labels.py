@@ -1,7 +1,9 @@
 """Labels in answers: bound into the schema before a request, resolved to text and spans after it.
 
 A string of format `segment-label` may only be the label of a line that the model was shown; what is
-stored is the line's text, and a citation says where it stands.
+stored is the line's text, and a citation says where it stands. Two keywords narrow the choice:
+`segmentKinds` (a list of heading, paragraph, table, image) and `minWords`; where no line meets them, all
+lines stay open, so that there is always an answer.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from typing import Any
 
 from connectors.document import Segment
 from connectors.sinks.parquet import LABEL_FORMAT
+
+_KINDS, _MIN_WORDS = "segmentKinds", "minWords"
+_KEYWORDS = frozenset({"format", _KINDS, _MIN_WORDS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,17 +33,27 @@ def is_label(schema: Mapping[str, Any]) -> bool:
     return schema.get("format") == LABEL_FORMAT
 
 
-def bind_labels(schema: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    """Return the schema with every label field closed to `labels`."""
+def bind_labels(schema: Mapping[str, Any], segments: Sequence[Segment]) -> dict[str, Any]:
+    """Return the schema with every label field closed to the labels of `segments`."""
     if is_label(schema):
-        plain = {key: value for key, value in schema.items() if key != "format"}
-        return {**plain, "enum": list(labels)}
+        plain = {key: value for key, value in schema.items() if key not in _KEYWORDS}
+        return {**plain, "enum": [segment.label for segment in _open_to(schema, segments)]}
     bound = dict(schema)
     if isinstance(properties := schema.get("properties"), Mapping):
-        bound["properties"] = {name: bind_labels(sub, labels) for name, sub in properties.items()}
+        bound["properties"] = {name: bind_labels(sub, segments) for name, sub in properties.items()}
     if isinstance(items := schema.get("items"), Mapping):
-        bound["items"] = bind_labels(items, labels)
+        bound["items"] = bind_labels(items, segments)
     return bound
+
+
+def _open_to(schema: Mapping[str, Any], segments: Sequence[Segment]) -> Sequence[Segment]:
+    kinds, min_words = schema.get(_KINDS), schema.get(_MIN_WORDS, 0)
+    chosen = [
+        segment
+        for segment in segments
+        if (not kinds or segment.kind in kinds) and len(segment.text.split()) >= min_words
+    ]
+    return chosen or segments
 
 
 def resolve_labels(

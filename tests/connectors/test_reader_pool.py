@@ -203,7 +203,9 @@ def test_missing_program_is_named_when_the_pool_is_made(monkeypatch, tmp_path):
         ReaderPool(1, ReaderOptions(ocr="tesseract"))
 
 
-def test_sample_corpus_is_read_but_for_the_two_files_that_must_be_turned_down(tmp_path, demo_corpus):
+def test_sample_corpus_is_read_but_for_the_two_files_that_must_be_turned_down(
+    tmp_path, demo_corpus
+):
     outcomes = {}
     with ReaderPool(2, NO_OCR) as pool:
         for file in sorted(demo_corpus.rglob("*.*")):

@@ -50,7 +50,9 @@ def test_boxes_lie_on_the_upright_page_when_it_is_rotated(tmp_path, rotate):
     flat, turned = (
         next(
             segment.span.bbox
-            for segment in _read(write_pdf(tmp_path / "a.pdf", [PROSE], rotate=turn), tmp_path).segments
+            for segment in _read(
+                write_pdf(tmp_path / "a.pdf", [PROSE], rotate=turn), tmp_path
+            ).segments
             if segment.kind == "heading"
         )
         for turn in (0, rotate)
@@ -77,7 +79,9 @@ def test_lines_are_joined_when_the_page_is_landscape_by_rotation(tmp_path):
 
 
 def test_box_covers_the_ink_of_the_rendered_page(tmp_path):
-    path = write_pdf(tmp_path / "a.pdf", [text_operator(200, 300, "Only this line of text is here")])
+    path = write_pdf(
+        tmp_path / "a.pdf", [text_operator(200, 300, "Only this line of text is here")]
+    )
     span = _read(path, tmp_path).segments[0].span
     image = cv2.imdecode(
         np.frombuffer(pdf.preview(path, PDF, span, 800), np.uint8), cv2.IMREAD_GRAYSCALE
@@ -160,7 +164,9 @@ def test_page_is_empty_when_nothing_is_on_it(tmp_path):
 def test_pages_that_load_are_kept_when_others_do_not(tmp_path):
     path = write_pdf(tmp_path / "a.pdf", [PROSE, PROSE])
     # The second page's object is torn out; the file still opens.
-    path.write_bytes(path.read_bytes().replace(b"\n7 0 obj\n<< /Type /Page ", b"\n7 0 obj\n<  x       "))
+    path.write_bytes(
+        path.read_bytes().replace(b"\n7 0 obj\n<< /Type /Page ", b"\n7 0 obj\n<  x       ")
+    )
     content = _read(path, tmp_path)
     assert {s.span.page for s in content.segments} == {1}
     assert [u.status for u in content.units] == ["read", "failed"]
@@ -169,9 +175,7 @@ def test_pages_that_load_are_kept_when_others_do_not(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["invalid.pdf", "fuzz-16214.pdf"])
-def test_file_is_rejected_as_damaged_when_an_encrypted_one_came_before(
-    tmp_path, demo_corpus, name
-):
+def test_file_is_rejected_as_damaged_when_an_encrypted_one_came_before(tmp_path, demo_corpus, name):
     reasons = []
     for path in (demo_corpus / "reports" / "locked.pdf", CORPORA / name):
         with pytest.raises(DocumentRejected) as caught:

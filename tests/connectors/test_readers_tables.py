@@ -61,7 +61,7 @@ def test_inflated_range_costs_no_segments(tmp_path):
     assert [s.span.cells for s in content.segments if s.kind == "table"] == ["A1", "C60000"]
 
 
-def test_dates_are_iso_when_the_workbook_counts_from_1904(tmp_path):
+def test_dates_are_iso_when_the_workbook_counts_from_1904():
     texts = [s.text for s in _sheets(CORPORA / "date_1904.xlsx").segments]
     assert any("2021-01-01" in text for text in texts)
 
@@ -90,7 +90,12 @@ def test_delimiter_is_found(tmp_path, delimiter):
 
 def test_one_column_is_accepted(tmp_path):
     content = _csv(tmp_path, b"100\n200\n300\n")
-    assert [s.text for s in content.segments] == ["Table A1:A3, columns: row, A", "1,100", "2,200", "3,300"]
+    assert [s.text for s in content.segments] == [
+        "Table A1:A3, columns: row, A",
+        "1,100",
+        "2,200",
+        "3,300",
+    ]
 
 
 def test_encoding_is_found(tmp_path):
@@ -111,6 +116,8 @@ def test_csv_is_rejected_as_empty_when_it_has_no_value(tmp_path):
     assert caught.value.reason == "empty"
 
 
-@pytest.mark.parametrize(("index", "letters"), [(0, "A"), (25, "Z"), (26, "AA"), (701, "ZZ"), (702, "AAA")])
+@pytest.mark.parametrize(
+    ("index", "letters"), [(0, "A"), (25, "Z"), (26, "AA"), (701, "ZZ"), (702, "AAA")]
+)
 def test_column_letters(index, letters):
     assert column_letters(index) == letters

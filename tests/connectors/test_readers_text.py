@@ -72,7 +72,10 @@ def test_text_is_rejected_as_empty_when_it_is_blank(tmp_path):
     [
         ("One. Two! Three?", ["One.", "Two!", "Three?"]),
         ("See Fig. 3 and Dr. No. He left.", ["See Fig. 3 and Dr. No. He left."]),
-        ("J. Smith paid 3.50 in cash. Then he left.", ["J. Smith paid 3.50 in cash.", "Then he left."]),
+        (
+            "J. Smith paid 3.50 in cash. Then he left.",
+            ["J. Smith paid 3.50 in cash.", "Then he left."],
+        ),
         ('He said "stop." Then it was quiet.', ['He said "stop."', "Then it was quiet."]),
         ("1. Take it. 2. Leave it.", ["1. Take it.", "2. Leave it."]),
         ("これは文です。次の文です。", ["これは文です。", "次の文です。"]),

@@ -156,7 +156,11 @@ def test_lines_are_read_column_by_column_when_the_page_has_columns():
 
 def test_lines_are_read_row_by_row_when_they_are_a_table():
     cells = [
-        OcrLine(f"{row}{column}", (0.1 + 0.3 * column, 0.1 + 0.05 * row, 0.2 + 0.3 * column, 0.12 + 0.05 * row), 1.0)
+        OcrLine(
+            f"{row}{column}",
+            (0.1 + 0.3 * column, 0.1 + 0.05 * row, 0.2 + 0.3 * column, 0.12 + 0.05 * row),
+            1.0,
+        )
         for column in range(2)
         for row in range(4)
     ]

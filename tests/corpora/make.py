@@ -23,7 +23,7 @@ Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
 """
 
 
-def text_operator(x: float, y: float, text: str, size: float = 12, font: str = "F1") -> str:
+def text_operator(x: float, y: float, text: str, *, size: float = 12, font: str = "F1") -> str:
     """Return the PDF operators that set a line of text with its baseline at x, y."""
     safe = text.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
     return f"BT /{font} {size} Tf 1 0 0 1 {x} {y} Tm ({safe}) Tj ET\n"
@@ -59,7 +59,9 @@ def write_pdf(
         data += f"{number} 0 obj\n{body}\nendobj\n".encode("latin-1")
     table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
     count = len(objects) + 1
-    trailer = f"trailer << /Size {count} /Root 1 0 R /Info 4 0 R >>\nstartxref\n{len(data)}\n%%EOF\n"
+    trailer = (
+        f"trailer << /Size {count} /Root 1 0 R /Info 4 0 R >>\nstartxref\n{len(data)}\n%%EOF\n"
+    )
     path.write_bytes(data + f"xref\n0 {count}\n0000000000 65535 f \n{table}{trailer}".encode())
     return path
 

@@ -186,7 +186,7 @@ def _completion(
     engine: FakeEngine, body: Mapping[str, Any], fault: Fault | None
 ) -> dict[str, Any] | None:
     prompt = json.dumps(body["messages"], sort_keys=True)
-    num_tokens = len(prompt) // 4
+    num_tokens = len(prompt.encode()) // 3
     if num_tokens > engine.max_model_len:
         return None
     schema = (
@@ -226,7 +226,7 @@ def _cached_tokens(engine: FakeEngine, prompt: str) -> int:
             if key in engine.prefixes and cached == start:
                 cached = start + 64
             engine.prefixes.add(key)
-    return cached // 4
+    return cached // 3
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ SEGMENTS = {
 
 
 def test_only_shown_labels_validate_when_bound():
-    bound = bind_labels(SCHEMA, list(SEGMENTS))
+    bound = bind_labels(SCHEMA, list(SEGMENTS.values()))
     jsonschema.validate({"title": "L2", "facts": [{"line": "L1"}]}, bound)
     for wrong in ({"title": "L3"}, {"title": "L1", "facts": [{"line": "line 1"}]}):
         with pytest.raises(jsonschema.ValidationError):
@@ -30,7 +30,7 @@ def test_only_shown_labels_validate_when_bound():
 
 def test_schema_is_unchanged_when_bound():
     before = repr(SCHEMA)
-    bind_labels(SCHEMA, ["L1"])
+    bind_labels(SCHEMA, list(SEGMENTS.values()))
     assert repr(SCHEMA) == before
 
 
@@ -42,3 +42,30 @@ def test_labels_become_text_with_citations_when_resolved():
         ("title", 2),
         ("facts[0].line", 1),
     ]
+
+
+LINES = [
+    Segment(kind=kind, text=text, span=Span(page=1), label=f"L{number}")
+    for number, (kind, text) in enumerate(
+        [
+            ("heading", "A long heading of six words"),
+            ("paragraph", "Short."),
+            ("paragraph", "The crane stopped at noon."),
+        ],
+        1,
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "labels"),
+    [
+        ({}, ["L1", "L2", "L3"]),
+        ({"segmentKinds": ["paragraph"]}, ["L2", "L3"]),
+        ({"minWords": 4}, ["L1", "L3"]),
+        ({"segmentKinds": ["paragraph"], "minWords": 4}, ["L3"]),
+        ({"segmentKinds": ["table"]}, ["L1", "L2", "L3"]),
+    ],
+)
+def test_choice_is_narrowed_when_the_schema_says_so(keywords, labels):
+    assert bind_labels({**LABEL, **keywords}, LINES) == {"type": "string", "enum": labels}
