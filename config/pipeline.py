@@ -35,13 +35,25 @@ class ReaderConfig(_Model):
     at 30 frames a minute."""
     max_frames: int = Field(default=32, ge=1)
     """Most frames of one video. A longer video names what was left out in its units."""
+    max_pages: int = Field(default=2000, ge=1)
+    """Most pages of one PDF; a longer one is read in part, and its units name the rest."""
+    max_ocr_pages: int = Field(default=16, ge=0)
+    """Most pages of one document that OCR reads, at 2 to 10 s a page; the images of the others
+    are kept, for a model that takes images."""
+    max_rows: int = Field(default=100_000, ge=1)
+    """Most rows of one sheet; the units name what was left out."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Most seconds for one document; then its reader is killed and it is rejected."""
 
     def options(self) -> ReaderOptions:
         """Return the part that readers see."""
         return ReaderOptions(
-            ocr=self.ocr, frame_interval_s=self.frame_interval_s, max_frames=self.max_frames
+            ocr=self.ocr,
+            frame_interval_s=self.frame_interval_s,
+            max_frames=self.max_frames,
+            max_pages=self.max_pages,
+            max_ocr_pages=self.max_ocr_pages,
+            max_rows=self.max_rows,
         )
 
 

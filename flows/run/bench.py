@@ -12,12 +12,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from connectors.reader_pool import ReaderPool
-
 from config.errors import ConfigError
 from config.load import child_environment, load_profile, load_secret, load_surroundings
 from connectors.chunker import ChunkRule
 from connectors.document import Media
+from connectors.reader_pool import ReaderPool
+from connectors.readers.ocr import check_ocr
 from connectors.sinks.lake import Lake
 from connectors.storage import Storage, open_storage
 from engine.endpoint import Endpoint, open_endpoint
@@ -72,6 +72,7 @@ def open_bench(job: Job, progress: Progress, notify: Callable[[str], None]) -> I
     """
     surroundings = load_surroundings()
     profile = load_profile(job.pipeline.engine)
+    check_ocr(job.pipeline.reader.ocr)
     source, lake = open_storage(job.source), Lake(job.sink)
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-"))
