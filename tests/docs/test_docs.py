@@ -44,7 +44,7 @@ def lake(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", list(blocks("python")))
 def test_python_runs_when_copied_from_the_docs(code, lake):
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=lake, capture_output=True, text=True, check=False
