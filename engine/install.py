@@ -175,7 +175,8 @@ class _Installer:
 
     def _uv(self) -> list[str]:
         uv = str(self._venv / "bin" / "uv")
-        return [uv, "pip", "install", "--quiet", "--require-hashes", "--python", self._python]
+        command = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--require-hashes"]
+        return [*command, "--python", self._python]
 
     def _quietly(self, command: Sequence[str], *, limit_s: float | None) -> bool:
         try:

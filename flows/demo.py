@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -75,29 +75,53 @@ def _demo(engine: str, port: int | None, notify: Notify) -> int:
     WORK.mkdir(parents=True)
     if engine != "embedded":
         notify(f"engine: using {engine}; the embedded engine is skipped")
+    store = ObjectStore(WORK / "s3", notify)
+    prefect = PrefectServer(WORK / "prefect", notify, port)
     with ExitStack() as stack:
-        store = ObjectStore(WORK / "s3", notify)
-        prefect = PrefectServer(WORK / "prefect", notify, port)
-        with ThreadPoolExecutor(3) as threads:
-            starts: list[Future[object]] = [
-                threads.submit(stack.enter_context, store),
-                threads.submit(stack.enter_context, prefect),
-            ]
-            endpoint = stack.enter_context(_open_engine(engine, notify))
-            for start in starts:
-                start.result()
-        set_environment(store.environment)
-        count, size = _upload(store.bucket)
-        notify(f"corpus: {count} files, {size / 1e6:.1f} MB, put into s3://{store.bucket}/corpus")
-        notify(f"prefect: the run is shown at {prefect.address}/runs while it lasts")
-        before = time.monotonic()
-        code = _run(engine, store, prefect, notify)
-        notify(f"run: {time.monotonic() - before:.0f} s, exit code {code}")
+        # Ends servers that are still starting too, so that Ctrl-C never waits for them.
+        stack.callback(store.stop)
+        stack.callback(prefect.stop)
+        threads = ThreadPoolExecutor(3)
+        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+        starting = threads.submit(
+            _start_run, engine, store, prefect, threads=threads, notify=notify
+        )
+        endpoint = stack.enter_context(_open_engine(engine, notify))
+        opened = time.monotonic()
+        run = starting.result()
+        stack.callback(run.terminate)
+        code = run.wait()
+        notify(
+            f"run: {time.monotonic() - opened:.0f} s after the engine was ready, exit code {code}"
+        )
         if code in {0, 3}:
+            set_environment(store.environment)
             _copy_output(store.bucket, notify)
         if endpoint.server is not None and endpoint.server.started_here:
             notify("ending the servers")
     return code
+
+
+def _start_run(
+    engine: str,
+    store: ObjectStore,
+    prefect: PrefectServer,
+    *,
+    threads: ThreadPoolExecutor,
+    notify: Notify,
+) -> subprocess.Popen[bytes]:
+    """Start the servers, put the corpus into the bucket and start the run.
+
+    The run waits for the engine by itself, so its own start goes on beside the engine's.
+    """
+    prefect_ready = threads.submit(prefect.start)
+    store.start()
+    set_environment(store.environment)
+    count, size = _upload(store.bucket)
+    notify(f"corpus: {count} files, {size / 1e6:.1f} MB, put into s3://{store.bucket}/corpus")
+    prefect_ready.result()
+    notify(f"prefect: the run is shown at {prefect.address}/runs while it lasts")
+    return _run(engine, store, prefect, notify)
 
 
 def _open_engine(engine: str, notify: Notify) -> Endpoint:
@@ -125,8 +149,10 @@ def _upload(bucket: str) -> tuple[int, int]:
     return count, size
 
 
-def _run(engine: str, store: ObjectStore, prefect: PrefectServer, notify: Notify) -> int:
-    """Run the pipeline as a user would; return the exit code."""
+def _run(
+    engine: str, store: ObjectStore, prefect: PrefectServer, notify: Notify
+) -> subprocess.Popen[bytes]:
+    """Start the pipeline as a user would."""
     command = [
         str(Path(sys.executable).with_name("headrace")),
         "run",
@@ -137,7 +163,7 @@ def _run(engine: str, store: ObjectStore, prefect: PrefectServer, notify: Notify
     ]
     notify("run: headrace " + " ".join(command[1:]))
     environment = child_environment(**store.environment, **prefect.environment)
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment)
 
 
 def _copy_output(bucket: str, notify: Notify) -> None:

@@ -55,16 +55,29 @@ class _Service:
         self._notify = notify
         self._child: ChildProcess | None = None
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
+        """Start the server and wait until it does its work.
+
+        Raises:
+            PrerequisiteError: It ended, or was not ready in time.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         child = self._child = ChildProcess(self.command())
-        try:
-            seconds = child.wait_ready(self.is_ready, limit_s=READY_LIMIT_S, notify=self._notify)
-        except BaseException:
-            child.stop()
-            raise
+        seconds = child.wait_ready(self.is_ready, limit_s=READY_LIMIT_S, notify=self._notify)
         self._notify(f"{child.command.name}: ready after {seconds:.0f} s at {self.address}")
         return self
+
+    def stop(self) -> None:
+        """End the server, also one that is still starting."""
+        if self._child is not None:
+            self._child.stop(grace_s=self.grace_s)
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def __exit__(
         self,
@@ -72,8 +85,7 @@ class _Service:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._child is not None:
-            self._child.stop(grace_s=self.grace_s)
+        self.stop()
 
     grace_s = 5.0
     """Seconds a server gets to end by itself."""
