@@ -41,6 +41,12 @@ Script = Callable[[int, Mapping[str, Any]], Fault | None]
 """Returns the fault of a call, from its number (from 0) and its body."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # With the default of 5, connections beyond it wait a second for their next try.
+    request_queue_size = 256
+
+
 class FakeEngine:
     """The server; `calls` keeps every request body in order of arrival."""
 
@@ -61,8 +67,7 @@ class FakeEngine:
         self.api_key = api_key
         self.lock = threading.Lock()
         self.prefixes: set[str] = set()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property

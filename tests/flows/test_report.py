@@ -70,6 +70,13 @@ def test_quote_is_marked_where_its_box_is_when_there_is_a_picture():
     assert page.count("data:image/jpeg;base64,") == 1
 
 
+def test_each_place_leads_to_its_evidence_when_clicked():
+    page = render_html(sample())
+    targets = re.findall(r'href="#(d\d+q\d+)"', page)
+    assert targets == ["d1q0", "d1q1", "d2q0"]
+    assert all(f'<figure id="{target}">' in page for target in targets)
+
+
 def test_rest_is_named_when_there_are_too_many_documents():
     page = render_html(sample(documents=tuple(card(f"{i}.pdf") for i in range(MAX_CARDS + 5))))
     assert "5 more documents are not shown here" in page
