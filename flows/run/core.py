@@ -88,10 +88,11 @@ def _plan(bench: Bench) -> tuple[list[ShardPlan], int]:
         ConfigError: The source holds nothing to read.
     """
     job = bench.job
+    # Listed before the sink is claimed: a misspelt source must not bind it.
+    listed = plan.list_sources(bench.source, job.pipeline.include)
     _claim_sink(bench)
     table = bench.lake.read_table("documents", ["path", "shard"])
     known = dict(table.iter_rows()) if table is not None else {}
-    listed = plan.list_sources(bench.source, job.pipeline.include)
     sources = plan.select(listed, known, job.limit)
     if not sources and not known:
         raise ConfigError(

@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from config.errors import ConfigError
+from connectors.errors import StorageError
 from flows.run.core import run_job
 from flows.run.job import make_job
 from tests.fakes.engine_server import FakeEngine, Fault
@@ -203,6 +204,12 @@ def test_sink_is_refused_when_it_belongs_to_another_source(source, tmp_path, eng
     shutil.copytree(source, tmp_path / "other")
     with pytest.raises(ConfigError, match="belongs to source .*; choose another --sink"):
         run(tmp_path / "other", tmp_path / "lake", engine)
+
+
+def test_sink_stays_free_when_the_source_was_misspelt(source, tmp_path, engine):
+    with pytest.raises(StorageError, match="does not exist"):
+        run(tmp_path / "misspelt", tmp_path / "lake", engine)
+    assert run(source, tmp_path / "lake", engine)["verdict"] == "complete"
 
 
 def test_source_is_refused_when_nothing_matches(tmp_path, engine):
