@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,10 +28,18 @@ LINE = text_operator(60, 700, "A sentence on page one of a small document.")
 
 def _children(pid: int | None = None) -> set[int]:
     """Return the reader processes under a process."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
-        found |= {int(child) for child in (task / "children").read_text().split()}
+    # By parent, not by /proc/PID/task/TID/children: a thread may end between listing and reading.
+    parent = str(pid or os.getpid())
+    found = {int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == parent}
     return {child for child in found if b"readers.child" in _command(child)}
+
+
+def _parent(process):
+    try:
+        status = (process / "status").read_text()
+    except OSError:
+        return None
+    return re.search(r"^PPid:\s+(\d+)$", status, re.MULTILINE).group(1)
 
 
 def _command(pid: int) -> bytes:
