@@ -167,6 +167,8 @@ class S3Storage:
         self.prefix = prefix
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._store, self._client, self._signed = _open_bucket(bucket)
+        self.endpoint_url = str(self._client.meta.endpoint_url)
+        """Address of the object store, for libraries that bring a client of their own."""
 
     def uri(self, path: str) -> str:
         """Return `s3://bucket/prefix/path`."""

@@ -43,11 +43,10 @@ class Client:
 
     def __init__(self, base_url: str, *, api_key: str | None, max_connections: int) -> None:
         self._base_url = base_url
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Limits(
             max_connections=max_connections, max_keepalive_connections=max_connections
         )
-        self._http = httpx.AsyncClient(headers=headers, limits=limits, timeout=None)
+        self._http = httpx.AsyncClient(headers=authorization(api_key), limits=limits, timeout=None)
 
     async def complete(self, body: Mapping[str, Any], *, prompt_tokens: int) -> Reply:
         """Return the reply to one chat completion.
@@ -80,6 +79,11 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         await self._http.aclose()
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """Return the header that carries the key; none where there is no key."""
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 @contextmanager

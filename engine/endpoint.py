@@ -12,7 +12,7 @@ from typing import Self
 import httpx
 
 from engine import embedded
-from engine.client import map_errors, raise_for_status
+from engine.client import authorization, map_errors, raise_for_status
 from engine.errors import EngineMisconfigured, EngineUnavailable
 from engine.profile import Profile
 from engine.prompt import repair_text, user_text
@@ -125,9 +125,8 @@ def _describe(base_url: str, profile: Profile, api_key: str | None) -> tuple[str
         EngineUnavailable: Nothing answers.
         EngineMisconfigured: It refuses, is no such API, or has another model.
     """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     with map_errors(base_url):
-        answer = httpx.get(f"{base_url}/models", headers=headers, timeout=10.0)
+        answer = httpx.get(f"{base_url}/models", headers=authorization(api_key), timeout=10.0)
     raise_for_status(answer, base_url)
     try:
         models = {str(item["id"]): item.get("max_model_len") for item in answer.json()["data"]}

@@ -88,10 +88,6 @@ class ChildProcess:
             time.sleep(_POLL_S)
         return time.monotonic() - started
 
-    def is_alive(self) -> bool:
-        """Tell whether the child still runs."""
-        return self._process.poll() is None
-
     def log_tail(self) -> str:
         """Return the last lines of its log."""
         lines = self.command.log.read_text(encoding="utf-8", errors="replace").splitlines()

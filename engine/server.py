@@ -43,9 +43,8 @@ class _State:
 class Server:
     """A running engine; `stop` ends it only where this process started it."""
 
-    def __init__(self, base_url: str, log: Path, child: ChildProcess | None) -> None:
+    def __init__(self, base_url: str, child: ChildProcess | None) -> None:
         self.base_url = base_url
-        self.log = log
         self._child = child
 
     @property
@@ -86,7 +85,7 @@ def ensure_server(
         running = _running(state_file)
         if running is not None:
             notify(f"engine: already running at {running.base_url} (log: {running.log})")
-            return Server(running.base_url, Path(running.log), None)
+            return Server(running.base_url, None)
         return _start(
             profile, state_file, venv=venv, cache=cache, environment=environment, notify=notify
         )
@@ -137,7 +136,7 @@ def _start(
     notify(f"engine: ready after {seconds:.0f} s")
     state = _State(pid=child.pid, base_url=base_url, model=name, log=str(command.log))
     state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
-    return Server(base_url, command.log, child)
+    return Server(base_url, child)
 
 
 def _variables(cache: Path) -> dict[str, str]:

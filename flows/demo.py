@@ -24,15 +24,12 @@ from config.errors import ConfigError
 from config.load import (
     REPOSITORY,
     child_environment,
-    load_profile,
-    load_secret,
-    load_surroundings,
     set_environment,
 )
 from connectors.errors import ConnectorError
 from connectors.storage import LocalStorage, open_storage
-from engine.endpoint import Endpoint, open_endpoint
 from engine.errors import EngineError
+from flows.run.bench import open_engine
 from flows.services import ObjectStore, PrefectServer
 
 WORK = REPOSITORY / ".headrace" / "demo"
@@ -86,7 +83,7 @@ def _demo(engine: str, port: int | None, notify: Notify) -> int:
         starting = threads.submit(
             _start_run, engine, store, prefect, threads=threads, notify=notify
         )
-        endpoint = stack.enter_context(_open_engine(engine, notify))
+        endpoint = stack.enter_context(open_engine(engine, notify))
         opened = time.monotonic()
         run = starting.result()
         stack.callback(run.terminate)
@@ -122,19 +119,6 @@ def _start_run(
     prefect_ready.result()
     notify(f"prefect: the run is shown at {prefect.address}/runs while it lasts")
     return _run(engine, store, prefect, notify)
-
-
-def _open_engine(engine: str, notify: Notify) -> Endpoint:
-    surroundings = load_surroundings()
-    profile = load_profile(engine)
-    return open_endpoint(
-        profile,
-        venv=surroundings.engine_venv,
-        cache=surroundings.cache,
-        environment=child_environment(),
-        api_key=load_secret(profile.api_key_env),
-        notify=notify,
-    )
 
 
 def _upload(bucket: str) -> tuple[int, int]:

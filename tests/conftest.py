@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.services import ObjectStore
+from flows.services import ObjectStore, PrefectServer
 from tests.fakes.engine_server import FakeEngine
 
 
@@ -34,20 +34,18 @@ def bucket(object_store, monkeypatch, request):
 
 
 @pytest.fixture(scope="session")
+def prefect(tmp_path_factory):
+    """A real Prefect server, from the locked versions."""
+    with PrefectServer(tmp_path_factory.mktemp("prefect"), notify=lambda _: None) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def embedded_engine():
     """The embedded engine, started or found running; its endpoint."""
-    from config.load import child_environment, load_profile, load_surroundings
-    from engine.endpoint import open_endpoint
+    from flows.run.bench import open_engine
 
-    surroundings = load_surroundings()
-    with open_endpoint(
-        load_profile("embedded"),
-        venv=surroundings.engine_venv,
-        cache=surroundings.cache,
-        environment=child_environment(),
-        api_key=None,
-        notify=lambda _: None,
-    ) as endpoint:
+    with open_engine("embedded", notify=lambda _: None) as endpoint:
         yield endpoint
 
 

@@ -18,9 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
-import botocore.session
 import fsspec
 import polars as pl
 import pyarrow as pa
@@ -29,7 +27,7 @@ import pyarrow.dataset as ds
 from connectors.document import Chunk
 from connectors.errors import StorageError
 from connectors.sinks import parquet
-from connectors.storage import Storage, open_storage
+from connectors.storage import S3Storage, Storage, open_storage
 
 
 class Lake:
@@ -77,7 +75,7 @@ class Lake:
         parts = [item.path for item in self.storage.list(table) if item.path.endswith(".parquet")]
         if not parts:
             return None
-        filesystem, root = _filesystem(self.url)
+        filesystem, root = _filesystem(self.storage)
         keep = None if paths is None else ds.field("path").isin(list(paths))
         try:
             data = ds.dataset(
@@ -93,15 +91,13 @@ class Lake:
         return frame
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def _filesystem(storage: Storage) -> tuple[Any, str]:
     """Return an fsspec file system and the root path in it; S3 through s3fs."""
-    parts = urlsplit(url)
-    if parts.scheme != "s3":
-        return fsspec.filesystem("file"), url
-    client = botocore.session.Session().create_client("s3", region_name="us-east-1")
+    if not isinstance(storage, S3Storage):
+        return fsspec.filesystem("file"), storage.url
     filesystem = fsspec.filesystem(
         "s3",
-        endpoint_url=str(client.meta.endpoint_url),
+        endpoint_url=storage.endpoint_url,
         use_listings_cache=False,
         # Stores other than AWS need not know the checksums that botocore adds by itself.
         config_kwargs={
@@ -109,7 +105,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
             "response_checksum_validation": "when_required",
         },
     )
-    return filesystem, f"{parts.netloc}{parts.path}".rstrip("/")
+    return filesystem, storage.url.removeprefix("s3://")
 
 
 def chunk_row(chunk: Chunk, *, uri: str, path: str) -> dict[str, Any]:

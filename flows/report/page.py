@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from connectors.document import Span
 from flows.report import charts, words
 from flows.report.data import Answer, Citation, DocumentCard, Field, ReportData
 
@@ -129,17 +130,10 @@ def _picture_of(
     """Return the document's picture: the page of a quote, with all quotes on it marked."""
     citations = [field.citation for field in fields if field.citation]
     keys = [c.preview for c in reversed(citations)] + [card.preview]
-    key = next((key for key in keys if key in sizes), None)
+    key = next((key for key in keys if key is not None and key in sizes), None)
     if key is None:
         return None
-    marks = [c.span.bbox for c in citations if c.preview == key and c.span.bbox]
-    spans = [c.span for c in citations if c.preview == key]
-    return {
-        "key": key,
-        "size": sizes[key],
-        "marks": marks,
-        "place": words.place(spans[0]) if spans else "",
-    }
+    return _shown_at(key, [c.span for c in citations if c.preview == key], sizes)
 
 
 def _quote(field: Field, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
@@ -158,12 +152,16 @@ def _evidence(citation: Citation, sizes: Mapping[str, tuple[int, int]]) -> dict[
     """Return the picture of the quoted place, the quote marked where its box is known."""
     if citation.preview is None or citation.preview not in sizes:
         return None
-    marks = [citation.span.bbox] if citation.span.bbox else []
+    return _shown_at(citation.preview, [citation.span], sizes)
+
+
+def _shown_at(key: str, spans: list[Span], sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """Return a picture with the boxes of `spans` marked on it."""
     return {
-        "key": citation.preview,
-        "size": sizes[citation.preview],
-        "marks": marks,
-        "place": words.place(citation.span),
+        "key": key,
+        "size": sizes[key],
+        "marks": [span.bbox for span in spans if span.bbox],
+        "place": words.place(spans[0]) if spans else "",
     }
 
 
@@ -192,8 +190,8 @@ def _tags(answers: list[Answer]) -> list[tuple[str, int]]:
 
 def _rows(answers: list[Answer]) -> list[dict[str, Any]]:
     """Return the chunk answers, one row per unit and stage."""
-    units = list(dict.fromkeys(answer.unit for answer in answers))
-    ordered = sorted(answers, key=lambda answer: units.index(answer.unit))
+    units = {unit: place for place, unit in enumerate(dict.fromkeys(a.unit for a in answers))}
+    ordered = sorted(answers, key=lambda answer: units[answer.unit])
     return [
         {
             "unit": answer.unit,

@@ -17,7 +17,6 @@ from config.load import child_environment, load_profile, load_secret, load_surro
 from connectors.chunker import ChunkRule
 from connectors.document import Media
 from connectors.reader_pool import ReaderPool
-from connectors.readers.ocr import check_ocr
 from connectors.sinks.lake import Lake
 from connectors.storage import Storage, open_storage
 from engine.endpoint import Endpoint, open_endpoint
@@ -56,6 +55,25 @@ class Bench:
         return max(1, self.endpoint.profile.max_in_flight // NUM_SHARDS_AT_ONCE)
 
 
+def open_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
+    """Return the endpoint of a profile or URL, its server started where this machine serves it.
+
+    Raises:
+        ConfigError: There is no such profile.
+        EngineError: The engine cannot be reached or started.
+    """
+    surroundings = load_surroundings()
+    profile = load_profile(engine)
+    return open_endpoint(
+        profile,
+        venv=surroundings.engine_venv,
+        cache=surroundings.cache,
+        environment=child_environment(),
+        api_key=load_secret(profile.api_key_env),
+        notify=notify,
+    )
+
+
 @contextmanager
 def open_bench(job: Job, progress: Progress, notify: Callable[[str], None]) -> Iterator[Bench]:
     """Open storage, engine and readers, and close them again.
@@ -70,23 +88,9 @@ def open_bench(job: Job, progress: Progress, notify: Callable[[str], None]) -> I
         StorageError: Source or sink cannot be reached.
         EngineError: The engine cannot be reached or started.
     """
-    surroundings = load_surroundings()
-    profile = load_profile(job.pipeline.engine)
-    check_ocr(job.pipeline.reader.ocr)
     source, lake = open_storage(job.source), Lake(job.sink)
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-"))
-        endpoint = stack.enter_context(
-            open_endpoint(
-                profile,
-                venv=surroundings.engine_venv,
-                cache=surroundings.cache,
-                environment=child_environment(),
-                api_key=load_secret(profile.api_key_env),
-                notify=notify,
-            )
-        )
-        asker = Asker(job.pipeline, endpoint)
         readers = stack.enter_context(
             ReaderPool(
                 NUM_READERS,
@@ -94,6 +98,8 @@ def open_bench(job: Job, progress: Progress, notify: Callable[[str], None]) -> I
                 timeout_s=job.pipeline.reader.timeout_s,
             )
         )
+        endpoint = stack.enter_context(open_engine(job.pipeline.engine, notify))
+        asker = Asker(job.pipeline, endpoint)
         cancelled = threading.Event()
         stack.callback(cancelled.set)
         yield Bench(

@@ -13,7 +13,6 @@ import pytest
 
 from connectors.sinks.lake import Lake
 from connectors.storage import LocalStorage, open_storage
-from flows.services import PrefectServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEADRACE = Path(sys.executable).with_name("headrace")
@@ -42,13 +41,6 @@ FILES = {
     "config/prompts/house_rules.md": "read",
     "config/schemas/topic.json": "read",
 }
-
-
-@pytest.fixture(scope="session")
-def prefect(tmp_path_factory):
-    """A real Prefect server, from the locked versions."""
-    with PrefectServer(tmp_path_factory.mktemp("prefect"), notify=lambda _: None) as server:
-        yield server
 
 
 def api(server, path, body):

@@ -17,7 +17,7 @@ import pytest
 from config.errors import ConfigError
 from connectors.errors import StorageError
 from flows.run.core import run_job
-from flows.run.job import make_job
+from flows.run.job import Options, make_job
 from tests.fakes.engine_server import FakeEngine, Fault
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -44,8 +44,8 @@ def source(tmp_path):
 
 
 def run(source, sink, engine, **options):
-    job = make_job(DEMO, source=str(source), sink=str(sink), engine=engine.url, **options)
-    return run_job(job)
+    asked = Options(source=str(source), sink=str(sink), engine=engine.url, **options)
+    return run_job(make_job(DEMO, asked))
 
 
 def table(sink, name):
@@ -162,18 +162,20 @@ def test_copies_are_asked_once_and_have_their_own_rows_when_a_file_is_there_twic
 
 def test_requests_about_a_chunk_are_neighbours_when_sent(tmp_path, engine):
     (tmp_path / "source").mkdir()
-    for number in range(40):
+    for number in range(60):
         (tmp_path / "source" / f"{number:02d}.txt").write_text(f"Line {number} of the long log.")
-    run(tmp_path / "source", tmp_path / "lake", engine)
+    # One shard: asked stage by stage, the two questions about a chunk would be 60 places apart.
+    settings = ("documents_per_shard=60",)
+    run(tmp_path / "source", tmp_path / "lake", engine, settings=settings)
     places = {}
     for place, call in enumerate(engine.calls):
         stage = call["response_format"]["json_schema"]["name"]
         material = call["messages"][1]["content"].split("\n\nQuestion")[0]
         if stage != "merge":
             places.setdefault(material, []).append(place)
-    assert len(places) == 40
-    # Shards and connections run side by side, so a neighbour may be a few places away.
-    assert max(abs(first - second) for first, second in places.values()) <= 16
+    assert len(places) == 60
+    # Connections run side by side, so a neighbour may be a few places away.
+    assert max(abs(first - second) for first, second in places.values()) <= 30
 
 
 def test_measured_cache_is_shown_beside_the_plan_when_the_endpoint_reports_it(
