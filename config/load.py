@@ -8,20 +8,23 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from config.errors import ConfigError
 from config.pipeline import PipelineConfig
+from config.shorthand import fields_to_schema, is_json_schema, parse_fields
+from config.yaml_text import YAMLError, parse_yaml
 from engine.profile import Profile, profile_for_url
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROFILES = REPOSITORY / "config" / "profiles"
+PIPELINES = REPOSITORY / "config" / "pipelines"
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -31,22 +34,50 @@ class Surroundings:
     """What the environment says; everything else comes from files and options."""
 
     cache: Path
-    """Folder for model weights, compile caches and the state of servers."""
+    """Folder for model weights, compile caches and the state of engines."""
+    state: Path
+    """Folder of what this machine remembers: runs it made, servers that `headrace up` started."""
     engine_venv: Path
     """The engine's own environment."""
     prefect_api_url: str | None
-    """Prefect server that runs report to; None where none is configured."""
+    """Prefect server that runs report to, from PREFECT_API_URL or Prefect's active profile; None
+    where neither names one."""
+    pipelines: tuple[Path, ...]
+    """Folders whose pipelines are known by name: the shipped ones, then HEADRACE_PIPELINES."""
+    reports_url: str | None
+    """Address under which `headrace up` serves reports; None where it does not."""
 
 
 def load_surroundings(environment: Mapping[str, str] | None = None) -> Surroundings:
     """Return what the environment says."""
     env = os.environ if environment is None else environment
-    base = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME", "~")).expanduser() / ".cache")
+    home = Path(env.get("HOME", "~")).expanduser()
+    cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache")
+    state = Path(env.get("XDG_STATE_HOME") or home / ".local" / "state")
+    named = [Path(name) for name in env.get("HEADRACE_PIPELINES", "").split(os.pathsep) if name]
     return Surroundings(
-        cache=Path(env.get("HEADRACE_CACHE") or Path(base) / "headrace"),
+        cache=Path(env.get("HEADRACE_CACHE") or cache / "headrace"),
+        state=Path(env.get("HEADRACE_STATE") or state / "headrace"),
         engine_venv=Path(env.get("HEADRACE_ENGINE_VENV") or REPOSITORY / ".venv-engine"),
-        prefect_api_url=env.get("PREFECT_API_URL") or None,
+        prefect_api_url=env.get("PREFECT_API_URL") or _active_prefect_url(env, home),
+        pipelines=(PIPELINES, *named),
+        reports_url=env.get("HEADRACE_REPORTS_URL") or None,
     )
+
+
+def _active_prefect_url(env: Mapping[str, str], home: Path) -> str | None:
+    """Return the API URL of Prefect's active profile, read without importing Prefect."""
+    file = Path(env.get("PREFECT_PROFILES_PATH") or "")
+    if not env.get("PREFECT_PROFILES_PATH"):
+        file = Path(env.get("PREFECT_HOME") or home / ".prefect") / "profiles.toml"
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        active = env.get("PREFECT_PROFILE") or data.get("active")
+        url = data.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError, TypeError):
+        # Prefect itself complains about a file that it cannot read.
+        return None
+    return str(url) if url else None
 
 
 def load_secret(name: str | None) -> str | None:
@@ -64,24 +95,113 @@ def set_environment(values: Mapping[str, str]) -> None:
     os.environ.update(values)
 
 
-def load_pipeline(path: Path, overrides: Mapping[str, object] | None = None) -> PipelineConfig:
+def find_pipeline(name: str | Path) -> Path:
+    """Return the file of a pipeline given by path, or by name from the known folders.
+
+    Raises:
+        ConfigError: There is no such file and no pipeline of that name.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.is_file() or len(path.parts) != 1:
+        return path
+    known = known_pipelines()
+    if str(name) not in known:
+        raise ConfigError(
+            f"pipeline {str(name)!r} is no file, and no pipeline has that name; pipelines:"
+            f" {', '.join(known)}{_nearest(str(name), [*known])}; or give the path of a YAML file"
+        )
+    return known[str(name)]
+
+
+def known_pipelines() -> dict[str, Path]:
+    """Return the pipelines that can be given by name, by name."""
+    folders = load_surroundings().pipelines
+    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    return {file.stem: file for file in files}
+
+
+def known_profiles() -> list[str]:
+    """Return the names of all profiles."""
+    return sorted(file.stem for file in PROFILES.glob("*.yaml"))
+
+
+def load_pipeline(
+    path: Path,
+    overrides: Mapping[str, object] | None = None,
+    settings: Sequence[str] = (),
+) -> PipelineConfig:
     """Return the pipeline in `path`, prompt and schema files read in, `overrides` on top.
 
     Args:
         path: A YAML file; paths in it are relative to it.
-        overrides: Top-level keys from the command line; None values are ignored.
+        overrides: Values from the command line by dotted key; None values are ignored.
+        settings: `key=value` pairs, applied last; values are YAML.
 
     Raises:
         ConfigError: A file is missing, is not YAML, or a key is wrong.
     """
-    data = _read_yaml(path)
+    return pipeline_from(_read_yaml(path), path, overrides, settings)
+
+
+def pipeline_from(
+    data: dict[str, Any],
+    path: Path,
+    overrides: Mapping[str, object] | None = None,
+    settings: Sequence[str] = (),
+) -> PipelineConfig:
+    """Return the pipeline that `data` describes; `path` names it in errors, see `load_pipeline`.
+
+    Raises:
+        ConfigError: A file is missing or a key is wrong.
+    """
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _assign(data, key, value, f"{path}: {key}")
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                f"--set {setting!r}: expected key=value, such as chunk.max_tokens=500"
+            )
+        try:
+            _assign(data, key.strip(), parse_yaml(text), f"--set {setting!r}")
+        except YAMLError as exc:
+            raise ConfigError(f"--set {setting!r}: the value is not YAML") from exc
     for name, text in _mapping(data, "shared", path).items():
         data["shared"][name] = _file_or_text(text, path, f"shared.{name}")
     for number, stage in enumerate(_sequence(data, "stages", path)):
         if isinstance(stage, dict):
             _read_stage_files(stage, path, f"stages[{number}]")
-    data.update({key: value for key, value in (overrides or {}).items() if value is not None})
     return _validate(PipelineConfig, data, path)
+
+
+def _assign(data: dict[str, Any], key: str, value: object, where: str) -> None:
+    """Set one value by dotted key; `stages.NAME.x` is a stage by name, `stages.*.x` all of them.
+
+    Raises:
+        ConfigError: The key leads nowhere.
+    """
+    *parents, last = key.split(".")
+    targets: list[Any] = [data]
+    for parent in parents:
+        targets = [found for target in targets for found in _below(target, parent)]
+    if not targets or not all(isinstance(target, dict) for target in targets):
+        raise ConfigError(
+            f"{where}: there is no {'.'.join(parents)!r}; stages are named: stages.NAME.{last}"
+        )
+    for target in targets:
+        target[last] = value
+
+
+def _below(target: object, key: str) -> list[Any]:
+    if isinstance(target, list):
+        named = [item for item in target if isinstance(item, dict)]
+        return [item for item in named if key in {"*", item.get("name")}]
+    if not isinstance(target, dict):
+        return []
+    if target.get(key) is None:
+        target[key] = {}
+    return [target[key]]
 
 
 def load_profile(engine: str) -> Profile:
@@ -93,7 +213,7 @@ def load_profile(engine: str) -> Profile:
     if engine.startswith(("http://", "https://")):
         return profile_for_url(engine)
     path = PROFILES / f"{engine}.yaml"
-    names = sorted(file.stem for file in PROFILES.glob("*.yaml"))
+    names = known_profiles()
     if engine not in names:
         raise ConfigError(
             f"engine {engine!r} is no profile; profiles: {', '.join(names)}"
@@ -106,12 +226,21 @@ def _read_stage_files(stage: dict[str, Any], path: Path, key: str) -> None:
     prompt, output = stage.get("prompt"), stage.get("output")
     if isinstance(prompt, str):
         stage["prompt"] = _file_or_text(prompt, path, f"{key}.prompt")
+    if isinstance(output, str) and output.strip().endswith((".json", ".yaml", ".yml")):
+        output = _read_schema(output, path, f"{key}.output")
+        stage["output"] = output
     if isinstance(output, str):
-        text = _file_or_text(output, path, f"{key}.output")
-        try:
-            stage["output"] = json.loads(text)
-        except json.JSONDecodeError as exc:
-            raise ConfigError(f"{path}: {key}.output: {output!r} is not JSON: {exc}") from exc
+        stage["output"] = parse_fields(output, f"{path}: {key}.output")
+    elif isinstance(output, dict) and output and not is_json_schema(output):
+        stage["output"] = fields_to_schema(output, f"{path}: {key}.output")
+
+
+def _read_schema(name: str, path: Path, key: str) -> object:
+    text = _file_or_text(name, path, key)
+    try:
+        return json.loads(text) if name.endswith(".json") else parse_yaml(text)
+    except (json.JSONDecodeError, YAMLError) as exc:
+        raise ConfigError(f"{path}: {key}: file {name!r} cannot be parsed: {exc}") from exc
 
 
 def _file_or_text(value: object, path: Path, key: str) -> str:
@@ -122,7 +251,7 @@ def _file_or_text(value: object, path: Path, key: str) -> str:
     """
     if not isinstance(value, str):
         raise ConfigError(f"{path}: {key}: expected a file name or a text, got {value!r}")
-    if "\n" in value or not value.endswith((".md", ".j2", ".txt", ".json")):
+    if "\n" in value or not value.endswith((".md", ".j2", ".txt", ".json", ".yaml", ".yml")):
         return value
     file = path.parent / value
     try:
@@ -136,10 +265,10 @@ def _file_or_text(value: object, path: Path, key: str) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read ({exc.strerror}); check the path") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+    except (YAMLError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: is not YAML: {exc}") from exc
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(data).__name__}")

@@ -80,8 +80,11 @@ class StageConfig(_Model):
     """The question, a Jinja2 template; `upstream.<stage>.<field>` are the answers of `needs`
     for the same chunk. The chunk itself is placed by the engine, in front of the question."""
     output: Mapping[str, Any]
-    """JSON Schema of the answer, an object. A string property of format `segment-label` is
-    answered with the label of a line and stored as the line's text, with its citation."""
+    """What the answer holds: fields in short, `{party: string, amount: decimal?, tags: [string]}`,
+    or a JSON Schema of an object, or the name of a file with one. Type words: string, integer,
+    number, decimal, boolean, date, line; `a|b` for a choice, `[type]` for a list, `?` behind a type
+    that may be null. A `line` (JSON Schema: a string of format `segment-label`) is answered with a
+    line of the document and stored as its text, with its citation."""
     max_output_tokens: int = Field(default=256, ge=8)
     """Most tokens of one answer, so that a talkative model cannot run away."""
 
@@ -100,6 +103,19 @@ class StageConfig(_Model):
         if self.over == "document" and not self.needs:
             raise ValueError("a stage over document needs at least one stage in `needs`")
         return self
+
+
+class BudgetConfig(_Model):
+    """What a run may spend.
+
+    Each call reserves its worst case before it is sent; when that does not fit any more, the run
+    stops with what it has and can be resumed.
+    """
+
+    usd: float | None = Field(default=None, gt=0)
+    """US dollars, by the profile's prices. None: no limit."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Prompt and answer tokens together. None: no limit."""
 
 
 class ReportConfig(_Model):
@@ -127,6 +143,7 @@ class PipelineConfig(_Model):
     """Texts put in front of every request, by name: one prefix for all stages."""
     reader: ReaderConfig = Field(default_factory=ReaderConfig)
     chunk: ChunkConfig = Field(default_factory=ChunkConfig)
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     documents_per_shard: int = Field(default=16, ge=1)
     """Documents one shard owns for life: large enough that a shard is at least half a minute of

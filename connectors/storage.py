@@ -58,6 +58,9 @@ class Storage(Protocol):
     def get(self, path: str) -> bytes:
         """Return the whole object."""
 
+    def find(self, path: str) -> bytes | None:
+        """Return the whole object, or None where there is none."""
+
     def put(self, path: str, data: bytes) -> None:
         """Write the object, in place of an older one."""
 
@@ -124,6 +127,15 @@ class LocalStorage:
         file = self.root / path
         with _local_errors(file):
             return file.read_bytes()
+
+    def find(self, path: str) -> bytes | None:
+        """Return the file's bytes, or None where there is no such file."""
+        file = self.root / path
+        with _local_errors(file):
+            try:
+                return file.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def put(self, path: str, data: bytes) -> None:
         """Stage, sync and rename into place."""
@@ -193,6 +205,14 @@ class S3Storage:
         """Return the object's bytes."""
         with self._errors(path):
             return obstore.get(self._store, self._key(path)).bytes().to_bytes()
+
+    def find(self, path: str) -> bytes | None:
+        """Return the object's bytes, or None where there is no such object."""
+        with self._errors(path):
+            try:
+                return obstore.get(self._store, self._key(path)).bytes().to_bytes()
+            except (obstore_errors.NotFoundError, FileNotFoundError):
+                return None
 
     def put(self, path: str, data: bytes) -> None:
         """Put the object in one request, or in parts where it is large."""

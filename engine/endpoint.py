@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -41,10 +41,13 @@ class Endpoint:
         """Return the address and model; never the key."""
         return f"Endpoint({self.base_url!r}, model={self.model!r})"
 
-    def prompt_overhead(self, instructions: str, question: str) -> int:
+    def prompt_overhead(
+        self, instructions: str, question: str, schema: Mapping[str, Any] | None = None
+    ) -> int:
         """Return the tokens a prompt needs beside its material, room for one repair included."""
         repair = repair_text("x" * 200)
-        texts = [instructions, user_text("", question), repair]
+        shown = None if self.profile.capabilities.structured_output else schema
+        texts = [instructions, user_text("", question, shown), repair]
         return sum(self.counter.count_many(texts)) + TEMPLATE_MARGIN_TOKENS
 
     def close(self) -> None:
@@ -111,6 +114,33 @@ def open_endpoint(
         counter=counter,
         api_key=api_key,
         server=server,
+    )
+
+
+def plan_endpoint(
+    profile: Profile, *, cache: Path, api_key: str | None, notify: Callable[[str], None]
+) -> Endpoint:
+    """Return the profile's endpoint for planning: nothing is started and no prompt is sent.
+
+    An endpoint that does not answer is planned with what the profile says of it.
+
+    Raises:
+        EngineMisconfigured: The endpoint refuses the key, or has another model.
+        PrerequisiteError: The profile's tokenizer is missing.
+    """
+    model, served_context = profile.model or profile.name, None
+    if profile.serve is None:
+        try:
+            model, served_context = _describe(profile.base_url or "", profile, api_key)
+        except EngineUnavailable as exc:
+            notify(f"planning without the engine: {exc}")
+    known = [n for n in (profile.context_tokens, served_context) if n is not None]
+    return Endpoint(
+        profile=profile,
+        base_url=profile.base_url or "",
+        model=model,
+        context_tokens=min(known, default=DEFAULT_CONTEXT_TOKENS),
+        counter=_counter(profile, cache),
     )
 
 

@@ -4,7 +4,8 @@ EngineError
 ├── PrerequisiteError     the operator: something is not installed, not free or not allowed
 ├── EngineUnavailable     the scheduler: no answer, 408, 409, 429 or 5xx (retryable)
 ├── EngineMisconfigured   the operator: 401, 403 or 404: the key, the URL or the model is wrong
-└── RequestRejected       this request: another 4xx, such as a prompt beyond the context
+├── RequestRejected       this request: another 4xx, such as a prompt beyond the context
+└── BudgetReached         the operator: the run's budget does not cover this request
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ class EngineUnavailable(EngineError):
 
 class EngineMisconfigured(EngineError):
     """The endpoint refuses every request of this kind; going on would be pointless."""
+
+
+class BudgetReached(EngineError):
+    """The budget does not cover this call; the run stops and can be resumed with a larger one."""
 
 
 class RequestRejected(EngineError):

@@ -29,6 +29,34 @@ class Capabilities(_Model):
     `--scheduling-policy priority`."""
 
 
+class Prices(_Model):
+    """What the host takes, in US dollars per million tokens."""
+
+    input_usd: float = Field(ge=0)
+    """Prompt tokens that are computed."""
+    cached_input_usd: float = Field(ge=0)
+    """Prompt tokens served from the host's prefix cache."""
+    output_usd: float = Field(ge=0)
+    """Tokens generated, reasoning included."""
+
+    def usd(self, *, prompt: int, cached: int, output: int) -> float:
+        """Return the price of that many tokens; `cached` is a part of `prompt`."""
+        return (
+            (prompt - cached) * self.input_usd
+            + cached * self.cached_input_usd
+            + output * self.output_usd
+        ) / 1e6
+
+
+class Throughput(_Model):
+    """Tokens a second that the host reached when it was measured, for estimates of time."""
+
+    prompt_tokens_per_s: float = Field(gt=0)
+    """Prompt tokens computed a second, all requests together."""
+    output_tokens_per_s: float = Field(gt=0)
+    """Tokens generated a second, all requests together."""
+
+
 class ModeSettings(_Model):
     """How one mode is asked for on this host."""
 
@@ -57,9 +85,16 @@ class Profile(_Model):
     """Name of the environment variable that holds the key; the key itself is nowhere else."""
     context_tokens: int | None = Field(default=None, ge=256)
     """Longest prompt and answer together, in tokens; None: as the endpoint reports it."""
+    max_chunk_tokens: int | None = Field(default=None, ge=64)
+    """Most tokens of a chunk where the pipeline sets none; None: what the context leaves. Smaller
+    ones keep more requests in the KV cache at once."""
     max_in_flight: int = Field(default=16, ge=1)
     """Most requests under way at the same time."""
     capabilities: Capabilities = Field(default_factory=Capabilities)
+    prices: Prices | None = None
+    """What tokens cost; None: not known, such as on own hardware."""
+    throughput: Throughput | None = None
+    """How fast it is; None: not measured."""
     modes: Mapping[ModeName, ModeSettings]
     """Settings of each mode that the host offers."""
 

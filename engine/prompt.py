@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 CONSTANT = """\
 You read an excerpt of a document, given as lines. Each line starts with its label in square brackets.
@@ -16,9 +18,33 @@ def instructions(shared: Mapping[str, str]) -> str:
     return "\n".join([CONSTANT, *(text.strip() for text in shared.values())]).strip() + "\n"
 
 
-def user_text(material: str, question: str) -> str:
-    """Return the user's message: the material, which questions share, then the question."""
-    return f"{material}\nQuestion: {question.strip()}"
+def user_text(material: str, question: str, schema: Mapping[str, Any] | None = None) -> str:
+    """Return the user's message: the material, which questions share, then the question.
+
+    Args:
+        material: The labelled lines.
+        question: What is asked.
+        schema: The answer's JSON Schema, for a host that does not enforce it; None where it does.
+    """
+    text = f"{material}\nQuestion: {question.strip()}"
+    if schema is None:
+        return text
+    shown = json.dumps(_in_words(schema), ensure_ascii=False, separators=(",", ":"))
+    return f"{text}\nThe answer follows this JSON Schema: {shown}"
+
+
+_MAX_SHOWN_CHOICES = 16
+
+
+def _in_words(schema: object) -> object:
+    """Return the schema with long lists of labels put in words; the lines themselves show them."""
+    if isinstance(schema, Mapping):
+        choices = schema.get("enum")
+        if isinstance(choices, list) and len(choices) > _MAX_SHOWN_CHOICES:
+            rest = {key: value for key, value in schema.items() if key != "enum"}
+            return {**rest, "description": f"one label of a line, such as {choices[0]}"}
+        return {key: _in_words(value) for key, value in schema.items()}
+    return [_in_words(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def repair_text(error: str) -> str:

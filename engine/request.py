@@ -65,10 +65,22 @@ class Result:
     model: str = ""
     finish_reason: str | None = None
     usage: Usage = field(default_factory=Usage)
+    cost_usd: float | None = None
+    """Price of the usage; None where the profile has no prices."""
     attempts: int = 0
     """HTTP calls made, repairs and retries included."""
     seconds: float = 0.0
     """Wall time from the first send to the last answer, waiting between attempts included."""
+
+
+def add_usage(first: Usage, second: Usage) -> Usage:
+    """Return the sum; cached tokens are known where one of the two knows them."""
+    cached = [n for n in (first.cached_tokens, second.cached_tokens) if n is not None]
+    return Usage(
+        prompt_tokens=first.prompt_tokens + second.prompt_tokens,
+        cached_tokens=sum(cached) if cached else None,
+        completion_tokens=first.completion_tokens + second.completion_tokens,
+    )
 
 
 def content_key(*parts: object) -> str:

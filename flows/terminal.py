@@ -82,15 +82,19 @@ def _counts(snapshot: Snapshot) -> str:
     if snapshot.prompt_tokens:
         parts.append(f"{snapshot.prompt_tokens:,} prompt tokens")
         parts.append(f"{snapshot.cached_tokens / snapshot.prompt_tokens:.0%} cached")
+    if snapshot.cost_usd is not None:
+        parts.append(f"{dollars(snapshot.cost_usd)} USD")
     if snapshot.remaining_s is not None and snapshot.phase == "processing":
         parts.append(f"about {snapshot.remaining_s:.0f} s left")
     return ", ".join(parts)
 
 
-def print_summary(console: Console, manifest: Mapping[str, Any]) -> None:
-    """Print what came of a run and where it is."""
-    table = Table(title=f"{manifest['pipeline']}: {manifest['verdict'].replace('_', ' ')}")
-    for name in ("stage", "inputs", "outcomes", "prompt tokens", "cached", "output tokens"):
+def print_summary(manifest: Mapping[str, Any]) -> None:
+    """Print the run's figures: a table of its stages, then where everything is."""
+    console = Console(highlight=False)
+    title = f"{manifest['pipeline']}: {manifest['verdict'].replace('_', ' ')}"
+    table = Table(title=title, title_justify="left")
+    for name in ("stage", "inputs", "outcomes", "prompt tokens", "cached", "output tokens", "USD"):
         table.add_column(name, justify="left" if name in {"stage", "outcomes"} else "right")
     for name, stage in manifest["stages"].items():
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in stage["outcomes"].items())
@@ -101,20 +105,41 @@ def print_summary(console: Console, manifest: Mapping[str, Any]) -> None:
             f"{stage['prompt_tokens']:,}",
             _ratio(stage["cached_tokens"], stage["prompt_tokens"]),
             f"{stage['completion_tokens']:,}",
+            dollars(stage["cost_usd"]),
         )
     console.print(table)
+    for name, value in summary_lines(manifest).items():
+        console.print(f"{name:>10}  {value}", markup=False, soft_wrap=True)
+
+
+def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a person wants to know at the end of a run: counts, failures, where to look."""
+    run_id = manifest["run_id"]
     documents = ", ".join(f"{count} {status}" for status, count in manifest["documents"].items())
     rejected = ", ".join(f"{count} {reason}" for reason, count in manifest["rejected"].items())
     lines = {
         "documents": documents + (f" ({rejected})" if rejected else ""),
         "chunks": f"{manifest['chunks']:,} in {manifest['shards']} shards",
         "seconds": f"{manifest['seconds']:.1f}",
-        "records": f"{manifest['sink']}/records/stage=*/",
-        "manifest": f"{manifest['sink']}/runs/{manifest['run_id']}/manifest.json",
-        "report": manifest["report"]["html"],
     }
-    for name, value in lines.items():
-        console.print(f"{name:>10}  {value}", highlight=False, markup=False, soft_wrap=True)
+    if manifest["spent"]["usd"] is not None:
+        lines["cost"] = f"{dollars(manifest['spent']['usd'])} USD"
+    for number, failure in enumerate(manifest["failures"][:3]):
+        text = f"{failure['count']} {failure['outcome']} ({failure['error_class']}) in stage"
+        lines[f"failure {number + 1}"] = f"{text} {failure['stage']}, such as {failure['example']}"
+    if manifest["verdict"] == "budget_reached":
+        lines["go on"] = f"headrace run --resume {run_id} --budget-usd/--budget-tokens <more>"
+    elif manifest["failures"]:
+        lines["go on"] = f"headrace retry {run_id}"
+    lines["look at"] = f"headrace records {run_id}"
+    lines["tables"] = f"{manifest['sink']}/records/stage=*/*.parquet"
+    lines["report"] = manifest["report"]["html"]
+    return lines
+
+
+def dollars(value: float | None) -> str:
+    """Return a sum of US dollars, a dash where it is not known."""
+    return "-" if value is None else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
 def _ratio(part: int | None, whole: int) -> str:

@@ -9,6 +9,18 @@ from flows.services import ObjectStore, PrefectServer
 from tests.fakes.engine_server import FakeEngine
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_folder(tmp_path_factory):
+    """A state folder of the tests' own, for this process and those it starts."""
+    before = os.environ.get("HEADRACE_STATE")
+    os.environ["HEADRACE_STATE"] = str(tmp_path_factory.mktemp("state"))
+    yield Path(os.environ["HEADRACE_STATE"])
+    if before is None:
+        del os.environ["HEADRACE_STATE"]
+    else:
+        os.environ["HEADRACE_STATE"] = before
+
+
 @pytest.fixture
 def engine():
     """A fake engine that answers every request."""

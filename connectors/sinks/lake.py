@@ -48,6 +48,24 @@ class Lake:
         text = json.dumps(value, indent=2, ensure_ascii=False)
         self.storage.put(path, text.encode())
 
+    def find_json(self, path: str) -> dict[str, Any] | None:
+        """Return one JSON object, or None where there is none.
+
+        Raises:
+            StorageError: What is there is no JSON object.
+        """
+        data = self.storage.find(path)
+        if data is None:
+            return None
+        try:
+            value = json.loads(data)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            uri = self.storage.uri(path)
+            raise StorageError(f"{uri} is no JSON object; was it changed by hand?", uri=uri)
+        return value
+
     def claim(self, path: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
         """Put one JSON object where there is none, and return the one that is there."""
         if self.storage.put_if_absent(path, json.dumps(value, indent=2).encode()):

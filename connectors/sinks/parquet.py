@@ -131,6 +131,7 @@ USAGE = pa.schema([
     ("prompt_tokens", pa.int64()),
     ("cached_tokens", pa.int64()),
     ("completion_tokens", pa.int64()),
+    ("cost_usd", pa.float64()),
 ])
 
 _PLAIN: Mapping[str, pa.DataType] = {

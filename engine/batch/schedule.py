@@ -11,15 +11,16 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from engine.batch.budget import Budget
 from engine.client import Client, Reply
 from engine.endpoint import Endpoint
-from engine.errors import EngineUnavailable, RequestRejected
+from engine.errors import BudgetReached, EngineUnavailable, RequestRejected
 from engine.modes import MODES
 from engine.modes.mode import Verdict
-from engine.request import Request, Result, Usage
+from engine.request import Outcome, Request, Result, Usage, add_usage
 from engine.tokens import BYTES_PER_TOKEN
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ async def run(
     *,
     max_in_flight: int | None = None,
     retry: RetryRule = _DEFAULT_RETRY,
+    budget: Budget | None = None,
 ) -> AsyncIterator[Result]:
     """Yield exactly one result per request, as they finish.
 
@@ -63,6 +65,7 @@ async def run(
         endpoint: Where to.
         max_in_flight: Requests under way at the same time; the profile's limit where None.
         retry: What to do when the endpoint is unavailable.
+        budget: What all calls together may spend; requests beyond it end as `over_budget`.
 
     Raises:
         EngineMisconfigured: The endpoint refuses every request of this kind.
@@ -70,7 +73,7 @@ async def run(
     limit = max_in_flight or endpoint.profile.max_in_flight
     done: asyncio.Queue[Result | BaseException | object] = asyncio.Queue()
     async with Client(endpoint.base_url, api_key=endpoint.api_key, max_connections=limit) as client:
-        sender = _Sender(endpoint, client, retry)
+        sender = _Sender(endpoint, client, retry, budget or Budget(prices=endpoint.profile.prices))
         feeder = asyncio.create_task(_feed(requests, sender, limit, done))
         try:
             while (item := await done.get()) is not _END:
@@ -127,46 +130,38 @@ async def _feed(
 class _Sender:
     """Carries out one request after the other over a shared client."""
 
-    def __init__(self, endpoint: Endpoint, client: Client, retry: RetryRule) -> None:
+    def __init__(
+        self, endpoint: Endpoint, client: Client, retry: RetryRule, budget: Budget
+    ) -> None:
         self._endpoint = endpoint
         self._client = client
         self._retry = retry
+        self._budget = budget
 
     async def result(self, request: Request, priority: int) -> Result:
         """Return the request's one result."""
         started = time.monotonic()
-        attempts = 0
-        text = (request.instructions, request.material, request.question)
-        prompt_tokens = sum(map(len, text)) // BYTES_PER_TOKEN
+        account = _Account()
 
         async def send(body: Mapping[str, Any]) -> Reply:
-            nonlocal attempts
-            if self._endpoint.profile.capabilities.priority:
-                body = {**body, "priority": priority}
-            for attempt in range(1, self._retry.max_attempts + 1):
-                attempts += 1
-                try:
-                    return await self._client.complete(body, prompt_tokens=prompt_tokens)
-                except EngineUnavailable as exc:
-                    if attempt == self._retry.max_attempts:
-                        raise
-                    delay_s = self._retry.delay_s(attempt, exc.retry_after_s)
-                    logger.debug(
-                        "request_id=%s attempt=%d: %s; again in %.1f s",
-                        request.request_key,
-                        attempt,
-                        exc,
-                        delay_s,
-                    )
-                    await asyncio.sleep(delay_s)
-            raise AssertionError("unreachable: the last attempt returns or raises")
+            reserved = await self._budget.reserve(body)
+            usage = Usage()
+            try:
+                reply = await self._call(body, priority, request, account)
+                usage = reply.usage
+            finally:
+                self._budget.settle(reserved, usage)
+            account.usage = add_usage(account.usage, usage)
+            return reply
 
         try:
             verdict = await MODES[request.mode].carry_out(request, self._endpoint, send)
         except RequestRejected as exc:
-            verdict = _failed("request_rejected", exc)
+            verdict = _ended("failed", "request_rejected", exc)
         except EngineUnavailable as exc:
-            verdict = _failed("engine_unavailable", exc)
+            verdict = _ended("failed", "engine_unavailable", exc)
+        except BudgetReached as exc:
+            verdict = _ended("over_budget", "budget_reached", exc)
         return Result(
             request_key=request.request_key,
             stage=request.stage,
@@ -178,11 +173,51 @@ class _Sender:
             mode_observed=verdict.mode_observed,
             model=self._endpoint.model,
             finish_reason=verdict.finish_reason,
-            usage=verdict.usage,
-            attempts=attempts,
+            usage=account.usage,
+            cost_usd=self._budget.price(account.usage),
+            attempts=account.attempts,
             seconds=time.monotonic() - started,
         )
 
+    async def _call(
+        self, body: Mapping[str, Any], priority: int, request: Request, account: _Account
+    ) -> Reply:
+        """Return the reply of one turn, after as many calls as the retry rule allows.
 
-def _failed(error_class: str, exc: Exception) -> Verdict:
-    return Verdict(outcome="failed", error_class=error_class, error=str(exc), usage=Usage())
+        Raises:
+            EngineUnavailable: The last call failed as well.
+            AssertionError: Never.
+        """
+        text = (request.instructions, request.material, request.question)
+        prompt_tokens = sum(map(len, text)) // BYTES_PER_TOKEN
+        if self._endpoint.profile.capabilities.priority:
+            body = {**body, "priority": priority}
+        for attempt in range(1, self._retry.max_attempts + 1):
+            account.attempts += 1
+            try:
+                return await self._client.complete(body, prompt_tokens=prompt_tokens)
+            except EngineUnavailable as exc:
+                if attempt == self._retry.max_attempts:
+                    raise
+                delay_s = self._retry.delay_s(attempt, exc.retry_after_s)
+                logger.debug(
+                    "request_id=%s attempt=%d: %s; again in %.1f s",
+                    request.request_key,
+                    attempt,
+                    exc,
+                    delay_s,
+                )
+                await asyncio.sleep(delay_s)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+@dataclass(slots=True)
+class _Account:
+    """What one request has taken so far: calls, and tokens of those that answered."""
+
+    attempts: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
+def _ended(outcome: Outcome, error_class: str, exc: Exception) -> Verdict:
+    return Verdict(outcome=outcome, error_class=error_class, error=str(exc), usage=Usage())

@@ -13,7 +13,7 @@ from engine.client import Message, Reply
 from engine.endpoint import Endpoint
 from engine.modes.mode import Send, Verdict
 from engine.prompt import repair_text, user_text
-from engine.request import Request, Usage
+from engine.request import Request, add_usage
 
 _THINK_END = "</think>"
 
@@ -23,7 +23,7 @@ class Instant:
 
     async def carry_out(self, request: Request, endpoint: Endpoint, send: Send) -> Verdict:
         """Ask, check the answer against the schema, and re-ask once with the error."""
-        messages = first_messages(request)
+        messages = first_messages(request, endpoint)
         reply = await send(_body(request, endpoint, messages))
         output, error_class, error = _judge(request, reply)
         usage = reply.usage
@@ -35,7 +35,7 @@ class Instant:
             ]
             reply = await send(_body(request, endpoint, again))
             output, error_class, error = _judge(request, reply)
-            usage = _sum(usage, reply.usage)
+            usage = add_usage(usage, reply.usage)
         return Verdict(
             outcome="succeeded" if error is None else "invalid_output",
             output=output,
@@ -47,9 +47,10 @@ class Instant:
         )
 
 
-def first_messages(request: Request) -> list[Message]:
+def first_messages(request: Request, endpoint: Endpoint) -> list[Message]:
     """Return the conversation's start: instructions, then images and material, then the question."""
-    text = user_text(request.material, request.question)
+    enforced = endpoint.profile.capabilities.structured_output
+    text = user_text(request.material, request.question, None if enforced else request.schema)
     content: object = text
     if request.images:
         images = [
@@ -106,12 +107,3 @@ def _judge(
     except jsonschema.ValidationError as exc:
         return None, "schema", f"{exc.json_path}: {exc.message}"[:300]
     return output, None, None
-
-
-def _sum(first: Usage, second: Usage) -> Usage:
-    cached = [n for n in (first.cached_tokens, second.cached_tokens) if n is not None]
-    return Usage(
-        prompt_tokens=first.prompt_tokens + second.prompt_tokens,
-        cached_tokens=sum(cached) if cached else None,
-        completion_tokens=first.completion_tokens + second.completion_tokens,
-    )

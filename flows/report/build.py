@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from config.errors import ConfigError
 from config.pipeline import StageConfig
 from connectors.document import Span
 from connectors.errors import DocumentRejected, StorageError
@@ -16,8 +17,9 @@ from connectors.sinks.parquet import RESERVED_COLUMNS, span_from_row
 from flows.report.data import Answer, Citation, DocumentCard, Field, ReportData, StageSummary
 from flows.report.markdown import render_markdown
 from flows.report.page import MAX_CARDS, render_html
-from flows.report.words import clock
-from flows.run.bench import Bench
+from flows.report.words import unit_name
+from flows.run.bench import Room, open_room
+from flows.run.resume import load_job, manifest_path
 
 MAX_PREVIEWS = 160
 """Pictures in one report; at about 20 kB each they stay below 4 MB."""
@@ -27,45 +29,62 @@ _CONTEXT = 2
 Row = Mapping[str, Any]
 
 
-def write_report(bench: Bench, manifest: Mapping[str, Any]) -> dict[str, str]:
+def write_report(room: Room, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Put the run's HTML page and Markdown into the sink and return their addresses."""
-    data = gather(bench, manifest)
-    folder = f"reports/{bench.job.run_id}"
+    data = gather(room, manifest)
+    folder = f"reports/{room.job.run_id}"
     files = {"html": f"{folder}/index.html", "markdown": f"{folder}/report.md"}
-    bench.lake.storage.put(files["html"], render_html(data).encode())
-    bench.lake.storage.put(files["markdown"], render_markdown(data).encode())
-    return {kind: bench.lake.storage.uri(path) for kind, path in files.items()}
+    room.lake.storage.put(files["html"], render_html(data).encode())
+    room.lake.storage.put(files["markdown"], render_markdown(data).encode())
+    return {kind: room.lake.storage.uri(path) for kind, path in files.items()}
 
 
-def gather(bench: Bench, manifest: Mapping[str, Any]) -> ReportData:
+def rebuild(run: str | None, sink: str | None) -> dict[str, str]:
+    """Write a finished run's report anew from its tables and return the addresses.
+
+    Raises:
+        ConfigError: There is no such run, or it has no manifest yet.
+    """
+    job = load_job(run, sink, "resume")
+    with open_room(job) as room:
+        manifest = room.lake.find_json(manifest_path(job.run_id))
+        if manifest is None:
+            raise ConfigError(
+                f"run {job.run_id} has not ended, so there is nothing to report; go on with:"
+                f" headrace run --resume {job.run_id}"
+            )
+        return write_report(room, manifest)
+
+
+def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
     """Return everything the report shows, read back from the sink's tables."""
-    pipeline = bench.job.pipeline
-    documents = _rows(bench, "documents", None)
+    pipeline = room.job.pipeline
+    documents = _rows(room, "documents", None)
     documents.sort(key=lambda row: str(row["path"]))
     paths = [str(row["path"]) for row in documents[:MAX_CARDS]]
-    chunks = _group(_rows(bench, "chunks", paths))
+    chunks = _group(_rows(room, "chunks", paths))
     records = {
-        stage.name: _group(_rows(bench, f"records/stage={stage.name}", paths))
+        stage.name: _group(_rows(room, f"records/stage={stage.name}", paths))
         for stage in pipeline.stages
     }
-    pictures = _Pictures(bench)
+    pictures = _Pictures(room)
     cards = [
-        _card(bench, document=row, chunks=chunks, records=records, pictures=pictures)
+        _card(room, document=row, chunks=chunks, records=records, pictures=pictures)
         for row in documents
     ]
     engine = manifest["engine"]
     return ReportData(
         title=pipeline.report.title or pipeline.name,
-        run_id=bench.job.run_id,
-        source=bench.job.source,
-        sink=bench.lake.url,
+        run_id=room.job.run_id,
+        source=room.job.source,
+        sink=room.lake.url,
         engine=str(engine["profile"]),
         model=str(engine["model"]),
         started=str(manifest["started"]),
         seconds=float(manifest["seconds"]),
         verdict=str(manifest["verdict"]),
         documents=tuple(cards),
-        stages=_stages(bench, manifest),
+        stages=_stages(room, manifest),
         planned_cached_ratio=_planned_ratio(manifest),
         notes=pipeline.report.notes,
         previews=pictures.jpegs,
@@ -73,8 +92,8 @@ def gather(bench: Bench, manifest: Mapping[str, Any]) -> ReportData:
     )
 
 
-def _rows(bench: Bench, table: str, paths: Sequence[str] | None) -> list[dict[str, Any]]:
-    frame = bench.lake.read_table(table, paths=paths)
+def _rows(room: Room, table: str, paths: Sequence[str] | None) -> list[dict[str, Any]]:
+    frame = room.lake.read_table(table, paths=paths)
     return [] if frame is None else frame.to_dicts()
 
 
@@ -92,8 +111,8 @@ def _planned_ratio(manifest: Mapping[str, Any]) -> float | None:
     return planned / prompt if prompt else None
 
 
-def _stages(bench: Bench, manifest: Mapping[str, Any]) -> tuple[StageSummary, ...]:
-    usage = bench.lake.read_table(f"runs/{bench.job.run_id}/usage", ["stage", "seconds"])
+def _stages(room: Room, manifest: Mapping[str, Any]) -> tuple[StageSummary, ...]:
+    usage = room.lake.read_table(f"runs/{room.job.run_id}/usage", ["stage", "seconds"])
     seconds: dict[str, list[float]] = {}
     if usage is not None:
         grouped = usage.group_by("stage").agg(pl.col("seconds"))
@@ -109,15 +128,15 @@ def _stages(bench: Bench, manifest: Mapping[str, Any]) -> tuple[StageSummary, ..
             completion_tokens=manifest["stages"][stage.name]["completion_tokens"],
             latencies_s=tuple(seconds.get(stage.name, ())),
         )
-        for stage in bench.job.pipeline.stages
+        for stage in room.job.pipeline.stages
     )
 
 
 class _Pictures:
     """Previews of cited pages and frames, made on demand from the source, up to a limit."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
+    def __init__(self, room: Room) -> None:
+        self._room = room
         self.jpegs: dict[str, bytes] = {}
         self._path = ""
 
@@ -140,7 +159,7 @@ class _Pictures:
     def _render(self, document: Row, span: Span) -> bytes | None:
         path = str(document["path"])
         try:
-            jpeg: bytes | None = self._bench.readers.preview(
+            jpeg: bytes | None = self._room.readers.preview(
                 self._fetch(path), Path(path).name, span
             )
         except (DocumentRejected, StorageError):
@@ -150,15 +169,15 @@ class _Pictures:
 
     def _fetch(self, path: str) -> Path:
         """Return a local copy of the source object; documents come one after the other."""
-        file = self._bench.scratch / "preview"
+        file = self._room.scratch / "preview"
         if path != self._path:
-            file.write_bytes(self._bench.source.get(path))
+            file.write_bytes(self._room.source.get(path))
             self._path = path
         return file
 
 
 def _card(
-    bench: Bench,
+    room: Room,
     *,
     document: Row,
     chunks: Mapping[str, Sequence[Row]],
@@ -169,8 +188,8 @@ def _card(
     own = sorted(chunks.get(path, ()), key=lambda chunk: int(chunk["ordinal"]))
     segments = [segment for chunk in own for segment in chunk["segments"]]
     context = _Context(segments)
-    units = {f"chunk-{chunk['ordinal']:05d}": _unit_name(chunk["segments"]) for chunk in own}
-    stages = sorted(bench.job.pipeline.stages, key=lambda stage: stage.over == "chunk")
+    units = {f"chunk-{chunk['ordinal']:05d}": unit_name(_spans(chunk["segments"])) for chunk in own}
+    stages = sorted(room.job.pipeline.stages, key=lambda stage: stage.over == "chunk")
     answers = [
         _answer(stage, row, units, lambda c: _citation(c, document, context, pictures))
         for stage in stages
@@ -253,18 +272,5 @@ def _citation(row: Row, document: Row, context: _Context, pictures: _Pictures) -
     )
 
 
-def _unit_name(segments: Sequence[Row]) -> str:
-    """Return what a chunk covers, in a reader's words."""
-    spans = [span_from_row(segment["span"]) for segment in segments]
-    if not spans:
-        return "nothing"
-    first, last = spans[0], spans[-1]
-    if first.page is not None:
-        same = first.page == last.page
-        return f"page {first.page}" if same else f"pages {first.page}-{last.page}"
-    if first.sheet is not None:
-        name = f"sheet {first.sheet}" if first.sheet else "table"
-        return f"{name} {first.cells or ''}".strip()
-    if first.t0 is not None:
-        return f"{clock(first.t0)}-{clock(last.t1 if last.t1 is not None else first.t0)}"
-    return f"characters {first.char_start}-{last.char_end}"
+def _spans(segments: Sequence[Row]) -> list[Span]:
+    return [span_from_row(segment["span"]) for segment in segments]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from connectors.document import Span
 
 _VERDICTS = {
     "complete": "Complete",
     "over_failure_limit": "Complete, but over the failure limit",
+    "budget_reached": "Stopped by its budget",
     "incomplete": "Incomplete",
 }
 
@@ -27,6 +30,22 @@ def place(span: Span) -> str:
     if span.char_start is not None:
         return f"characters {span.char_start:,}-{span.char_end or span.char_start:,}"
     return "whole document"
+
+
+def unit_name(spans: Sequence[Span]) -> str:
+    """Return what a chunk covers, from the spans of its segments in order."""
+    if not spans:
+        return "nothing"
+    first, last = spans[0], spans[-1]
+    if first.page is not None:
+        same = first.page == last.page
+        return f"page {first.page}" if same else f"pages {first.page}-{last.page}"
+    if first.sheet is not None:
+        name = f"sheet {first.sheet}" if first.sheet else "table"
+        return f"{name} {first.cells or ''}".strip()
+    if first.t0 is not None:
+        return f"{clock(first.t0)}-{clock(last.t1 if last.t1 is not None else first.t0)}"
+    return f"characters {first.char_start}-{last.char_end}"
 
 
 def clock(seconds: float) -> str:

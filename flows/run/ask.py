@@ -163,7 +163,7 @@ class Asker:
 
     def room(self, stage: StageConfig) -> int:
         """Return how many tokens of material fit beside instructions, question and answer."""
-        overhead = self._endpoint.prompt_overhead(self.instructions, stage.prompt)
+        overhead = self._endpoint.prompt_overhead(self.instructions, stage.prompt, stage.output)
         return self._endpoint.context_tokens - overhead - stage.max_output_tokens
 
     def _ask(

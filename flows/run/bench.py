@@ -19,6 +19,7 @@ from connectors.document import Media
 from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
 from connectors.storage import Storage, open_storage
+from engine.batch import Amount, Budget
 from engine.endpoint import Endpoint, open_endpoint
 from engine.profile import Profile
 from flows.run.ask import Asker
@@ -32,22 +33,34 @@ NUM_SHARDS_AT_ONCE = 2
 """Shards in work at the same time, so that one is read while the other is asked about."""
 
 
+SETTLE_S = 3.0
+"""Seconds that shards in work get to save their answers when a run is interrupted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """Everything a shard works with."""
+class Room:
+    """What reads a job's documents and writes its tables; knows no engine."""
 
     job: Job
     source: Storage
     lake: Lake
-    endpoint: Endpoint
     readers: ReaderPool
+    scratch: Path
+    """Temporary folder for fetched objects and their media; gone with the room."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench(Room):
+    """Everything a shard works with."""
+
+    endpoint: Endpoint
     asker: Asker
     rule: ChunkRule
     progress: Progress
+    budget: Budget
     cancelled: threading.Event
     """Set when the bench closes, so that shards still in work stop soon."""
-    scratch: Path
-    """Temporary folder for fetched objects and their media; gone with the bench."""
+    in_work: Shift
 
     @property
     def max_in_flight(self) -> int:
@@ -74,13 +87,57 @@ def open_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
     )
 
 
+class Shift:
+    """Counts the shards in work, so that a closing bench can wait for them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Count one shard while the block runs."""
+        with self._changed:
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
+
+    def wait(self, limit_s: float) -> None:
+        """Wait until none is in work, at most `limit_s` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._count == 0, limit_s)
+
+
 @contextmanager
-def open_bench(job: Job, progress: Progress, notify: Callable[[str], None]) -> Iterator[Bench]:
+def open_room(job: Job) -> Iterator[Room]:
+    """Open storage and readers, and close them again.
+
+    Raises:
+        StorageError: Source or sink cannot be reached.
+    """
+    source, lake = open_storage(job.source), Lake(job.sink)
+    reader = job.pipeline.reader
+    with (
+        tempfile.TemporaryDirectory(prefix="headrace-") as scratch,
+        ReaderPool(NUM_READERS, reader.options(), timeout_s=reader.timeout_s) as readers,
+    ):
+        yield Room(job=job, source=source, lake=lake, readers=readers, scratch=Path(scratch))
+
+
+@contextmanager
+def open_bench(
+    job: Job, progress: Progress, notify: Callable[[str], None], spent: Amount | None = None
+) -> Iterator[Bench]:
     """Open storage, engine and readers, and close them again.
 
     Args:
         job: What to run.
         progress: Counters that the shards add to.
+        spent: What earlier attempts of the run have taken from its budget.
         notify: Called with a line whenever something slow begins, such as the engine's start.
 
     Raises:
@@ -88,42 +145,46 @@ def open_bench(job: Job, progress: Progress, notify: Callable[[str], None]) -> I
         StorageError: Source or sink cannot be reached.
         EngineError: The engine cannot be reached or started.
     """
-    source, lake = open_storage(job.source), Lake(job.sink)
     with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-"))
-        readers = stack.enter_context(
-            ReaderPool(
-                NUM_READERS,
-                job.pipeline.reader.options(),
-                timeout_s=job.pipeline.reader.timeout_s,
-            )
-        )
+        room = stack.enter_context(open_room(job))
         endpoint = stack.enter_context(open_engine(job.pipeline.engine, notify))
         asker = Asker(job.pipeline, endpoint)
-        cancelled = threading.Event()
+        limits = job.pipeline.budget
+        budget = Budget(
+            max_usd=limits.usd,
+            max_tokens=limits.tokens,
+            prices=endpoint.profile.prices,
+            spent=spent,
+        )
+        cancelled, in_work = threading.Event(), Shift()
+        stack.callback(in_work.wait, SETTLE_S)
         stack.callback(cancelled.set)
         yield Bench(
-            cancelled=cancelled,
-            job=job,
-            source=source,
-            lake=lake,
+            job=room.job,
+            source=room.source,
+            lake=room.lake,
+            readers=room.readers,
+            scratch=room.scratch,
             endpoint=endpoint,
-            readers=readers,
             asker=asker,
-            rule=_chunk_rule(job, endpoint, asker),
+            rule=chunk_rule(job, endpoint, asker),
             progress=progress,
-            scratch=Path(scratch),
+            budget=budget,
+            cancelled=cancelled,
+            in_work=in_work,
         )
 
 
-def _chunk_rule(job: Job, endpoint: Endpoint, asker: Asker) -> ChunkRule:
+def chunk_rule(job: Job, endpoint: Endpoint, asker: Asker) -> ChunkRule:
     """Return how to cut chunks.
 
     Raises:
         ConfigError: A chunk, its question and its answer do not fit the engine's context.
     """
     room = min(asker.room(stage) for stage in job.pipeline.stages)
-    max_tokens = job.pipeline.chunk.max_tokens or room
+    max_tokens = job.pipeline.chunk.max_tokens or min(
+        room, endpoint.profile.max_chunk_tokens or room
+    )
     if room < max_tokens or room < 1:
         raise ConfigError(
             f"chunk.max_tokens {max_tokens:,} does not fit: engine {endpoint.profile.name!r} has a"

@@ -1,16 +1,11 @@
-"""Writes a shard's parts and the run's manifest, after checking that the counts add up."""
+"""Writes a shard's parts and its marker, after checking that the counts add up."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from connectors.sinks import parquet
 from connectors.sinks.lake import chunk_row
@@ -21,20 +16,20 @@ from flows.run.rows import Answered, record_row, usage_row
 if TYPE_CHECKING:
     from flows.run.shard import ReadDocument
 
-VERSIONED = (
-    "headrace",
-    "prefect",
-    "pyarrow",
-    "polars",
-    "pypdfium2",
-    "python-calamine",
-    "av",
-    "rapidocr",
-)
-
 
 class CountMismatch(RuntimeError):
     """Rows in are not rows out: a defect of this program, so the shard is not committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Inquiries of one stage that ended the same bad way."""
+
+    outcome: str
+    error_class: str
+    count: int
+    example: str
+    """The message of one of them, with its document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +44,9 @@ class StageCount:
     planned_cached_tokens: int = 0
     """Prompt tokens that repeat what an earlier request began with: what a prefix cache can save."""
     completion_tokens: int = 0
+    cost_usd: float | None = None
+    """None where the profile has no prices."""
+    failures: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +61,38 @@ class ShardReport:
     """Rejected documents by error class."""
     num_chunks: int
     stages: Mapping[str, StageCount]
+    num_left: int = 0
+    """Documents that were not begun, since the budget was reached before."""
+
+
+def report_from_json(value: Mapping[str, Any]) -> ShardReport:
+    """Return the report that `asdict` wrote."""
+    stages = {
+        name: StageCount(**{
+            **stage,
+            "failures": tuple(Failure(**failure) for failure in stage["failures"]),
+        })
+        for name, stage in value["stages"].items()
+    }
+    return ShardReport(**{**value, "stages": stages})
+
+
+def left_alone(plan: ShardPlan) -> ShardReport:
+    """Return the report of a shard that was not begun."""
+    return ShardReport(
+        shard=plan.shard,
+        num_documents=0,
+        documents={},
+        rejected={},
+        num_chunks=0,
+        stages={},
+        num_left=len(plan.sources),
+    )
+
+
+def marker_path(run_id: str, shard: str = "") -> str:
+    """Return where the shard's marker lies: its report, put after its parts."""
+    return f"runs/{run_id}/shards/{shard}.json" if shard else f"runs/{run_id}/shards/"
 
 
 def commit_shard(bench: Bench, plan: ShardPlan, documents: Sequence[ReadDocument]) -> ShardReport:
@@ -98,6 +128,7 @@ def commit_shard(bench: Bench, plan: ShardPlan, documents: Sequence[ReadDocument
         for read in documents
     ]
     lake.put_part("documents", shard, document_rows, parquet.DOCUMENTS)
+    lake.put_json(marker_path(bench.job.run_id, shard), asdict(report))
     return report
 
 
@@ -136,8 +167,8 @@ def _report(
     return ShardReport(
         shard=plan.shard,
         num_documents=len(documents),
-        documents=Counter(read.document.status for read in documents),
-        rejected=rejected,
+        documents=dict(Counter(read.document.status for read in documents)),
+        rejected=dict(rejected),
         num_chunks=num_chunks,
         stages={
             stage.name: _stage_count(
@@ -173,16 +204,51 @@ def _planned_cached_tokens(
 
 
 def _stage_count(num_inputs: int, answers: Sequence[Answered], planned: int) -> StageCount:
-    sent = {a.result.request_key: a.result.usage for a in answers if a.inquiry.request is not None}
-    cached = [usage.cached_tokens for usage in sent.values() if usage.cached_tokens is not None]
+    sent = {a.result.request_key: a.result for a in answers if a.inquiry.request is not None}
+    usages = [result.usage for result in sent.values()]
     return StageCount(
         num_inputs=num_inputs,
-        outcomes=Counter(answered.result.outcome for answered in answers),
-        prompt_tokens=sum(usage.prompt_tokens for usage in sent.values()),
-        cached_tokens=sum(cached) if cached else None,
+        outcomes=dict(Counter(answered.result.outcome for answered in answers)),
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        cached_tokens=_sum_known(usage.cached_tokens for usage in usages),
         planned_cached_tokens=planned,
-        completion_tokens=sum(usage.completion_tokens for usage in sent.values()),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cost_usd=_sum_known(result.cost_usd for result in sent.values()),
+        failures=_failures(_failure_of(a) for a in answers if a.result.outcome in UNANSWERED),
     )
+
+
+UNANSWERED = frozenset({"invalid_output", "rejected", "failed", "over_budget"})
+"""Outcomes of requests that were to be answered and are not; skipped ones were never asked."""
+
+
+def _failure_of(answered: Answered) -> Failure:
+    result, inquiry = answered.result, answered.inquiry
+    return Failure(
+        outcome=result.outcome,
+        error_class=result.error_class or "",
+        count=1,
+        example=f"{inquiry.document.source.path} ({inquiry.unit}): {result.error}",
+    )
+
+
+def _failures(each: Iterable[Failure]) -> tuple[Failure, ...]:
+    """Return the failures gathered by outcome and class, most frequent first."""
+    found: dict[tuple[str, str], Failure] = {}
+    for failure in each:
+        key = (failure.outcome, failure.error_class)
+        known = found.get(key)
+        found[key] = replace(known, count=known.count + failure.count) if known else failure
+    return tuple(sorted(found.values(), key=lambda failure: -failure.count))
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _sum_known(values: Iterable[_Number | None]) -> _Number | None:
+    """Return the sum of the values that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known[1:], start=known[0]) if known else None
 
 
 def _check(plan: ShardPlan, report: ShardReport) -> None:
@@ -207,7 +273,11 @@ def add_up(reports: Sequence[ShardReport]) -> ShardReport:
         documents=_add([report.documents for report in reports]),
         rejected=_add([report.rejected for report in reports]),
         num_chunks=sum(report.num_chunks for report in reports),
-        stages={name: _add_stage([report.stages[name] for report in reports]) for name in names},
+        stages={
+            name: _add_stage([r.stages[name] for r in reports if name in r.stages])
+            for name in names
+        },
+        num_left=sum(report.num_left for report in reports),
     )
 
 
@@ -219,72 +289,13 @@ def _add(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _add_stage(counts: Sequence[StageCount]) -> StageCount:
-    cached = [count.cached_tokens for count in counts if count.cached_tokens is not None]
     return StageCount(
         num_inputs=sum(count.num_inputs for count in counts),
         outcomes=_add([count.outcomes for count in counts]),
         prompt_tokens=sum(count.prompt_tokens for count in counts),
-        cached_tokens=sum(cached) if cached else None,
+        cached_tokens=_sum_known(count.cached_tokens for count in counts),
         planned_cached_tokens=sum(count.planned_cached_tokens for count in counts),
         completion_tokens=sum(count.completion_tokens for count in counts),
+        cost_usd=_sum_known(count.cost_usd for count in counts),
+        failures=_failures(failure for count in counts for failure in count.failures),
     )
-
-
-def manifest(
-    bench: Bench, total: ShardReport, *, num_listed: int, num_shards: int, started: datetime
-) -> dict[str, Any]:
-    """Return the run's manifest: counts that add up, resolved configuration, versions."""
-    job = bench.job
-    config = job.pipeline.model_dump(mode="json")
-    asked, unanswered = failures(total)
-    adds_up = total.num_documents == num_listed and all(
-        sum(stage.outcomes.values()) == stage.num_inputs for stage in total.stages.values()
-    )
-    rate = unanswered / asked if asked else 0.0
-    over = rate > job.pipeline.failure_limit
-    finished = datetime.now(UTC)
-    return {
-        "run_id": job.run_id,
-        "pipeline": job.pipeline.name,
-        "verdict": "incomplete" if not adds_up else "over_failure_limit" if over else "complete",
-        "started": started.isoformat(timespec="seconds"),
-        "finished": finished.isoformat(timespec="seconds"),
-        "seconds": round((finished - started).total_seconds(), 3),
-        "source": job.source,
-        "sink": bench.lake.url,
-        "engine": {
-            "profile": bench.endpoint.profile.name,
-            "model": bench.endpoint.model,
-            "base_url": bench.endpoint.base_url,
-            "context_tokens": bench.endpoint.context_tokens,
-            "tokens_counted": "exactly" if bench.endpoint.counter.exact else "by estimate",
-        },
-        "documents": {"listed": num_listed, **total.documents},
-        "rejected": dict(total.rejected),
-        "shards": num_shards,
-        "chunks": total.num_chunks,
-        "chunk_max_tokens": bench.rule.max_tokens,
-        "stages": {
-            name: {
-                "inputs": stage.num_inputs,
-                "outcomes": dict(stage.outcomes),
-                "prompt_tokens": stage.prompt_tokens,
-                "cached_tokens": stage.cached_tokens,
-                "planned_cached_tokens": stage.planned_cached_tokens,
-                "completion_tokens": stage.completion_tokens,
-            }
-            for name, stage in total.stages.items()
-        },
-        "requests": {"asked": asked, "unanswered": unanswered, "failure_rate": round(rate, 6)},
-        "failure_limit": job.pipeline.failure_limit,
-        "config": config,
-        "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in VERSIONED},
-    }
-
-
-def failures(total: ShardReport) -> tuple[int, int]:
-    """Return how many inquiries were asked and how many of them ended without an answer."""
-    outcomes = _add([stage.outcomes for stage in total.stages.values()])
-    asked = sum(outcomes.values()) - outcomes.get("skipped", 0)
-    return asked, asked - outcomes.get("succeeded", 0)

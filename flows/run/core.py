@@ -5,21 +5,34 @@ A caller passes how shards are dispatched: the CLI runs them in threads, a flow 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from config.errors import ConfigError
-from connectors.storage import STAGING_PREFIX
+from connectors.errors import ConnectorError
+from connectors.sinks.lake import Lake
+from connectors.storage import STAGING_PREFIX, Storage, open_storage
+from engine.errors import EngineError
 from flows.report.build import write_report
-from flows.run import commit, plan
+from flows.run import commit, plan, registry
 from flows.run.bench import NUM_SHARDS_AT_ONCE, Bench, open_bench
 from flows.run.commit import ShardReport
 from flows.run.job import Job
+from flows.run.log import run_log
+from flows.run.manifest import manifest
 from flows.run.plan import ShardPlan
-from flows.run.progress import Progress
+from flows.run.progress import Progress, Snapshot
+from flows.run.registry import RunEntry
+from flows.run.resume import job_path, load_done, manifest_path, plan_path
 from flows.run.shard import process_shard
+
+logger = logging.getLogger(__name__)
 
 LAYOUT = 1
 """Version of the sink's layout; a sink written by another one is refused."""
@@ -55,6 +68,8 @@ def run_job(
 ) -> Mapping[str, Any]:
     """Run the job and return its manifest, which is also in the sink.
 
+    On Ctrl-C the shards in work save the answers they have, and KeyboardInterrupt goes on its way.
+
     Raises:
         ConfigError: The pipeline, a limit or the sink does not fit.
         ConnectorError: Source or sink cannot be reached.
@@ -62,36 +77,122 @@ def run_job(
     """
     progress = progress or Progress()
     started = datetime.now(UTC)
-    progress.enter("opening")
-    with open_bench(job, progress, notify) as bench:
-        progress.enter("listing")
-        shards, num_listed = _plan(bench)
-        progress.add(documents=num_listed)
-        progress.enter("processing")
-        reports = [*dispatch(lambda shard: process_shard(bench, shard), shards)]
-        total = commit.add_up(reports)
-        manifest = commit.manifest(
-            bench, total, num_listed=num_listed, num_shards=len(shards), started=started
-        )
-        progress.enter("reporting")
-        report = write_report(bench, manifest)
-        manifest = {**manifest, "report": report}
-        bench.lake.put_json(f"runs/{job.run_id}/manifest.json", manifest)
+    progress.enter("listing")
+    shards, num_listed = _plan(job)
+    with _remembered(job, started, progress), _logged(job):
+        done = load_done(job, Lake(job.sink), shards)
+        finished = {report.shard for report in done.reports}
+        left = [shard for shard in shards if shard.shard not in finished]
+        if done.reports:
+            notify(f"run {job.run_id}: {len(finished)} of {len(shards)} shards are done already")
+        progress.add(documents=sum(len(shard.sources) for shard in left))
+        progress.enter("opening the engine")
+        with open_bench(job, progress, notify, done.spent) as bench:
+            progress.enter("processing")
+            reports = [*done.reports, *dispatch(lambda shard: process_shard(bench, shard), left)]
+            value = _conclude(bench, reports, num_listed=num_listed, started=started)
         progress.enter("done")
-    return manifest
+    return value
 
 
-def _plan(bench: Bench) -> tuple[list[ShardPlan], int]:
-    """List the source and return the shards and the number of documents in them.
+def _conclude(
+    bench: Bench, reports: Sequence[ShardReport], *, num_listed: int, started: datetime
+) -> dict[str, Any]:
+    """Write the manifest and the report, and return the manifest."""
+    bench.progress.enter("reporting")
+    total = commit.add_up(reports)
+    value = manifest(bench, total, num_listed=num_listed, num_shards=len(reports), started=started)
+    value["report"] = write_report(bench, value)
+    path = manifest_path(bench.job.run_id)
+    earlier = bench.lake.storage.find(path)
+    if earlier is not None:
+        number = len([*bench.lake.storage.list(f"runs/{bench.job.run_id}/attempts")]) + 1
+        bench.lake.storage.put(f"runs/{bench.job.run_id}/attempts/{number:03d}.json", earlier)
+    bench.lake.put_json(path, value)
+    return value
+
+
+@contextmanager
+def _remembered(job: Job, started: datetime, progress: Progress) -> Iterator[None]:
+    """Keep this machine's entry of the run up to date while it goes on and when it ends.
 
     Raises:
-        ConfigError: The source holds nothing to read.
+        ConfigError: As raised inside.
+        ConnectorError: As raised inside.
+        EngineError: As raised inside.
     """
-    job = bench.job
+    entry = registry.register(job, started.isoformat(timespec="seconds"))
+    keep = _Keeper(entry)
+    progress.listen(keep)
+    try:
+        yield
+    except (ConfigError, ConnectorError, EngineError) as exc:
+        registry.update(keep.entry, verdict=f"failed: {exc}")
+        raise
+    found = Lake(job.sink).find_json(manifest_path(job.run_id))
+    registry.update(keep.entry, verdict=found["verdict"] if found else "incomplete")
+
+
+class _Keeper:
+    """Writes a run's counts into this machine's entry of it, not more than once a second."""
+
+    def __init__(self, entry: RunEntry) -> None:
+        self.entry = entry
+        self._told_s = -1.0
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        """Write the counts, if the last ones are old enough."""
+        if snapshot.elapsed_s - self._told_s < 1.0 and snapshot.phase != "done":
+            return
+        self._told_s = snapshot.elapsed_s
+        self.entry = registry.update(self.entry, progress=asdict(snapshot))
+
+
+@contextmanager
+def _logged(job: Job) -> Iterator[None]:
+    """Keep the run's log on this machine, and put it into the sink at the end."""
+    file = registry.runs_folder() / f"{job.run_id}.log"
+    try:
+        with run_log(file):
+            logger.info(
+                "run_id=%s pipeline=%s source=%s sink=%s start=%s",
+                job.run_id,
+                job.pipeline.name,
+                job.source,
+                job.sink,
+                job.start,
+            )
+            yield
+    finally:
+        _put_log(job, file)
+
+
+def _put_log(job: Job, file: Path) -> None:
+    storage: Storage = open_storage(job.sink)
+    try:
+        if storage.find(SINK_FILE) is not None:
+            storage.put(f"runs/{job.run_id}/run.log", file.read_bytes())
+    except (ConnectorError, OSError) as exc:
+        logger.warning("the run's log stays at %s: %s", file, exc)
+
+
+def _plan(job: Job) -> tuple[list[ShardPlan], int]:
+    """Return the shards and the number of documents in them: listed now, or as planned before.
+
+    Raises:
+        ConfigError: The source holds nothing to read, or the run has no plan.
+    """
+    source, lake = open_storage(job.source), Lake(job.sink)
+    if job.start != "new":
+        _claim_sink(job, source, lake)
+        planned = lake.find_json(plan_path(job.run_id))
+        if planned is None:
+            raise ConfigError(f"run {job.run_id} has no plan in {lake.url}; start a new run")
+        shards = plan.plan_from_json(planned)
+        return shards, sum(len(shard.sources) for shard in shards)
     # Listed before the sink is claimed: a misspelt source must not bind it.
-    listed = plan.list_sources(bench.source, job.pipeline.include)
-    _claim_sink(bench)
-    table = bench.lake.read_table("documents", ["path", "shard"])
+    listed = plan.list_sources(source, job.pipeline.include)
+    table = lake.read_table("documents", ["path", "shard"])
     known = dict(table.iter_rows()) if table is not None else {}
     sources = plan.select(listed, known, job.limit)
     if not sources and not known:
@@ -99,29 +200,24 @@ def _plan(bench: Bench) -> tuple[list[ShardPlan], int]:
             f"source {job.source!r} has no object that matches include"
             f" {list(job.pipeline.include)}; check the path and the globs"
         )
+    _claim_sink(job, source, lake)
     shards = plan.cut_shards(sources, known, job.pipeline.documents_per_shard)
-    bench.lake.put_json(
-        f"runs/{job.run_id}/plan.json",
-        {"shards": {shard.shard: [source.path for source in shard.sources] for shard in shards}},
-    )
+    lake.put_json(job_path(job.run_id), job.as_json())
+    lake.put_json(plan_path(job.run_id), plan.plan_as_json(shards))
     return shards, len(sources)
 
 
-def _claim_sink(bench: Bench) -> None:
+def _claim_sink(job: Job, source: Storage, lake: Lake) -> None:
     """Bind the sink to its source and pipeline, for good.
 
     Raises:
         ConfigError: The sink is bound to others already.
     """
-    identity = {
-        "layout": LAYOUT,
-        "pipeline": bench.job.pipeline.name,
-        "source": bench.source.url,
-    }
-    held = bench.lake.claim(SINK_FILE, identity)
+    identity = {"layout": LAYOUT, "pipeline": job.pipeline.name, "source": source.url}
+    held = lake.claim(SINK_FILE, identity)
     for key, value in identity.items():
         if held.get(key) != value:
             raise ConfigError(
-                f"sink {bench.lake.url!r} belongs to {key} {held.get(key)!r}, not {value!r};"
+                f"sink {lake.url!r} belongs to {key} {held.get(key)!r}, not {value!r};"
                 " choose another --sink"
             )

@@ -1,16 +1,39 @@
-"""What one run is asked to do."""
+"""What one run is asked to do: a resolved pipeline with where it reads, writes and stops."""
 
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from config.errors import ConfigError
-from config.load import load_pipeline
+from config.load import find_pipeline, load_pipeline
 from config.pipeline import PipelineConfig
+from engine.request import ModeName
+
+Start = Literal["new", "resume", "retry"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line or the run form says on top of a pipeline; None leaves it as it is."""
+
+    source: str | None = None
+    sink: str | None = None
+    engine: str | None = None
+    """Profile name or URL."""
+    mode: ModeName | None = None
+    """Mode of every stage, in place of their own."""
+    limit: int | None = None
+    """Most documents, in path order."""
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+    failure_limit: float | None = None
+    settings: tuple[str, ...] = ()
+    """`key=value` pairs, keys with dots, such as `chunk.max_tokens=500`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +44,29 @@ class Job:
     pipeline: PipelineConfig
     source: str
     sink: str
-    limit: int | None
+    limit: int | None = None
     """Most documents, in path order; None for all."""
+    start: Start = "new"
+    """`resume`: shards that the run has committed are left alone, and answers that it has are not
+    asked for again. `retry`: as resume, but shards with unanswered requests are opened again."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `job_from_json` needs to make it again, but for how it starts."""
+        values = {name: value for name, value in asdict(self).items() if name != "start"}
+        return {**values, "pipeline": self.pipeline.model_dump(mode="json")}
+
+
+def job_from_json(value: dict[str, Any], start: Start) -> Job:
+    """Return the job that `Job.as_json` described."""
+    pipeline = PipelineConfig.model_validate(value["pipeline"])
+    return Job(
+        run_id=value["run_id"],
+        pipeline=pipeline,
+        source=value["source"],
+        sink=value["sink"],
+        limit=value["limit"],
+        start=start,
+    )
 
 
 def new_run_id() -> str:
@@ -31,25 +75,49 @@ def new_run_id() -> str:
 
 
 def make_job(
-    pipeline: Path,
-    *,
-    source: str | None = None,
-    sink: str | None = None,
-    engine: str | None = None,
-    limit: int | None = None,
-    run_id: str | None = None,
+    pipeline: str | Path, options: Options | None = None, *, run_id: str | None = None
 ) -> Job:
-    """Return the job for a pipeline file and the options given with it.
+    """Return the job for a pipeline, by file or by name, and the options given with it.
 
     Raises:
         ConfigError: A key is wrong, source or sink is missing, or the sink lies in the source.
     """
-    config = load_pipeline(pipeline, {"source": source, "sink": sink, "engine": engine})
+    options = options or Options()
+    config = load_config(pipeline, options)
+    return job_of(config, origin=str(pipeline), limit=options.limit, run_id=run_id)
+
+
+def load_config(pipeline: str | Path, options: Options) -> PipelineConfig:
+    """Return a pipeline, by file or by name, with the options on top.
+
+    Raises:
+        ConfigError: There is no such pipeline, or a key is wrong.
+    """
+    overrides = {
+        "source": options.source,
+        "sink": options.sink,
+        "engine": options.engine,
+        "failure_limit": options.failure_limit,
+        "budget.usd": options.budget_usd,
+        "budget.tokens": options.budget_tokens,
+        "stages.*.mode": options.mode,
+    }
+    return load_pipeline(find_pipeline(pipeline), overrides, options.settings)
+
+
+def job_of(
+    config: PipelineConfig, *, origin: str, limit: int | None = None, run_id: str | None = None
+) -> Job:
+    """Return the job for a loaded pipeline; `origin` names it in errors.
+
+    Raises:
+        ConfigError: Source or sink is missing, or the sink lies in the source.
+    """
     if config.source is None:
-        raise ConfigError(f"{pipeline}: source: missing; set it there or give --source")
+        raise ConfigError(f"{origin}: source: missing; set it there or give --source")
     if config.sink is None:
-        raise ConfigError(f"{pipeline}: sink: missing; set it there or give --sink")
-    if _is_inside(config.sink, config.source):
+        raise ConfigError(f"{origin}: sink: missing; set it there or give --sink")
+    if is_inside(config.sink, config.source):
         raise ConfigError(
             f"sink {config.sink!r} lies inside source {config.source!r}, so the next run would"
             " read this run's output; choose a sink outside the source"
@@ -57,13 +125,19 @@ def make_job(
     return Job(
         run_id=run_id or new_run_id(),
         pipeline=config,
-        source=config.source,
-        sink=config.sink,
+        source=_absolute(config.source),
+        sink=_absolute(config.sink),
         limit=limit,
     )
 
 
-def _is_inside(inner: str, outer: str) -> bool:
+def _absolute(url: str) -> str:
+    """Return a local path from the root, so that it means the same from every folder."""
+    return url if "://" in url else str(Path(url).expanduser().resolve())
+
+
+def is_inside(inner: str, outer: str) -> bool:
+    """Tell whether the folder or prefix `inner` is `outer` or lies below it."""
     a, b = urlsplit(inner), urlsplit(outer)
     if (a.scheme, a.netloc) != (b.scheme, b.netloc):
         return False

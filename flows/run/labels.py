@@ -37,7 +37,8 @@ def bind_labels(schema: Mapping[str, Any], segments: Sequence[Segment]) -> dict[
     """Return the schema with every label field closed to the labels of `segments`."""
     if is_label(schema):
         plain = {key: value for key, value in schema.items() if key not in _KEYWORDS}
-        return {**plain, "enum": [segment.label for segment in _open_to(schema, segments)]}
+        labels: list[str | None] = [segment.label for segment in _open_to(schema, segments)]
+        return {**plain, "enum": [*labels, None] if "null" in schema["type"] else labels}
     bound = dict(schema)
     if isinstance(properties := schema.get("properties"), Mapping):
         bound["properties"] = {name: bind_labels(sub, segments) for name, sub in properties.items()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from config.errors import ConfigError
 from connectors.document import SourceRef
@@ -82,3 +83,18 @@ def cut_shards(
     for start in range(0, len(new), documents_per_shard):
         shards[f"s{next(numbers):05d}"] = new[start : start + documents_per_shard]
     return [ShardPlan(shard=shard, sources=tuple(items)) for shard, items in shards.items()]
+
+
+def plan_as_json(shards: Sequence[ShardPlan]) -> dict[str, Any]:
+    """Return the plan for the run's folder."""
+    return {
+        "shards": {shard.shard: [asdict(source) for source in shard.sources] for shard in shards}
+    }
+
+
+def plan_from_json(value: Mapping[str, Any]) -> list[ShardPlan]:
+    """Return the plan that `plan_as_json` wrote."""
+    return [
+        ShardPlan(shard=shard, sources=tuple(SourceRef(**source) for source in sources))
+        for shard, sources in value["shards"].items()
+    ]

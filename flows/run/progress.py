@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from engine.request import Result
 
@@ -24,6 +25,10 @@ class Snapshot:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    outcomes: Mapping[str, int]
+    """Results by outcome."""
+    cost_usd: float | None
+    """Price of the tokens so far; None where the profile has no prices."""
     elapsed_s: float
     remaining_s: float | None
     """Estimate from the pace so far; None until there is one."""
@@ -48,7 +53,7 @@ class Progress:
     """Thread-safe counters; the listener is called at most once per interval, and at phases."""
 
     def __init__(self, listener: Listener | None = None, interval_s: float = 0.5) -> None:
-        self._listener = listener
+        self._listeners = [listener] if listener is not None else []
         self._interval_s = interval_s
         self._lock = threading.Lock()
         self._started = time.monotonic()
@@ -68,6 +73,12 @@ class Progress:
             ),
             0,
         )
+        self._outcomes: Counter[str] = Counter()
+        self._cost_usd: float | None = None
+
+    def listen(self, listener: Listener) -> None:
+        """Tell this listener too."""
+        self._listeners.append(listener)
 
     def enter(self, phase: str) -> None:
         """Name what is happening now."""
@@ -83,7 +94,11 @@ class Progress:
         self._tell()
 
     def add_result(self, result: Result) -> None:
-        """Count one result and its tokens."""
+        """Count one result, its tokens and their price."""
+        with self._lock:
+            self._outcomes[result.outcome] += 1
+            if result.cost_usd is not None:
+                self._cost_usd = (self._cost_usd or 0.0) + result.cost_usd
         self.add(
             results=1,
             unanswered=int(result.outcome != "succeeded"),
@@ -96,6 +111,7 @@ class Progress:
         """Return the counts now."""
         with self._lock:
             counts, phase = dict(self._counts), self._phase
+            outcomes, cost_usd = dict(self._outcomes), self._cost_usd
         elapsed = time.monotonic() - self._started
         snapshot = Snapshot(
             phase=phase,
@@ -108,25 +124,24 @@ class Progress:
             prompt_tokens=counts["prompt"],
             cached_tokens=counts["cached"],
             completion_tokens=counts["output"],
+            outcomes=outcomes,
+            cost_usd=cost_usd,
             elapsed_s=elapsed,
             remaining_s=None,
         )
         done = snapshot.fraction
         if done <= 0.02:
             return snapshot
-        return _with_remaining(snapshot, elapsed * (1 - done) / done)
+        return replace(snapshot, remaining_s=elapsed * (1 - done) / done)
 
     def _tell(self, *, force: bool = False) -> None:
-        if self._listener is None:
+        if not self._listeners:
             return
         now = time.monotonic()
         with self._lock:
             if not force and now - self._told < self._interval_s:
                 return
             self._told = now
-        self._listener(self.snapshot())
-
-
-def _with_remaining(snapshot: Snapshot, remaining_s: float) -> Snapshot:
-    values = {name: getattr(snapshot, name) for name in Snapshot.__slots__}
-    return Snapshot(**{**values, "remaining_s": remaining_s})
+        snapshot = self.snapshot()
+        for listener in self._listeners:
+            listener(snapshot)

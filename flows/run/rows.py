@@ -137,6 +137,7 @@ def usage_row(answered: Answered) -> dict[str, Any]:
         "prompt_tokens": result.usage.prompt_tokens,
         "cached_tokens": result.usage.cached_tokens,
         "completion_tokens": result.usage.completion_tokens,
+        "cost_usd": result.cost_usd,
     }
 
 

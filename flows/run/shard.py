@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config.pipeline import StageConfig
-from connectors.chunker import chunk_document
+from connectors.chunker import ChunkRule, chunk_document
 from connectors.document import Chunk, Document, SourceRef, Unit
 from connectors.errors import DocumentRejected, StorageError, StorageUnavailable
 from engine.batch import run as run_batch
 from engine.request import Request, Result
-from flows.run.bench import NUM_READERS, Bench
-from flows.run.commit import ShardReport, commit_shard
+from flows.run.answers import Answers
+from flows.run.bench import NUM_READERS, Bench, Room
+from flows.run.commit import ShardReport, commit_shard, left_alone
 from flows.run.graph import levels
 from flows.run.plan import ShardPlan
 from flows.run.rows import Answered, Inquiry, close
@@ -47,15 +48,27 @@ class ReadDocument:
 def process_shard(bench: Bench, plan: ShardPlan) -> ShardReport:
     """Return the counts of the shard, after its parts are in the lake.
 
+    A shard that finds the budget reached is left alone. One that is interrupted saves the answers it
+    has, for the run's next attempt.
+
     Raises:
         StorageUnavailable: Source or sink does not answer.
         EngineMisconfigured: The endpoint refuses every request.
     """
-    with ThreadPoolExecutor(NUM_READERS, thread_name_prefix=f"read-{plan.shard}") as threads:
-        reading = [threads.submit(_read, bench, plan.shard, source) for source in plan.sources]
+    if bench.budget.is_reached:
+        return left_alone(plan)
+    answers = Answers(bench.lake, bench.job.run_id, plan.shard)
+    answers.load(bench.job.start)
+    with (
+        bench.in_work(),
+        ThreadPoolExecutor(NUM_READERS, thread_name_prefix=f"read-{plan.shard}") as threads,
+    ):
+        reading = [threads.submit(read, bench, plan.shard, source) for source in plan.sources]
         try:
-            documents = asyncio.run(_until_cancelled(bench, _ask_all(bench, reading)))
+            work = ask_all(bench, reading, answers)
+            documents = asyncio.run(_until_cancelled(bench, work))
         finally:
+            answers.save()
             for future in reading:
                 future.cancel()
     report = commit_shard(bench, plan, documents)
@@ -69,28 +82,35 @@ def process_shard(bench: Bench, plan: ShardPlan) -> ShardReport:
     return report
 
 
-def _read(bench: Bench, shard: str, source: SourceRef) -> ReadDocument:
-    """Fetch and read one object and cut it into chunks; a bad object becomes a rejected document."""
-    folder = bench.scratch / shard / hashlib.sha256(source.path.encode()).hexdigest()[:16]
-    media_dir = folder / "media"
-    media_dir.mkdir(parents=True)
-    document = _read_document(bench, source, folder, media_dir)
-    chunks: list[Chunk] = []
-    if document.content is not None:
-        chunks = chunk_document(document.document_key, document.content, bench.rule)
+def read(bench: Bench, shard: str, source: SourceRef) -> ReadDocument:
+    """Return one object's document and chunks; a bad object becomes a rejected document."""
+    document, chunks, media_dir = read_chunks(bench, shard, source, bench.rule)
     bench.progress.add(read=1, chunks=len(chunks))
     return ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
 
 
-def _read_document(bench: Bench, source: SourceRef, folder: Path, media_dir: Path) -> Document:
+def read_chunks(
+    room: Room, shard: str, source: SourceRef, rule: ChunkRule
+) -> tuple[Document, list[Chunk], Path]:
+    """Fetch and read one object and cut it into chunks; return also where its JPEGs lie."""
+    folder = room.scratch / shard / hashlib.sha256(source.path.encode()).hexdigest()[:16]
+    media_dir = folder / "media"
+    media_dir.mkdir(parents=True, exist_ok=True)
+    document = _read_document(room, source, folder, media_dir)
+    if document.content is None:
+        return document, [], media_dir
+    return document, chunk_document(document.document_key, document.content, rule), media_dir
+
+
+def _read_document(room: Room, source: SourceRef, folder: Path, media_dir: Path) -> Document:
     key = hashlib.sha256(f"{source.etag}:{source.size_bytes}".encode()).hexdigest()
     try:
-        data = _fetch(bench, source)
+        data = _fetch(room, source)
         key = hashlib.sha256(data).hexdigest()
         file = folder / "object"
         file.write_bytes(data)
         del data
-        content = bench.readers.read(file, Path(source.path).name, media_dir)
+        content = room.readers.read(file, Path(source.path).name, media_dir)
     except DocumentRejected as exc:
         logger.info("document %s rejected: %s: %s", source.path, exc.reason, exc)
         return Document(
@@ -114,9 +134,9 @@ def _read_document(bench: Bench, source: SourceRef, folder: Path, media_dir: Pat
     )
 
 
-def _fetch(bench: Bench, source: SourceRef) -> bytes:
+def _fetch(room: Room, source: SourceRef) -> bytes:
     try:
-        return bench.source.get(source.path)
+        return room.source.get(source.path)
     except StorageUnavailable:
         raise
     except StorageError as exc:
@@ -141,7 +161,9 @@ async def _until_cancelled(
     return task.result()
 
 
-async def _ask_all(bench: Bench, reading: Sequence[Future[ReadDocument]]) -> list[ReadDocument]:
+async def ask_all(
+    bench: Bench, reading: Sequence[Future[ReadDocument]], answers: Answers
+) -> list[ReadDocument]:
     """Ask every stage about every unit, level by level; the first level while reading goes on."""
     documents: list[ReadDocument] = []
 
@@ -156,35 +178,59 @@ async def _ask_all(bench: Bench, reading: Sequence[Future[ReadDocument]]) -> lis
             yield read
 
     for number, stages in enumerate(levels(bench.job.pipeline.stages)):
-        await _ask_level(bench, stages, arriving() if number == 0 else arrived())
+        await _ask_level(bench, stages, arriving() if number == 0 else arrived(), answers)
     return documents
 
 
 async def _ask_level(
-    bench: Bench, stages: Sequence[StageConfig], documents: AsyncIterator[ReadDocument]
+    bench: Bench,
+    stages: Sequence[StageConfig],
+    documents: AsyncIterator[ReadDocument],
+    answers: Answers,
 ) -> None:
     waiting: list[tuple[ReadDocument, Inquiry]] = []
-    results: dict[str, Result] = {}
 
     async def requests() -> AsyncIterator[Request]:
         sent: set[str] = set()
-        async for read in documents:
-            for inquiry in _inquiries(bench, stages, read):
-                waiting.append((read, inquiry))
+        async for document in documents:
+            for inquiry in _inquiries(bench, stages, document):
+                waiting.append((document, inquiry))
                 request = inquiry.request
                 # Two copies of a document ask the same question: it is sent once.
-                if request is not None and request.request_key not in sent:
-                    sent.add(request.request_key)
-                    bench.progress.add(requests=1)
+                if request is None or request.request_key in sent:
+                    continue
+                sent.add(request.request_key)
+                bench.progress.add(requests=1)
+                known = answers.find(request.request_key)
+                if known is None:
                     yield request
+                else:
+                    bench.progress.add_result(known)
 
-    async for result in run_batch(requests(), bench.endpoint, max_in_flight=bench.max_in_flight):
-        results[result.request_key] = result
+    limit, budget = bench.max_in_flight, bench.budget
+    async for result in run_batch(requests(), bench.endpoint, max_in_flight=limit, budget=budget):
+        answers.add(result)
         bench.progress.add_result(result)
-    for read, inquiry in waiting:
+        _log(bench, result)
+    for document, inquiry in waiting:
         request = inquiry.request
-        answered = close(inquiry, results[request.request_key] if request else None)
-        read.answers[inquiry.stage.name].append(answered)
+        answered = close(inquiry, answers.find(request.request_key) if request else None)
+        document.answers[inquiry.stage.name].append(answered)
+
+
+def _log(bench: Bench, result: Result) -> None:
+    logger.debug(
+        "run_id=%s request_id=%s stage=%s outcome=%s attempts=%d seconds=%.2f tokens=%d+%d%s",
+        bench.job.run_id,
+        result.request_key,
+        result.stage,
+        result.outcome,
+        result.attempts,
+        result.seconds,
+        result.usage.prompt_tokens,
+        result.usage.completion_tokens,
+        f": {result.error}" if result.error else "",
+    )
 
 
 def _inquiries(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.run.core import run_job
-from flows.run.job import make_job
+from flows.run.job import Options, make_job
 from tests.fakes.engine_server import FakeEngine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -38,7 +38,9 @@ def lake(tmp_path_factory):
         run_job(
             make_job(
                 ROOT / "config/pipelines/demo.yaml",
-                source=str(folder / "papers"), sink=str(folder / "lake"), engine=engine.url,
+                Options(
+                    source=str(folder / "papers"), sink=str(folder / "lake"), engine=engine.url
+                ),
             )
         )  # fmt: skip
     return folder

@@ -94,6 +94,10 @@ def answer(schema: Mapping[str, Any], seed: str) -> Any:
     kind = schema.get("type")
     if isinstance(kind, list):
         kind = kind[0]
+    if schema.get("format") == "date":
+        return f"2026-01-{1 + number % 28:02d}"
+    if schema.get("format") == "decimal":
+        return str(number % 1000 / 8)
     if kind == "object":
         properties = schema.get("properties", {})
         return {name: answer(sub, f"{seed}.{name}") for name, sub in properties.items()}

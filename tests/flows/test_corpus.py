@@ -5,33 +5,28 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import yaml
 
 from flows.run.core import run_job
-from flows.run.job import make_job
+from flows.run.job import Options, make_job
 from tests.fakes.engine_server import FakeEngine
 from tests.flows.test_run import DEMO, check_adds_up
 
 pytestmark = pytest.mark.corpus
 
 
-@pytest.fixture
-def pipeline(tmp_path):
-    """The demo's pipeline with chunks for a long context."""
-    data = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
-    data["chunk"]["max_tokens"] = 20_000
-    file = DEMO.with_name("corpus-check.yaml")
-    file.write_text(yaml.safe_dump(data), encoding="utf-8")
-    yield file
-    file.unlink()
-
-
-def test_every_object_has_its_row_when_the_corpus_is_large(tmp_path, pipeline):
+def test_every_object_has_its_row_when_the_corpus_is_large(tmp_path):
     corpus = Path(os.environ["HEADRACE_CORPUS"])
     paths = [str(p.relative_to(corpus)) for p in corpus.rglob("*") if p.is_file()]
     assert len(paths) > 20
     with FakeEngine(max_model_len=262_144) as engine:
-        job = make_job(pipeline, source=str(corpus), sink=str(tmp_path / "lake"), engine=engine.url)
+        options = Options(
+            source=str(corpus),
+            sink=str(tmp_path / "lake"),
+            engine=engine.url,
+            # Chunks for a long context.
+            settings=("chunk.max_tokens=20000",),
+        )
+        job = make_job(DEMO, options)
         manifest = run_job(job)
     check_adds_up(tmp_path / "lake", manifest, paths)
     assert manifest["verdict"] == "complete"

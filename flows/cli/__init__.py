@@ -1,0 +1,8 @@
+"""The `headrace` command: one module per group of commands, app.py with what they share."""
+
+from __future__ import annotations
+
+from flows.cli import check, look, machine, prepare, run
+from flows.cli.app import app, main
+
+__all__ = ["app", "check", "look", "machine", "main", "prepare", "run"]

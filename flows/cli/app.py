@@ -1,0 +1,135 @@
+"""What all commands share: the application, errors as one message and an exit code, output as JSON.
+
+Exit codes: 0 all inputs have an outcome; 1 did not complete; 2 wrong usage or configuration; 3
+complete, but over the failure limit; 4 stopped by its budget; 130 interrupted; 143 terminated.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from config.errors import ConfigError
+from connectors.errors import ConnectorError, StorageError
+from engine.errors import EngineError
+
+EXIT_INCOMPLETE, EXIT_USAGE, EXIT_OVER_LIMIT, EXIT_BUDGET = 1, 2, 3, 4
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+
+app = typer.Typer(
+    name="headrace",
+    help=(
+        "A batch engine for document corpora: object storage to a language model to Parquet.\n\n"
+        'First try:  headrace ask "What is it about?" ./papers\n\n'
+        "Then:  headrace init,  headrace try,  headrace plan,  headrace run,  headrace records"
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RUN_LOGGERS = ("flows", "engine", "connectors")
+"""Names of the loggers that say what a run does."""
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
+]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process got a signal that ends it; `code` is the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
+@app.callback()
+def _root(
+    *,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the log at INFO on stderr.")
+    ] = False,
+) -> None:
+    # The handler has the level, not the loggers: a run's own log keeps more than is shown here.
+    level = logging.INFO if verbose else logging.WARNING
+    handler = RichHandler(level=level, console=stderr(), show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    if verbose:
+        for name in RUN_LOGGERS:
+            logging.getLogger(name).setLevel(logging.INFO)
+
+
+def stderr() -> Console:
+    """Return the console for everything but a command's result."""
+    return Console(stderr=True, highlight=False)
+
+
+def note(line: str) -> None:
+    """Show one line on stderr."""
+    stderr().print(line, markup=False, soft_wrap=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print a command's result for a machine."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print a command's result for a person."""
+    for line in lines:
+        Console(highlight=False).print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def exit_codes(on_interrupt: str = "interrupted") -> Iterator[None]:
+    """Turn errors that someone must act on into one message and an exit code.
+
+    Args:
+        on_interrupt: What to say after Ctrl-C or SIGTERM: what stays, and how to go on.
+
+    Raises:
+        Exit: With the exit code.
+    """
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except (ConfigError, StorageError) as exc:
+        _complain(exc, EXIT_INCOMPLETE if getattr(exc, "retryable", False) else EXIT_USAGE)
+    except (EngineError, ConnectorError) as exc:
+        _complain(exc, EXIT_INCOMPLETE)
+    except KeyboardInterrupt as exc:
+        note(on_interrupt)
+        sys.stdout.flush()
+        # Everything is closed by now; a thread that still waits for the network must not hold us.
+        os._exit(exc.code if isinstance(exc, Interrupted) else EXIT_INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(EXIT_TERMINATED)
+
+
+def _complain(exc: Exception, code: int) -> None:
+    escaped = str(exc).replace("[", "\\[")
+    stderr().print(f"[bold red]error:[/] {escaped}", soft_wrap=True)
+    raise typer.Exit(code) from exc
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

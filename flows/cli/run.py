@@ -1,0 +1,341 @@
+"""Commands that ask: run, ask, retry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from config.errors import ConfigError
+from config.load import known_pipelines, known_profiles, load_surroundings, set_environment
+from engine.request import ModeName
+from flows.cli.app import (
+    EXIT_BUDGET,
+    EXIT_INCOMPLETE,
+    EXIT_OVER_LIMIT,
+    AsJson,
+    app,
+    exit_codes,
+    print_json,
+    stderr,
+)
+
+if TYPE_CHECKING:
+    from flows.run.job import Job, Options
+
+Manifest = Mapping[str, Any]
+
+_EXIT = {"over_failure_limit": EXIT_OVER_LIMIT, "budget_reached": EXIT_BUDGET, "complete": 0}
+
+
+def _pipelines(incomplete: str) -> list[str]:
+    return [name for name in known_pipelines() if name.startswith(incomplete)]
+
+
+def _engines(incomplete: str) -> list[str]:
+    return [name for name in known_profiles() if name.startswith(incomplete)]
+
+
+def _runs(incomplete: str) -> list[str]:
+    from flows.run.registry import known_runs
+
+    return [run.run_id for run in known_runs() if run.run_id.startswith(incomplete)]
+
+
+PipelineArgument = Annotated[
+    str,
+    typer.Argument(
+        help="The pipeline's YAML file, or the name of a known one.", autocompletion=_pipelines
+    ),
+]
+SourceOption = Annotated[
+    str | None, typer.Option("--source", help="Folder or s3://bucket/prefix to read.")
+]
+SinkOption = Annotated[
+    str | None, typer.Option("--sink", help="Folder or s3://bucket/prefix to write.")
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="Profile name, or URL of an OpenAI-compatible endpoint.",
+        autocompletion=_engines,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any key of the pipeline, such as chunk.max_tokens=500."
+    ),
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Most documents, in path order.")
+]
+ModeOption = Annotated[
+    str | None, typer.Option("--mode", help="Mode of every stage, in place of their own.")
+]
+BudgetUsdOption = Annotated[
+    float | None, typer.Option("--budget-usd", min=0.0, help="Most US dollars to spend.")
+]
+BudgetTokensOption = Annotated[
+    int | None,
+    typer.Option("--budget-tokens", min=1, help="Most tokens to spend, prompts and answers."),
+]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="Id of a run or a part of it; the latest if left out.", autocompletion=_runs
+    ),
+]
+
+
+@app.command(rich_help_panel="Ask")
+def run(
+    pipeline: Annotated[
+        str | None,
+        typer.Argument(
+            help="The pipeline's YAML file, or the name of a known one.", autocompletion=_pipelines
+        ),
+    ] = None,
+    source: SourceOption = None,
+    sink: SinkOption = None,
+    engine: EngineOption = None,
+    mode: ModeOption = None,
+    limit: LimitOption = None,
+    budget_usd: BudgetUsdOption = None,
+    budget_tokens: BudgetTokensOption = None,
+    failure_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--failure-limit", min=0, max=1, help="Share of requests that may end unanswered."
+        ),
+    ] = None,
+    settings: SetOption = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume", help="Go on with this run: what it has is kept.", autocompletion=_runs
+        ),
+    ] = None,
+    prefect: Annotated[
+        bool,
+        typer.Option("--prefect", help="Report to the Prefect server of `headrace up`."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a pipeline over a folder or bucket of mixed files.
+
+    Without a Prefect API (PREFECT_API_URL, or Prefect's own profile) it runs in this process at once;
+    with one, as a flow run that its pages show. Ctrl-C keeps what is done: go on with --resume.
+
+    Examples:
+      headrace run pipeline.yaml --source ./papers --sink ./lake
+
+      headrace run demo --source s3://lake/in --sink s3://lake/out --engine moonshot --budget-usd 5
+
+      headrace run pipeline.yaml --set chunk.max_tokens=2000 --limit 20
+
+      headrace run --resume 20261123T093000Z-4f2a --budget-usd 10
+    """
+    from flows.run.job import Options, make_job, new_run_id
+    from flows.run.resume import reopen
+
+    options = Options(
+        source=source,
+        sink=sink,
+        engine=engine,
+        mode=_mode(mode),
+        limit=limit,
+        budget_usd=budget_usd,
+        budget_tokens=budget_tokens,
+        failure_limit=failure_limit,
+        settings=tuple(settings or ()),
+    )
+    run_id = new_run_id()
+    with exit_codes(on_interrupt=_how_to_resume(resume or run_id)):
+        if resume is not None:
+            if pipeline is not None:
+                raise ConfigError(
+                    f"--resume goes on with the pipeline of that run; leave {pipeline!r} out"
+                )
+            job = reopen(resume, sink, "resume", options)
+            finish(_in_process(job, as_json=as_json), as_json=as_json)
+            return
+        if pipeline is None:
+            raise ConfigError(
+                "which pipeline? give a YAML file or one of: " + ", ".join(known_pipelines())
+            )
+        job = make_job(pipeline, options, run_id=run_id)
+        if _reports_to_prefect(wanted=prefect):
+            manifest = _in_prefect(pipeline, options, run_id, as_json=as_json)
+        else:
+            manifest = _in_process(job, as_json=as_json)
+        finish(manifest, as_json=as_json)
+
+
+@app.command(rich_help_panel="Ask")
+def retry(
+    run: RunArgument = None,
+    sink: SinkOption = None,
+    engine: EngineOption = None,
+    budget_usd: BudgetUsdOption = None,
+    budget_tokens: BudgetTokensOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask again what a run left unanswered: failed, invalid and over-budget requests.
+
+    Answers that the run has stay as they are and cost nothing; rows are replaced in place.
+
+    Examples:
+      headrace retry
+
+      headrace retry 20261123T093000Z-4f2a --engine kimi-k2.5
+    """
+    from flows.run.job import Options
+    from flows.run.resume import reopen
+
+    with exit_codes(on_interrupt="interrupted; go on with: headrace retry " + (run or "")):
+        options = Options(engine=engine, budget_usd=budget_usd, budget_tokens=budget_tokens)
+        job = reopen(run, sink, "retry", options)
+        finish(_in_process(job, as_json=as_json), as_json=as_json)
+
+
+@app.command(rich_help_panel="Ask")
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask of each document.")],
+    source: Annotated[str, typer.Argument(help="Folder, file or s3://bucket/prefix to read.")],
+    fields: Annotated[
+        str | None,
+        typer.Option(
+            "--fields",
+            help='Columns of the answer, such as "vendor: string, amount: decimal, date: date?".',
+        ),
+    ] = None,
+    many: Annotated[
+        bool, typer.Option("--many", help="As many rows as a part of a document holds, not one.")
+    ] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", help='Only paths that match, such as "**/*.pdf".'),
+    ] = None,
+    engine: EngineOption = None,
+    sink: SinkOption = None,
+    limit: LimitOption = None,
+    budget_usd: BudgetUsdOption = None,
+    budget_tokens: BudgetTokensOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question of a folder or bucket: a table here, Parquet in the sink, no YAML.
+
+    Types: string, integer, number, decimal, boolean, date, line (a line of the document, verbatim and
+    with its place), a|b|c (a choice), [type] (a list); a ? behind a type lets it be empty.
+
+    Examples:
+      headrace ask "What is it about?" ./papers
+
+      headrace ask "Which invoices exceed 10,000 EUR?" s3://lake/invoices
+        --fields "vendor: string, amount: decimal, date: date?" --engine moonshot
+
+      headrace ask "Who signed it?" ./contracts --fields "signatory: line" --include "**/*.pdf"
+    """
+    from flows.question import Question, answer_rows, job_for, print_answers
+    from flows.run.job import Options, new_run_id
+
+    run_id = new_run_id()
+    with exit_codes(on_interrupt=_how_to_resume(run_id)):
+        asked = Question(
+            text=question, source=source, fields=fields, many=many, include=tuple(include or ())
+        )
+        options = Options(
+            sink=sink,
+            engine=engine,
+            limit=limit,
+            budget_usd=budget_usd,
+            budget_tokens=budget_tokens,
+        )
+        job = job_for(asked, options, run_id)
+        manifest = _in_process(job, as_json=as_json)
+        rows = answer_rows(job)
+        if as_json:
+            print_json({**manifest, "answers": rows})
+        else:
+            print_answers(rows, manifest)
+        _exit(manifest)
+
+
+def _mode(name: str | None) -> ModeName | None:
+    """Return the mode's name; the pipeline's own check tells whether there is such a mode."""
+    return name  # type: ignore[return-value]
+
+
+def _how_to_resume(run_id: str) -> str:
+    return f"interrupted; what is done is kept. Go on with: headrace run --resume {run_id}"
+
+
+def _in_process(job: Job, *, as_json: bool) -> Manifest:
+    from flows.run.core import run_job
+    from flows.run.progress import Progress
+    from flows.terminal import ProgressBar
+
+    with ProgressBar(stderr(), enabled=not as_json) as bar:
+        return run_job(job, progress=Progress(bar.show), notify=bar.note)
+
+
+def _reports_to_prefect(*, wanted: bool) -> bool:
+    """Tell whether the run is a flow run; points this process at `headrace up` where asked to.
+
+    Raises:
+        ConfigError: `--prefect` is given and there is no server.
+    """
+    if load_surroundings().prefect_api_url is not None:
+        return True
+    if not wanted:
+        return False
+    from flows.stack import client_environment
+
+    environment = client_environment()
+    if environment is None:
+        raise ConfigError("--prefect: no Prefect server is known; start one with: headrace up")
+    set_environment(environment)
+    return True
+
+
+def _in_prefect(pipeline: str, options: Options, run_id: str, *, as_json: bool) -> Manifest:
+    from config.load import find_pipeline
+    from connectors.sinks.lake import Lake
+    from flows.run.job import make_job
+    from flows.run.resume import manifest_path
+    from flows.terminal import ProgressBar
+
+    job = make_job(pipeline, options, run_id=run_id)
+    with ProgressBar(stderr(), enabled=not as_json) as bar:
+        bar.note("reporting to the Prefect server")
+        from flows.corpus import run_here
+
+        run_here(str(find_pipeline(pipeline).resolve()), options, run_id, bar.show)
+    manifest = Lake(job.sink).find_json(manifest_path(run_id))
+    if manifest is None:
+        raise ConfigError(f"run {run_id} left no manifest; its flow run says why")
+    return manifest
+
+
+def finish(manifest: Manifest, *, as_json: bool) -> None:
+    """Print the manifest or its summary, and end with the exit code of its verdict.
+
+    Raises:
+        Exit: With a code other than 0.
+    """
+    from flows.terminal import print_summary
+
+    if as_json:
+        print_json(manifest)
+    else:
+        print_summary(manifest)
+    _exit(manifest)
+
+
+def _exit(manifest: Manifest) -> None:
+    code = _EXIT.get(manifest["verdict"], EXIT_INCOMPLETE)
+    if code:
+        raise typer.Exit(code)

@@ -1,0 +1,37 @@
+"""A run's own log: everything at DEBUG, kept on this machine while it runs and in the sink after."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOGGERS = ("flows", "engine", "connectors")
+
+_FORMAT = "%(asctime)s %(levelname)-7s %(name)s %(message)s"
+
+
+@contextmanager
+def run_log(file: Path) -> Iterator[None]:
+    """Write what this project's loggers say to `file` while the block runs.
+
+    A logger without a level of its own is set to DEBUG; one that somebody has set, such as Prefect
+    by PREFECT_LOGGING_EXTRA_LOGGERS, keeps its level.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+        handler.close()

@@ -1,0 +1,117 @@
+"""The run's manifest: counts that add up, the verdict, the resolved configuration, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+from flows.run.bench import Bench
+from flows.run.commit import UNANSWERED, ShardReport, StageCount
+
+Verdict = Literal["complete", "over_failure_limit", "budget_reached", "incomplete"]
+
+VERSIONED = (
+    "headrace",
+    "prefect",
+    "pyarrow",
+    "polars",
+    "pypdfium2",
+    "python-calamine",
+    "av",
+    "rapidocr",
+)
+
+
+def manifest(
+    bench: Bench, total: ShardReport, *, num_listed: int, num_shards: int, started: datetime
+) -> dict[str, Any]:
+    """Return the manifest of a run whose shards add up to `total`."""
+    job, endpoint = bench.job, bench.endpoint
+    config = job.pipeline.model_dump(mode="json")
+    stages = {stage.name: StageCount() for stage in job.pipeline.stages} | dict(total.stages)
+    asked, unanswered = failures(total)
+    finished = datetime.now(UTC)
+    spent = bench.budget.spent
+    return {
+        "run_id": job.run_id,
+        "pipeline": job.pipeline.name,
+        "verdict": _verdict(bench, total, num_listed),
+        "started": started.isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+        "seconds": round((finished - started).total_seconds(), 3),
+        "start": job.start,
+        "source": job.source,
+        "sink": bench.lake.url,
+        "engine": {
+            "profile": endpoint.profile.name,
+            "model": endpoint.model,
+            "base_url": endpoint.base_url,
+            "context_tokens": endpoint.context_tokens,
+            "tokens_counted": "exactly" if endpoint.counter.exact else "by estimate",
+        },
+        "documents": {"listed": num_listed, **total.documents}
+        | ({"left": total.num_left} if total.num_left else {}),
+        "rejected": dict(total.rejected),
+        "shards": num_shards,
+        "chunks": total.num_chunks,
+        "chunk_max_tokens": bench.rule.max_tokens,
+        "stages": {
+            name: {
+                "inputs": stage.num_inputs,
+                "outcomes": dict(stage.outcomes),
+                "prompt_tokens": stage.prompt_tokens,
+                "cached_tokens": stage.cached_tokens,
+                "planned_cached_tokens": stage.planned_cached_tokens,
+                "completion_tokens": stage.completion_tokens,
+                "cost_usd": stage.cost_usd,
+            }
+            for name, stage in stages.items()
+        },
+        "failures": [
+            {"stage": name, **asdict(failure)}
+            for name, stage in total.stages.items()
+            for failure in stage.failures
+        ],
+        "requests": {
+            "asked": asked,
+            "unanswered": unanswered,
+            "failure_rate": round(_rate(total), 6),
+        },
+        "failure_limit": job.pipeline.failure_limit,
+        "spent": {
+            "tokens": spent.tokens,
+            "usd": round(spent.usd, 6) if endpoint.profile.prices else None,
+        },
+        "config": config,
+        "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in VERSIONED},
+    }
+
+
+def _verdict(bench: Bench, total: ShardReport, num_listed: int) -> Verdict:
+    adds_up = total.num_documents + total.num_left == num_listed and all(
+        sum(stage.outcomes.values()) == stage.num_inputs for stage in total.stages.values()
+    )
+    if not adds_up:
+        return "incomplete"
+    if total.num_left or any(stage.outcomes.get("over_budget") for stage in total.stages.values()):
+        return "budget_reached"
+    over = _rate(total) > bench.job.pipeline.failure_limit
+    return "over_failure_limit" if over else "complete"
+
+
+def _rate(total: ShardReport) -> float:
+    asked, unanswered = failures(total)
+    return unanswered / asked if asked else 0.0
+
+
+def failures(total: ShardReport) -> tuple[int, int]:
+    """Return how many inquiries were asked and how many of them ended without an answer."""
+    outcomes = [item for stage in total.stages.values() for item in stage.outcomes.items()]
+    asked = sum(count for outcome, count in outcomes if outcome != "skipped")
+    return asked, sum(count for outcome, count in outcomes if outcome in UNANSWERED)

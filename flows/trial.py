@@ -1,0 +1,222 @@
+"""`headrace try`: one document through a pipeline, with every prompt, answer and price to look at."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.errors import ConfigError
+from config.load import load_profile, load_secret, load_surroundings
+from config.pipeline import PipelineConfig
+from connectors.document import Document, SourceRef
+from connectors.storage import open_storage
+from engine.batch import Amount
+from engine.endpoint import Endpoint, plan_endpoint
+from engine.modes.instant import first_messages
+from engine.prompt import user_text
+from flows.run.answers import Answers
+from flows.run.ask import Asker
+from flows.run.bench import Bench, chunk_rule, open_bench, open_room
+from flows.run.job import Job, new_run_id
+from flows.run.plan import list_sources
+from flows.run.progress import Progress
+from flows.run.rows import Answered, Inquiry
+from flows.run.shard import ReadDocument, ask_all, read, read_chunks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What is tried: one document, and which of its requests are shown."""
+
+    pipeline: PipelineConfig
+    document: str
+    """Path below the source, or of a local file."""
+    stage: str | None = None
+    """Show this stage only; None: all."""
+    chunk: int = 0
+    """Show requests about this chunk, from 0."""
+
+
+def try_document(trial: Trial, *, dry_run: bool, notify: Callable[[str], None]) -> dict[str, Any]:
+    """Return what would be sent about a document, and unless `dry_run` also what came back.
+
+    Nothing is written to the pipeline's sink.
+
+    Raises:
+        ConfigError: There is no such document, stage or chunk.
+        DocumentRejected: The document cannot be read.
+    """
+    names = [stage.name for stage in trial.pipeline.stages]
+    if trial.stage is not None and trial.stage not in names:
+        raise ConfigError(f"--stage {trial.stage!r}: no such stage; stages: {', '.join(names)}")
+    source, ref = _find(trial)
+    with tempfile.TemporaryDirectory(prefix="headrace-try-") as sink:
+        job = Job(run_id=new_run_id(), pipeline=trial.pipeline, source=source, sink=sink)
+        if dry_run:
+            return _dry(job, trial, ref, notify)
+        return _live(job, trial, ref, notify)
+
+
+def _find(trial: Trial) -> tuple[str, SourceRef]:
+    """Return the source and the document in it.
+
+    Raises:
+        ConfigError: There is no such document.
+    """
+    source, path = trial.pipeline.source, trial.document
+    if Path(path).expanduser().is_file():
+        file = Path(path).expanduser().resolve()
+        source, path = str(file.parent), file.name
+    if source is None:
+        raise ConfigError(
+            f"--document {path!r} is no local file, and the pipeline names no source to look in;"
+            " give --source"
+        )
+    refs = list_sources(open_storage(source), ("**/*",))
+    found = [ref for ref in refs if ref.path == path]
+    if not found:
+        near = [ref.path for ref in refs if path.lower() in ref.path.lower()] or [
+            ref.path for ref in refs[:3]
+        ]
+        raise ConfigError(
+            f"--document {path!r} is not in source {source!r}; there is for example"
+            f" {', '.join(near[:3]) or 'nothing'}"
+        )
+    return source, found[0]
+
+
+def _dry(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None]) -> dict[str, Any]:
+    profile = load_profile(job.pipeline.engine)
+    endpoint = plan_endpoint(
+        profile,
+        cache=load_surroundings().cache,
+        api_key=load_secret(profile.api_key_env),
+        notify=notify,
+    )
+    asker = Asker(job.pipeline, endpoint)
+    with open_room(job) as room:
+        document, chunks, media_dir = read_chunks(
+            room, "try", ref, chunk_rule(job, endpoint, asker)
+        )
+    _check_chunk(trial, len(chunks))
+    shown = []
+    for stage in job.pipeline.stages:
+        if trial.stage not in {None, stage.name}:
+            continue
+        if stage.needs:
+            shown.append({"stage": stage.name, "waits_for": list(stage.needs)})
+            continue
+        for chunk in chunks[trial.chunk : trial.chunk + 1]:
+            inquiry = asker.about_chunk(stage, document, chunk, upstream={}, media_dir=media_dir)
+            shown.append(_request(inquiry, endpoint))
+    return _head(endpoint, document, len(chunks)) | {"requests": shown}
+
+
+def _live(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None]) -> dict[str, Any]:
+    with open_bench(job, Progress(), notify) as bench:
+        reading: Future[ReadDocument] = Future()
+        reading.set_result(read(bench, "try", ref))
+        done = reading.result()
+        _check_chunk(trial, len(done.chunks))
+        unsaved = Answers(bench.lake, job.run_id, "try")
+        asyncio.run(ask_all(bench, [reading], unsaved))
+        shown = [
+            _request(answered.inquiry, bench.endpoint) | _answer(answered)
+            for stage in job.pipeline.stages
+            if trial.stage in {None, stage.name}
+            for answered in _of_chunk(done.answers[stage.name], trial.chunk)
+        ]
+        head = _head(bench.endpoint, done.document, len(done.chunks))
+        return head | {"spent": _spent(bench.budget.spent, bench), "requests": shown}
+
+
+def _check_chunk(trial: Trial, num_chunks: int) -> None:
+    if trial.chunk and trial.chunk >= num_chunks:
+        raise ConfigError(
+            f"--chunk {trial.chunk}: the document has {num_chunks} chunks, numbered from 0"
+        )
+
+
+def _of_chunk(group: Sequence[Answered], ordinal: int) -> list[Answered]:
+    """Return the answers about this chunk, or about the document as a whole."""
+    return [a for a in group if a.inquiry.chunk is None or a.inquiry.chunk.ordinal == ordinal]
+
+
+def _head(endpoint: Endpoint, document: Document, num_chunks: int) -> dict[str, Any]:
+    return {
+        "document": document.source.uri,
+        "status": document.status,
+        "error": document.error,
+        "chunks": num_chunks,
+        "engine": endpoint.profile.name,
+        "model": endpoint.model,
+        "context_tokens": endpoint.context_tokens,
+        "tokens_counted": "exactly" if endpoint.counter.exact else "by estimate",
+    }
+
+
+def _request(inquiry: Inquiry, endpoint: Endpoint) -> dict[str, Any]:
+    request = inquiry.request
+    if request is None:
+        assert inquiry.unasked is not None
+        outcome, error_class, error = inquiry.unasked
+        return {
+            "stage": inquiry.stage.name,
+            "unit": inquiry.unit,
+            "not_sent": f"{outcome}: {error_class}: {error}",
+        }
+    enforced = endpoint.profile.capabilities.structured_output
+    tail = user_text("", request.question, None if enforced else request.schema)
+    system, user = first_messages(request, endpoint)
+    text = user["content"] if isinstance(user["content"], str) else user["content"][-1]["text"]
+    parts = endpoint.counter.count_many([request.instructions, request.material, tail])
+    return {
+        "stage": inquiry.stage.name,
+        "unit": inquiry.unit,
+        "mode": request.mode,
+        "messages": [
+            {"role": "system", "content": system["content"]},
+            {"role": "user", "content": text, "images": len(request.images)},
+        ],
+        "schema": dict(request.schema),
+        "tokens": {
+            "instructions": parts[0],
+            "material": parts[1],
+            "question": parts[2],
+            "answer_at_most": request.max_output_tokens,
+        },
+        "shared": {
+            "instructions": "by every request of the run",
+            "material": "by all questions about this chunk" if inquiry.chunk else "by none",
+        },
+    }
+
+
+def _answer(answered: Answered) -> dict[str, Any]:
+    result = answered.result
+    if answered.inquiry.request is None:
+        return {}
+    return {
+        "outcome": result.outcome,
+        "error": result.error,
+        "answer": answered.output,
+        "mode_observed": result.mode_observed,
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.usage.prompt_tokens,
+        "cached_tokens": result.usage.cached_tokens,
+        "completion_tokens": result.usage.completion_tokens,
+        "seconds": round(result.seconds, 3),
+        "cost_usd": result.cost_usd,
+    }
+
+
+def _spent(spent: Amount, bench: Bench) -> Mapping[str, Any]:
+    return {
+        "tokens": spent.tokens,
+        "usd": round(spent.usd, 6) if bench.endpoint.profile.prices else None,
+    }
