@@ -6,7 +6,7 @@ PORT ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-main install-engine demo test lint type format docs check check-system lock clean
+.PHONY: help install install-main install-engine demo test lint type format docs reference check check-system lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ format: install-main ## format the code
 
 docs: install-main ## run the commands and code that README and docs show
 	@$(BIN)/python -m pytest tests/docs
+
+reference: install-main ## write docs/pipeline.md and docs/profile.md from the models
+	@$(BIN)/python -m config.reference --write
 
 check: install ## longer tests: a folder of real files, named by HEADRACE_CORPUS
 	@$(BIN)/python -m pytest -m corpus --timeout 3600

@@ -63,6 +63,9 @@ class ChunkConfig(_Model):
     max_tokens: int | None = Field(default=None, ge=64)
     """Most tokens of one chunk as sent, labels included. None: what the engine's context leaves
     beside instructions, question and answer."""
+    max_per_document: int | None = Field(default=None, ge=1)
+    """Most chunks of one document that are asked about; the others become `skipped` records with the
+    reason `beyond_limit`. None: all."""
 
 
 class StageConfig(_Model):
@@ -131,6 +134,7 @@ class PipelineConfig(_Model):
     """The whole pipeline."""
 
     name: StageName
+    """What runs, tables and the run page call it. A sink keeps to one pipeline by this name."""
     source: str | None = None
     """Folder or bucket to read; `--source` overrides it."""
     sink: str | None = None

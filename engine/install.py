@@ -64,6 +64,14 @@ def install(venv: Path, cache: Path, environment: Mapping[str, str]) -> None:
     _say("ready")
 
 
+def installed_megabytes(venv: Path) -> int | None:
+    """Return the size of an installed environment, as measured then; None where there is none."""
+    try:
+        return int(json.loads((venv / _STAMP).read_text(encoding="utf-8"))["megabytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def check_machine(venv: Path) -> None:
     """Check what cannot be installed.
 
@@ -203,8 +211,9 @@ def _size_mb(folder: Path) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(f"[engine] {line.removeprefix('engine: ')}\n")
-    sys.stdout.flush()
+    # On stderr, since `headrace engine install --json` prints one object on stdout.
+    sys.stderr.write(f"[engine] {line.removeprefix('engine: ')}\n")
+    sys.stderr.flush()
 
 
 def main() -> int:

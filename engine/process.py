@@ -1,4 +1,7 @@
-"""A supervised child process: started in a group of its own, watched until ready, always ended."""
+"""A supervised child process: started in a group of its own, watched until ready, always ended.
+
+A detached child outlives this process instead: whoever knows its id and start mark ends it.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,12 @@ from pathlib import Path
 
 from engine.errors import PrerequisiteError
 
+GRACE_S = 3.0
+"""Seconds a child gets to end by request; Ctrl-C is to end everything within five."""
+
 _LOG_LINES = 15
 _POLL_S = 0.25
+_KILL_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +39,14 @@ class Command:
 
 
 class ChildProcess:
-    """A running child, which ends with this process whatever happens to it."""
+    """A running child, which ends with this process whatever happens to it, unless detached."""
 
-    def __init__(self, command: Command) -> None:
+    def __init__(self, command: Command, *, detached: bool = False) -> None:
         self.command = command
         command.log.parent.mkdir(parents=True, exist_ok=True)
         with command.log.open("wb") as log:
             self._process = subprocess.Popen(
-                _with_parent(command.argv),
+                list(command.argv) if detached else _with_parent(command.argv),
                 cwd=command.cwd,
                 env=dict(command.env),
                 stdin=subprocess.DEVNULL,
@@ -52,6 +59,15 @@ class ChildProcess:
     def pid(self) -> int:
         """Return the process id, which is also the group's."""
         return self._process.pid
+
+    @property
+    def mark(self) -> ProcessMark:
+        """Return what another process needs to find it again."""
+        return ProcessMark(pid=self.pid, started=start_mark(self.pid))
+
+    def wait(self) -> int:
+        """Wait until it ends by itself, and return its exit code."""
+        return self._process.wait()
 
     def wait_ready(
         self,
@@ -93,9 +109,9 @@ class ChildProcess:
         lines = self.command.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(lines[-_LOG_LINES:])
 
-    def stop(self, grace_s: float = 10.0) -> None:
+    def stop(self, grace_s: float = GRACE_S) -> None:
         """End the child and its group: by request first, by force after `grace_s`."""
-        for number, limit_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
+        for number, limit_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_LIMIT_S)):
             try:
                 os.killpg(self.pid, number)
             except ProcessLookupError:
@@ -108,6 +124,98 @@ class ChildProcess:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessMark:
+    """A process of this machine, so that a reused number is not taken for it."""
+
+    pid: int
+    started: str
+    """As `start_mark` says."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether this very process still runs."""
+        return bool(self.started) and start_mark(self.pid) == self.started
+
+    def stop(self, grace_s: float = GRACE_S) -> bool:
+        """End it and all below it, and return whether it was alive.
+
+        Processes below it that lead a group of their own, such as a worker's flow runs, are asked
+        first and get `grace_s` to put their things away; then it and its group; then by force.
+        """
+        if not self.is_alive:
+            return False
+        family = _descendants(self.pid)
+        parents = {one.pid: _field(one.pid, _PARENT) for one in family}
+        leading = {one.pid for one in family if _field(one.pid, _GROUP) == one.pid}
+        # A group below one of these is its leader's to end.
+        first = [one for one in family if one.pid in leading and parents[one.pid] not in leading]
+        for one in first:
+            _signal_group(one, signal.SIGTERM)
+        _wait_ended(first, grace_s)
+        # Whatever was started meanwhile is part of the family too.
+        family = [self, *{*family, *_descendants(self.pid)}]
+        _signal_group(self, signal.SIGTERM)
+        _wait_ended(family, grace_s)
+        for one in family:
+            if one.is_alive:
+                with suppress(ProcessLookupError):
+                    os.kill(one.pid, signal.SIGKILL)
+        _wait_ended(family, _KILL_LIMIT_S)
+        return True
+
+
+_STATE, _PARENT, _GROUP, _STARTED = 0, 1, 2, 19
+"""Places of fields in /proc/PID/stat, from the state on."""
+
+
+def start_mark(pid: int) -> str:
+    """Return when a process began, in clock ticks since boot; empty where none runs."""
+    fields = _stat(pid)
+    # A zombie has ended; it waits only for its parent to notice.
+    return "" if not fields or fields[_STATE] in {"Z", "X"} else fields[_STARTED]
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return text.rsplit(")", maxsplit=1)[-1].split()
+
+
+def _field(pid: int, place: int) -> int:
+    fields = _stat(pid)
+    return int(fields[place]) if fields else 0
+
+
+def _descendants(pid: int) -> list[ProcessMark]:
+    """Return the live processes below `pid`, parents before children."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            number = int(folder.name)
+            children.setdefault(_field(number, _PARENT), []).append(number)
+    found, left = [], [pid]
+    while left:
+        below = children.get(left.pop(0), [])
+        left += below
+        found += [ProcessMark(pid=one, started=start_mark(one)) for one in below]
+    return [one for one in found if one.is_alive]
+
+
+def _signal_group(leader: ProcessMark, number: signal.Signals) -> None:
+    if leader.is_alive:
+        with suppress(ProcessLookupError):
+            os.killpg(leader.pid, number)
+
+
+def _wait_ended(family: Sequence[ProcessMark], limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while any(one.is_alive for one in family) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _with_parent(argv: Sequence[str]) -> list[str]:

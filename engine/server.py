@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import platform
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,24 +20,33 @@ import httpx
 
 from engine import embedded
 from engine.errors import PrerequisiteError
-from engine.process import ChildProcess, Command
+from engine.process import ChildProcess, Command, ProcessMark
 from engine.profile import Profile
 
 READY_LIMIT_S = 600.0
 """Most seconds until the engine answers; 40-70 s on two idle cores."""
+
+_CACHE_METRIC = "vllm:cache_config_info"
 
 KV_CACHE_GIB = 1
 """Memory for the KV cache: SmolLM2 needs 22.5 KiB a token, so 1 GiB holds 46,000 tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _State:
+class ServerState:
     """What the state file says of a running server."""
 
     pid: int
+    started: str
+    """Start mark of the process, so that a reused number is not taken for it."""
     base_url: str
     model: str
     log: str
+
+    @property
+    def mark(self) -> ProcessMark:
+        """Return its process."""
+        return ProcessMark(pid=self.pid, started=self.started)
 
 
 class Server:
@@ -52,6 +61,10 @@ class Server:
         """Tell whether this process started it."""
         return self._child is not None
 
+    def wait(self) -> int | None:
+        """Wait until the engine ends and return its exit code; None where it was not started here."""
+        return self._child.wait() if self._child is not None else None
+
     def stop(self) -> None:
         """End the engine, if it was started here."""
         if self._child is not None:
@@ -65,6 +78,7 @@ def ensure_server(
     cache: Path,
     environment: Mapping[str, str],
     notify: Callable[[str], None],
+    detached: bool = False,
 ) -> Server:
     """Return the profile's running engine; start it where there is none.
 
@@ -74,32 +88,71 @@ def ensure_server(
         cache: Folder of model weights, compile caches and state files.
         environment: Environment variables for the child.
         notify: Called with lines about the start.
+        detached: Whether an engine that is started outlives this process; see `end_server`.
 
     Raises:
         PrerequisiteError: The environment is missing, or the engine does not start.
     """
     cache = cache.absolute()
-    state_file = cache / "engine" / f"{profile.name}.json"
+    state_file = _state_file(profile, cache)
     state_file.parent.mkdir(parents=True, exist_ok=True)
     with _lock(state_file.with_suffix(".lock")):
         running = _running(state_file)
         if running is not None:
             notify(f"engine: already running at {running.base_url} (log: {running.log})")
             return Server(running.base_url, None)
-        return _start(
-            profile, state_file, venv=venv, cache=cache, environment=environment, notify=notify
+        command, base_url = _command(
+            profile, venv=venv, cache=cache, environment=environment, notify=notify
         )
+        state, child = _start(profile, command, base_url, detached=detached, notify=notify)
+        state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
+        return Server(base_url, None if detached else child)
 
 
-def _start(
+def find_server(profile: Profile, cache: Path) -> ServerState | None:
+    """Return the profile's engine, if it runs on this machine and answers."""
+    return _running(_state_file(profile, cache.absolute()))
+
+
+def end_server(profile: Profile, cache: Path) -> bool:
+    """End the profile's engine, whoever started it, and return whether one was running."""
+    state_file = _state_file(profile, cache.absolute())
+    state = _read_state(state_file)
+    state_file.unlink(missing_ok=True)
+    return state is not None and state.mark.stop()
+
+
+def cache_tokens(base_url: str) -> int | None:
+    """Return how many tokens the KV cache of a vLLM server holds; None where it does not tell."""
+    try:
+        text = httpx.get(f"{base_url.removesuffix('/v1')}/metrics", timeout=5.0).text
+    except httpx.HTTPError:
+        return None
+    line = next((row for row in text.splitlines() if row.startswith(_CACHE_METRIC)), "")
+    facts = dict(re.findall(r'(\w+)="([^"]*)"', line))
+    try:
+        return int(facts["num_gpu_blocks"]) * int(facts["block_size"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _state_file(profile: Profile, cache: Path) -> Path:
+    return cache / "engine" / f"{profile.name}.json"
+
+
+def _command(
     profile: Profile,
-    state_file: Path,
     *,
     venv: Path,
     cache: Path,
     environment: Mapping[str, str],
     notify: Callable[[str], None],
-) -> Server:
+) -> tuple[Command, str]:
+    """Return what starts the engine, and the address it will have.
+
+    Raises:
+        PrerequisiteError: The engine's environment is missing.
+    """
     python = venv.absolute() / "bin" / "python"
     if not python.exists():
         raise PrerequisiteError(
@@ -123,9 +176,19 @@ def _start(
         env={**environment, **_variables(cache)},
         log=cache / "engine" / f"{profile.name}.log",
     )  # fmt: skip
-    base_url = f"http://127.0.0.1:{port}/v1"
+    return command, f"http://127.0.0.1:{port}/v1"
+
+
+def _start(
+    profile: Profile,
+    command: Command,
+    base_url: str,
+    *,
+    detached: bool,
+    notify: Callable[[str], None],
+) -> tuple[ServerState, ChildProcess]:
     notify(f"engine: starting vLLM at {base_url} (log: {command.log})")
-    child = ChildProcess(command)
+    child = ChildProcess(command, detached=detached)
     try:
         seconds = child.wait_ready(
             lambda: _is_healthy(base_url), limit_s=READY_LIMIT_S, notify=notify
@@ -134,9 +197,14 @@ def _start(
         child.stop()
         raise
     notify(f"engine: ready after {seconds:.0f} s")
-    state = _State(pid=child.pid, base_url=base_url, model=name, log=str(command.log))
-    state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
-    return Server(base_url, child)
+    mark, model = child.mark, profile.model or profile.name
+    return ServerState(
+        pid=mark.pid,
+        started=mark.started,
+        base_url=base_url,
+        model=model,
+        log=str(command.log),
+    ), child
 
 
 def _variables(cache: Path) -> dict[str, str]:
@@ -154,14 +222,19 @@ def _variables(cache: Path) -> dict[str, str]:
     }
 
 
-def _running(state_file: Path) -> _State | None:
+def _running(state_file: Path) -> ServerState | None:
     """Return the server that the state file tells of, if it is alive and answers."""
-    try:
-        state = _State(**json.loads(state_file.read_text(encoding="utf-8")))
-        os.kill(state.pid, 0)
-    except (OSError, ValueError, TypeError):
+    state = _read_state(state_file)
+    if state is None or not state.mark.is_alive:
         return None
     return state if _is_healthy(state.base_url, state.model) else None
+
+
+def _read_state(state_file: Path) -> ServerState | None:
+    try:
+        return ServerState(**json.loads(state_file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _is_healthy(base_url: str, model: str | None = None) -> bool:

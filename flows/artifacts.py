@@ -1,65 +1,223 @@
-"""What a flow run shows on its page in the Prefect UI."""
+"""What a flow run shows on its page in the Prefect UI.
+
+The page is a courtesy: a Prefect server that does not answer is a warning, once, and never the end of a
+run. Numbers come from the manifest, never from task runs, whose records Prefect may lose.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
-    update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 
+from config.load import load_surroundings
+from engine.client import map_errors
+from engine.errors import EngineError
 from flows.run.progress import Snapshot
 
+logger = logging.getLogger(__name__)
 
-class ProgressArtifact:
-    """A progress bar on the run page; a listener for flows.run.progress.Progress."""
+INTERVAL_S = 3.0
+"""Seconds between updates of the progress artifact; each is one PATCH on one row."""
+
+_CLOSE_LIMIT_S = 5.0
+
+
+class RunPage:
+    """The page of one flow run: a progress bar with its counts, then what came out.
+
+    Shards only leave their counts here; one thread of its own sends them, so that a slow server holds
+    nobody up.
+    """
 
     def __init__(self, run_id: str) -> None:
-        self._id = create_progress_artifact(
-            progress=0.0, key="progress", description=f"run {run_id}"
-        )
-        self._shown = 0.0
+        self._run_id = run_id
+        self._latest: Snapshot | None = None
+        self._changed, self._closing = threading.Event(), threading.Event()
+        self._warned = False
+        self._artifact: UUID | None = None
+        self._thread = threading.Thread(target=self._send_all, name="run-page", daemon=True)
 
-    def __call__(self, snapshot: Snapshot) -> None:
-        """Move the bar, but not for less than a percent: each move is a call to the server."""
-        percent = 100.0 if snapshot.phase == "done" else round(100 * snapshot.fraction, 1)
-        if percent - self._shown < 1 and snapshot.phase != "done":
+    def open(self) -> None:
+        """Put an empty bar on the page of the flow run that this thread is in."""
+        self._try(self._create)
+        self._thread.start()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Leave the counts for the next update."""
+        self._latest = snapshot
+        self._changed.set()
+
+    def close(self) -> None:
+        """Send the last counts; gives up on a server that takes longer than five seconds."""
+        self._closing.set()
+        self._changed.set()
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_LIMIT_S)
+
+    def conclude(self, manifest: Mapping[str, Any]) -> None:
+        """Put the run's figures, outcomes, failures and the link to its report onto the page."""
+        self._try(lambda: _publish(manifest))
+
+    def link(self, address: str) -> None:
+        """Put the link to the run's report onto the page."""
+        self._try(lambda: _link(self._run_id, served(self._run_id) or address))
+
+    def _create(self) -> None:
+        text = f"run {self._run_id}: starting"
+        created = create_progress_artifact(progress=0.0, key="progress", description=text)
+        self._artifact = created if isinstance(created, UUID) else UUID(str(created))
+
+    def _send_all(self) -> None:
+        while not self._closing.is_set():
+            self._changed.wait()
+            self._changed.clear()
+            self._try(self._send)
+            self._closing.wait(INTERVAL_S)
+        self._try(self._send)
+
+    def _send(self) -> None:
+        snapshot = self._latest
+        if snapshot is None or self._artifact is None:
             return
-        self._shown = percent
-        update_progress_artifact(artifact_id=_uuid(self._id), progress=percent)
+        percent = 100.0 if snapshot.phase == "done" else round(100 * snapshot.fraction, 1)
+        update = ArtifactUpdate(data=percent, description=describe(self._run_id, snapshot))
+        with get_client(sync_client=True) as client:
+            client.update_artifact(self._artifact, update)
+
+    def _try(self, send: Callable[[], None]) -> None:
+        try:
+            # The engine's map of HTTP errors serves for Prefect's client too: it uses the same one.
+            with map_errors("the Prefect server"):
+                send()
+        except EngineError as exc:
+            if not self._warned:
+                logger.warning("run_id=%s: its page is not up to date: %s", self._run_id, exc)
+            self._warned = True
 
 
-def _uuid(value: object) -> UUID:
-    return value if isinstance(value, UUID) else UUID(str(value))
+def describe(run_id: str, snapshot: Snapshot) -> str:
+    """Return the counts as a small Markdown table."""
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(snapshot.outcomes.items()))
+    cached = snapshot.cached_tokens / snapshot.prompt_tokens if snapshot.prompt_tokens else 0.0
+    rows = {
+        "phase": snapshot.phase,
+        "documents": f"{snapshot.num_documents_read:,} of {snapshot.num_documents:,} read",
+        "chunks": f"{snapshot.num_chunks:,}",
+        "records": f"{snapshot.num_results:,} of {snapshot.num_requests:,} asked"
+        + (f": {outcomes}" if outcomes else ""),
+        "prompt tokens": f"{snapshot.prompt_tokens:,}, {cached:.0%} cached",
+        "output tokens": f"{snapshot.completion_tokens:,}",
+    }
+    if snapshot.cost_usd is not None:
+        rows["cost"] = f"{snapshot.cost_usd:.4f} USD"
+    rows["time"] = f"{snapshot.elapsed_s:,.0f} s"
+    if snapshot.remaining_s is not None and snapshot.phase == "processing":
+        rows["time"] += f", about {snapshot.remaining_s:,.0f} s left"
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join([f"| run | {run_id} |", "| --- | --- |", *lines])
 
 
-def publish_summary(manifest: Mapping[str, Any]) -> None:
-    """Put the run's figures and its outcomes on the run page."""
-    report = manifest["report"]
+def report_address(manifest: Mapping[str, Any]) -> str:
+    """Return where the report can be read: served by `headrace up`, else in its sink."""
+    return served(str(manifest["run_id"])) or str(manifest["report"]["html"])
+
+
+def served(run_id: str) -> str | None:
+    """Return the address of the run's report at `headrace up`; None where it does not serve."""
+    base = load_surroundings().reports_url
+    return f"{base}/runs/{run_id}/" if base is not None else None
+
+
+def _link(run_id: str, address: str) -> None:
+    create_link_artifact(
+        link=address,
+        link_text="Open the report",
+        key="report",
+        description=f"Report of run {run_id}",
+    )
+
+
+def _publish(manifest: Mapping[str, Any]) -> None:
+    address = report_address(manifest)
+    _link(manifest["run_id"], address)
+    create_markdown_artifact(markdown=_summary(manifest, address), key="summary")
+    create_table_artifact(
+        table=_outcomes(manifest), key="outcomes", description="Every input has one outcome"
+    )
+    if manifest["failures"] or manifest["rejected"]:
+        create_table_artifact(
+            table=_failures(manifest), key="failures", description="What has no answer, by class"
+        )
+
+
+def _summary(manifest: Mapping[str, Any], address: str) -> str:
     documents = ", ".join(f"{count} {status}" for status, count in manifest["documents"].items())
-    lines = [
-        f"# {manifest['pipeline']}: {manifest['verdict'].replace('_', ' ')}",
-        f"Documents: {documents}. Chunks: {manifest['chunks']}. Shards: {manifest['shards']}.",
-        f"Report: `{report['html']}`",
-        f"Sink: `{manifest['sink']}`",
-    ]
-    create_markdown_artifact(markdown="\n\n".join(lines), key="summary")
-    create_table_artifact(table=_outcomes(manifest), key="outcomes")
+    stages: Sequence[Mapping[str, Any]] = list(manifest["stages"].values())
+    prompt = sum(stage["prompt_tokens"] for stage in stages)
+    cached = sum(stage["cached_tokens"] or 0 for stage in stages)
+    rows = {
+        "documents": documents,
+        "chunks": f"{manifest['chunks']:,} in {manifest['shards']} shards",
+        "prompt tokens": f"{prompt:,}, {cached / prompt if prompt else 0:.0%} cached",
+        "output tokens": f"{sum(stage['completion_tokens'] for stage in stages):,}",
+        "cost": _dollars(stages),
+        "seconds": f"{manifest['seconds']:.1f}",
+        "sink": f"`{manifest['sink']}`",
+        "report": f"[open]({address})" if address.startswith("http") else f"`{address}`",
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    title = f"# {manifest['pipeline']}: {manifest['verdict'].replace('_', ' ')}"
+    return "\n".join([title, "", f"| run | {manifest['run_id']} |", "| --- | --- |", *lines])
+
+
+def _dollars(stages: Sequence[Mapping[str, Any]]) -> str | None:
+    costs = [stage["cost_usd"] for stage in stages if stage["cost_usd"] is not None]
+    return f"{sum(costs):.4f} USD" if costs else None
 
 
 def _outcomes(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    stages = [
-        {"what": f"stage {name}", "outcome": outcome, "count": count}
+    documents = [
+        {"of": "documents", "outcome": status, "count": count}
+        for status, count in manifest["documents"].items()
+        if status != "listed"
+    ]
+    return documents + [
+        {"of": f"stage {name}", "outcome": outcome, "count": count}
         for name, stage in manifest["stages"].items()
         for outcome, count in stage["outcomes"].items()
     ]
+
+
+def _failures(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     rejected = [
-        {"what": "document", "outcome": f"rejected: {reason}", "count": count}
+        {
+            "where": "documents",
+            "outcome": "rejected",
+            "class": reason,
+            "count": count,
+            "such as": "",
+        }
         for reason, count in manifest["rejected"].items()
     ]
-    return stages + rejected
+    return rejected + [
+        {
+            "where": f"stage {failure['stage']}",
+            "outcome": failure["outcome"],
+            "class": failure["error_class"],
+            "count": failure["count"],
+            "such as": failure["example"],
+        }
+        for failure in manifest["failures"]
+    ]

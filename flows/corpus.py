@@ -1,74 +1,314 @@
-"""The flow behind every run: a corpus in, records and a report out."""
+"""The flows behind the run form: a corpus in, records and a report out; again for what failed.
+
+Thin: Prefect names, shows and ends a run here; the work is flows.run's, which knows no Prefect.
+"""
 
 from __future__ import annotations
 
 import logging
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 from prefect import flow
+from prefect.blocks.system import Secret
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.exceptions import CancelledRun, FailedRun, TerminationSignal
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.artifacts import ProgressArtifact, publish_summary
+from config.errors import ConfigError
+from config.load import load_surroundings, set_environment
+from connectors.errors import ConnectorError
+from engine.client import map_errors
+from engine.errors import EngineError, PrerequisiteError
+from flows import parameters as p
+from flows.artifacts import RunPage, report_address
+from flows.report.build import rebuild
 from flows.run.bench import NUM_SHARDS_AT_ONCE
 from flows.run.core import run_job
-from flows.run.job import make_job
-from flows.run.progress import Listener, Progress, Snapshot
+from flows.run.job import Job, Options, make_job, new_run_id
+from flows.run.progress import Listener, Progress
+from flows.run.resume import locate, reopen
 from flows.tasks import as_tasks
 
 logger = logging.getLogger(__name__)
 
-_STATE_NAMES = {"over_failure_limit": "OverFailureLimit", "incomplete": "Incomplete"}
+_STATE_NAMES = {
+    "over_failure_limit": "OverFailureLimit",
+    "budget_reached": "BudgetReached",
+    "incomplete": "Incomplete",
+}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell whether a line is more than the traceback of a state that says the same in words."""
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    return not isinstance(error, FailedRun | CancelledRun)
+
+
+# Prefect's engine logs a run that ends Failed or Cancelled as an unexpected error, with its stack.
+logging.getLogger("prefect.flow_runs").addFilter(_is_news)
+
+
+def _name() -> str:
+    values = flow_run.get_parameters()
+    what = Path(str(values.get("pipeline") or values.get("run") or "latest run")).stem
+    return f"{what} {datetime.now(UTC):%Y-%m-%d %H:%M}"
+
+
+def _shards_at_once() -> TaskRunner[PrefectFuture[Any]]:
+    runner: Any = ThreadPoolTaskRunner(max_workers=NUM_SHARDS_AT_ONCE)
+    return cast(TaskRunner[PrefectFuture[Any]], runner)
 
 
 @flow(
     name="process-corpus",
-    task_runner=ThreadPoolTaskRunner(max_workers=NUM_SHARDS_AT_ONCE),  # type: ignore[arg-type]
+    flow_run_name=_name,
+    task_runner=_shards_at_once(),
     persist_result=False,
 )
 def process_corpus(
-    pipeline: str,
-    source: str | None = None,
-    sink: str | None = None,
-    engine: str | None = None,
-    limit: int | None = None,
-    run_id: str | None = None,
+    pipeline: p.Pipeline = "demo",
+    source: p.Source = None,
+    sink: p.Sink = None,
+    engine: p.Engine = None,
+    engine_url: p.EngineUrl = None,
+    mode: p.Mode = None,
+    limit: p.Limit = None,
+    budget_usd: p.BudgetUsd = None,
+    budget_tokens: p.BudgetTokens = None,
+    failure_limit: p.FailureLimit = None,
+    settings: p.Settings = None,
+    secret_blocks: p.SecretBlocks = None,
+    run_id: p.NewRunId = None,
 ) -> State[str]:
     """Read a corpus, ask every stage of the pipeline about it and write records and a report.
 
     Args:
-        pipeline: Path of the pipeline's YAML file on the machine that runs the flow.
-        source: Folder or bucket to read, in place of the pipeline's own.
-        sink: Folder or bucket to write, in place of the pipeline's own.
-        engine: Profile name or endpoint URL, in place of the pipeline's own.
-        limit: Most documents to read.
-        run_id: Name of the run; made up where it is left out.
+        pipeline: What is asked of each document, by the name of a pipeline.
+        source: Folder or bucket to read, such as /data/papers or s3://lake/papers; folders are those
+            of the machine that runs the flow. Empty: the pipeline's own.
+        sink: Folder or bucket to write tables and report to, such as /data/answers or
+            s3://lake/answers; it belongs to one source and pipeline. Empty: the pipeline's own.
+        engine: Profile of the model and its host. Empty: the pipeline's own.
+        engine_url: Any OpenAI-compatible endpoint, such as http://gpu-box:8000/v1, in place of a
+            profile.
+        mode: How the model works, for every stage. Empty: as each stage says.
+        limit: Most documents to read, in path order, such as 20. Empty: all.
+        budget_usd: Most US dollars to spend, by the profile's prices; then the run stops and can be
+            resumed. Empty: the pipeline's own.
+        budget_tokens: Most tokens to spend, prompts and answers together. Empty: the pipeline's own.
+        failure_limit: Share of requests, 0 to 1, that may end unanswered before the run counts as
+            failed. Empty: the pipeline's own, 0.05 if it has none.
+        settings: Any other keys of the pipeline, keys with dots, such as chunk.max_tokens=500.
+        secret_blocks: Names of Prefect Secret blocks. Each is put into the environment variable of its
+            name, moonshot-api-key into MOONSHOT_API_KEY. Never write a secret itself here, parameters
+            are stored in plain text.
+        run_id: Name of the run in the sink. Empty: made up from the time.
     """
-    job = make_job(
-        Path(pipeline), source=source, sink=sink, engine=engine, limit=limit, run_id=run_id
+    options = Options(
+        source=source or None,
+        sink=sink or None,
+        engine=engine_url or engine or None,
+        mode=mode,
+        limit=limit,
+        budget_usd=budget_usd,
+        budget_tokens=budget_tokens,
+        failure_limit=failure_limit,
+        settings=tuple(settings or ()),
     )
-    listeners: list[Listener] = [ProgressArtifact(job.run_id)]
-    if _terminal is not None:
-        listeners.append(_terminal)
-    progress = Progress(lambda snapshot: _tell(listeners, snapshot))
-    manifest = run_job(job, dispatch=as_tasks, progress=progress, notify=logger.info)
-    publish_summary(manifest)
-    message = f"run {job.run_id}: report at {manifest['report']['html']}"
-    if manifest["verdict"] == "complete":
-        return Completed(message=message)
-    return Failed(name=_STATE_NAMES[manifest["verdict"]], message=message)
+    name = run_id or new_run_id()
+    return _conduct(lambda: make_job(pipeline, options, run_id=name), secret_blocks)
 
 
-_terminal: Listener | None = None
+@flow(
+    name="retry-failed",
+    flow_run_name=_name,
+    task_runner=_shards_at_once(),
+    persist_result=False,
+)
+def retry_failed(
+    run: p.EarlierRun = None,
+    sink: p.Sink = None,
+    engine: p.Engine = None,
+    engine_url: p.EngineUrl = None,
+    budget_usd: p.BudgetUsd = None,
+    budget_tokens: p.BudgetTokens = None,
+    failure_limit: p.FailureLimit = None,
+    secret_blocks: p.SecretBlocks = None,
+) -> State[str]:
+    """Ask again what a run left unanswered, and go on where it was cancelled or out of budget.
+
+    Answers that the run has stay as they are and cost nothing.
+
+    Args:
+        run: Id of the run, such as 20261123T093000Z-4f2a, or a part of it. Empty: the latest.
+        sink: Sink of the run. Empty: as the machine that runs the flow remembers it.
+        engine: Profile to ask now. Empty: the run's own.
+        engine_url: Any OpenAI-compatible endpoint, in place of a profile.
+        budget_usd: Most US dollars to spend, what the run has spent included. Empty: the run's own.
+        budget_tokens: Most tokens to spend, what the run has spent included. Empty: the run's own.
+        failure_limit: Share of requests, 0 to 1, that may end unanswered. Empty: the run's own.
+        secret_blocks: Names of Prefect Secret blocks, as for process-corpus.
+    """
+    options = Options(
+        engine=engine_url or engine or None,
+        budget_usd=budget_usd,
+        budget_tokens=budget_tokens,
+        failure_limit=failure_limit,
+    )
+    return _conduct(lambda: reopen(run or None, sink or None, "retry", options), secret_blocks)
 
 
-def show_progress_with(listener: Listener) -> None:
-    """Have flow runs of this process tell `listener` too; the CLI draws its bar with it."""
-    global _terminal
-    _terminal = listener
+@flow(name="report", flow_run_name=_name, persist_result=False)
+def report(
+    run: p.EarlierRun = None, sink: p.Sink = None, secret_blocks: p.SecretBlocks = None
+) -> State[str]:
+    """Write a run's report anew from its tables.
+
+    Args:
+        run: Id of the run, such as 20261123T093000Z-4f2a, or a part of it. Empty: the latest.
+        sink: Sink of the run. Empty: as the machine that runs the flow remembers it.
+        secret_blocks: Names of Prefect Secret blocks, as for process-corpus.
+    """
+    try:
+        _load_secrets(secret_blocks)
+        run_id, _ = locate(run or None, sink or None)
+        addresses = rebuild(run_id, sink or None)
+    except (ConfigError, ConnectorError, EngineError) as exc:
+        return Failed(message=str(exc))
+    page = RunPage(run_id)
+    page.link(addresses["html"])
+    return Completed(message=f"report: {addresses['html']}")
 
 
-def _tell(listeners: list[Listener], snapshot: Snapshot) -> None:
-    for listener in listeners:
-        listener(snapshot)
+@dataclass(slots=True)
+class _Caller:
+    """Who called a flow in this process: is shown its progress and learns how it ended."""
+
+    listener: Listener
+    error: Exception | None = None
+    signal: signal.Signals | None = None
+
+
+_caller: ContextVar[_Caller | None] = ContextVar("_caller", default=None)
+
+
+def run_here(pipeline: str, options: Options, run_id: str, listener: Listener) -> None:
+    """Run process-corpus in this process, as a flow run of the configured Prefect server.
+
+    Raises:
+        ConfigError: As run_job.
+        ConnectorError: As run_job.
+        EngineError: As run_job.
+        PrerequisiteError: The Prefect server does not answer.
+        KeyboardInterrupt: The run was interrupted.
+    """
+    caller = _Caller(listener)
+    token = _caller.set(caller)
+    try:
+        # The engine's map of HTTP errors serves for Prefect's client too: it uses the same one.
+        with map_errors("the Prefect server"):
+            process_corpus(
+                pipeline=pipeline,
+                source=options.source,
+                sink=options.sink,
+                engine=options.engine,
+                mode=options.mode,
+                limit=options.limit,
+                budget_usd=options.budget_usd,
+                budget_tokens=options.budget_tokens,
+                failure_limit=options.failure_limit,
+                settings=[*options.settings],
+                run_id=run_id,
+                return_state=True,
+            )
+    except EngineError as exc:
+        url = load_surroundings().prefect_api_url
+        raise PrerequisiteError(
+            f"the Prefect server at {url} does not answer; start it with `headrace up`, or unset"
+            " PREFECT_API_URL to run without it"
+        ) from exc
+    finally:
+        _caller.reset(token)
+    if caller.error is not None:
+        raise caller.error
+    if caller.signal is not None:
+        # Prefect took the signal to end the run in order; now it is the caller's.
+        signal.raise_signal(caller.signal)
+
+
+def _conduct(start: Callable[[], Job], secret_blocks: Sequence[str] | None) -> State[str]:
+    """Run the job that `start` makes, and return the state that says how it ended."""
+    caller, job = _caller.get(), None
+    try:
+        _load_secrets(secret_blocks)
+        job = start()
+        return _state(_run(job, caller), job)
+    except (ConfigError, ConnectorError, EngineError) as exc:
+        if caller is not None:
+            caller.error = exc
+        return Failed(message=str(exc))
+    except (KeyboardInterrupt, TerminationSignal) as exc:
+        if caller is not None:
+            ended = isinstance(exc, TerminationSignal)
+            caller.signal = signal.SIGTERM if ended else signal.SIGINT
+        kept = (
+            f"; what is done is kept, go on with: headrace run --resume {job.run_id}" if job else ""
+        )
+        return Cancelled(message=f"cancelled{kept}")
+
+
+def _run(job: Job, caller: _Caller | None) -> Mapping[str, Any]:
+    page = RunPage(job.run_id)
+    page.open()
+    progress = Progress(page.show)
+    if caller is not None:
+        progress.listen(caller.listener)
+    try:
+        dispatch = as_tasks(job.pipeline.name)
+        manifest = run_job(job, dispatch=dispatch, progress=progress, notify=logger.info)
+    finally:
+        page.close()
+    page.conclude(manifest)
+    return manifest
+
+
+def _state(manifest: Mapping[str, Any], job: Job) -> State[str]:
+    run_id, verdict = job.run_id, manifest["verdict"]
+    where = f"report: {report_address(manifest)}"
+    if verdict == "complete":
+        return Completed(message=f"run {run_id}; {where}")
+    requests = manifest["requests"]
+    said = {
+        "over_failure_limit": f"{requests['unanswered']} of {requests['asked']} requests have no"
+        f" answer, more than failure_limit {manifest['failure_limit']}; ask them again with:"
+        f" headrace retry {run_id}",
+        "budget_reached": f"go on with a larger budget: headrace run --resume {run_id}",
+        "incomplete": f"outcomes do not add up; go on with: headrace run --resume {run_id}",
+    }
+    return Failed(name=_STATE_NAMES[verdict], message=f"run {run_id}: {said[verdict]}; {where}")
+
+
+def _load_secrets(names: Sequence[str] | None) -> None:
+    """Put the values of Secret blocks into the environment, where clients look for them.
+
+    Raises:
+        ConfigError: There is no such block.
+    """
+    for name in names or ():
+        try:
+            value = cast(Secret[str], Secret.load(name)).get()
+        except ValueError as exc:
+            raise ConfigError(
+                f"secret_blocks: there is no Secret block {name!r}; make it in the Prefect UI under"
+                " Blocks, type Secret"
+            ) from exc
+        set_environment({name.upper().replace("-", "_"): str(value)})

@@ -43,6 +43,8 @@ class Question:
     many: bool = False
     """Whether one part of a document may give several rows."""
     include: tuple[str, ...] = ()
+    parts: int | None = None
+    """Most parts of one document to ask; None: all."""
 
 
 def job_for(question: Question, options: Options, run_id: str) -> Job:
@@ -64,13 +66,14 @@ def job_for(question: Question, options: Options, run_id: str) -> Job:
             "required": ["rows"],
             "additionalProperties": False,
         }
-    parts = [question.text, source, include, schema]
+    parts = [question.text, source, include, schema, question.parts]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
     data = {
         "name": f"ask_{digest}",
         "source": source,
         "sink": options.sink or _default_sink(question.text, source, digest),
         "include": list(include),
+        "chunk": {"max_per_document": question.parts},
         "budget": {"usd": options.budget_usd, "tokens": options.budget_tokens},
         "stages": [
             {

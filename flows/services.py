@@ -9,10 +9,9 @@ import json
 import secrets
 import socket
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +23,8 @@ from engine.process import ChildProcess, Command
 
 READY_LIMIT_S = 90.0
 
+_LEASES = "prefect.server.concurrency.lease_storage.filesystem"
+
 Notify = Callable[[str], None]
 
 
@@ -33,13 +34,16 @@ def free_ports(count: int) -> list[int]:
     while len(ports) < count:
         port = 10_000 + secrets.randbelow(15_000)
         # SeaweedFS opens a gRPC port 10,000 above each port of its own.
-        if port not in ports and all(map(_is_free, (port, port + 10_000))):
+        if port not in ports and all(map(is_free, (port, port + 10_000))):
             ports.append(port)
     return ports
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Tell whether a server can listen on this port of 127.0.0.1."""
     with socket.socket() as probe:
+        # As servers do: a port whose last connections are fading away is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
@@ -185,32 +189,48 @@ class PrefectServer(_Service):
         Raises:
             PrerequisiteError: The port is taken.
         """
-        if not _is_free(self._port):
+        if not is_free(self._port):
             raise PrerequisiteError(f"port {self._port} is taken; give another one with --port")
-        return Command(
-            name="prefect",
-            argv=[
-                sys.executable, "-m", "prefect", "server", "start",
-                "--host", "127.0.0.1", "--port", str(self._port),
-            ],
-            cwd=self.folder,
-            env=child_environment(
-                PREFECT_HOME=str(self.folder / "home"),
-                # The UI asks this port, whatever --port says.
-                PREFECT_SERVER_API_PORT=str(self._port),
-                PREFECT_SERVER_ANALYTICS_ENABLED="false",
-                PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE="50",
-                PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE="50",
-                NO_COLOR="1",
-            ),
-            log=self.folder / "prefect.log",
-        )  # fmt: skip
+        return prefect_command(self.folder, self._port, child_environment())
 
     def is_ready(self) -> bool:
         """Tell whether the API answers."""
-        try:
-            with urllib.request.urlopen(f"{self.address}/api/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-            return False
+        return answers(f"{self.address}/api/health")
+
+
+def prefect_command(folder: Path, port: int, environment: Mapping[str, str]) -> Command:
+    """Return what starts a Prefect server on this port, its home and log below `folder`."""
+    return Command(
+        name="prefect",
+        argv=[
+            sys.executable, "-m", "prefect", "server", "start",
+            "--host", "127.0.0.1", "--port", str(port),
+        ],
+        cwd=folder,
+        env={
+            **environment,
+            "PREFECT_HOME": str(folder / "home"),
+            # The UI asks this port, whatever --port says.
+            "PREFECT_SERVER_API_PORT": str(port),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # Fewer, larger writes: 7-9 ms of CPU per task run in place of 28-44, fewer 503s.
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+            # In memory, the slot of a run that was killed stays held after a restart, for good.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": _LEASES,
+            "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+            # A schedule that is switched on takes effect within ten seconds, not a minute.
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "10",
+            "NO_COLOR": "1",
+        },
+        log=folder / "prefect.log",
+    )  # fmt: skip
+
+
+def answers(url: str) -> bool:
+    """Tell whether a server of this machine answers at `url` with status 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

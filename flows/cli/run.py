@@ -215,6 +215,10 @@ def ask(
     many: Annotated[
         bool, typer.Option("--many", help="As many rows as a part of a document holds, not one.")
     ] = False,
+    parts: Annotated[
+        int | None,
+        typer.Option("--parts", min=1, help="Ask only the first N parts of each document."),
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option("--include", help='Only paths that match, such as "**/*.pdf".'),
@@ -232,7 +236,7 @@ def ask(
     with its place), a|b|c (a choice), [type] (a list); a ? behind a type lets it be empty.
 
     Examples:
-      headrace ask "What is it about?" ./papers
+      headrace ask "What is it about?" ./papers --parts 1
 
       headrace ask "Which invoices exceed 10,000 EUR?" s3://lake/invoices
         --fields "vendor: string, amount: decimal, date: date?" --engine moonshot
@@ -245,7 +249,12 @@ def ask(
     run_id = new_run_id()
     with exit_codes(on_interrupt=_how_to_resume(run_id)):
         asked = Question(
-            text=question, source=source, fields=fields, many=many, include=tuple(include or ())
+            text=question,
+            source=source,
+            fields=fields,
+            many=many,
+            include=tuple(include or ()),
+            parts=parts,
         )
         options = Options(
             sink=sink,
@@ -292,13 +301,36 @@ def _reports_to_prefect(*, wanted: bool) -> bool:
         return True
     if not wanted:
         return False
-    from flows.stack import client_environment
+    from flows.pieces import client_environment
 
     environment = client_environment()
     if environment is None:
         raise ConfigError("--prefect: no Prefect server is known; start one with: headrace up")
     set_environment(environment)
     return True
+
+
+def _check_prefect(api_url: str) -> None:
+    """Check that the configured Prefect server answers, before seconds go into importing Prefect.
+
+    Raises:
+        PrerequisiteError: It does not answer.
+    """
+    import urllib.error
+    import urllib.request
+
+    from engine.errors import PrerequisiteError
+
+    try:
+        urllib.request.urlopen(f"{api_url.rstrip('/')}/health", timeout=5).close()
+    except urllib.error.HTTPError:
+        # It answers; whether it lets us in, Prefect's client will say.
+        return
+    except (urllib.error.URLError, OSError, ValueError) as exc:
+        raise PrerequisiteError(
+            f"the Prefect server at {api_url} does not answer ({exc}); start one with `headrace up`,"
+            " or unset PREFECT_API_URL to run without it"
+        ) from exc
 
 
 def _in_prefect(pipeline: str, options: Options, run_id: str, *, as_json: bool) -> Manifest:
@@ -308,6 +340,7 @@ def _in_prefect(pipeline: str, options: Options, run_id: str, *, as_json: bool) 
     from flows.run.resume import manifest_path
     from flows.terminal import ProgressBar
 
+    _check_prefect(load_surroundings().prefect_api_url or "")
     job = make_job(pipeline, options, run_id=run_id)
     with ProgressBar(stderr(), enabled=not as_json) as bar:
         bar.note("reporting to the Prefect server")

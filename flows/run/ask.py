@@ -34,6 +34,7 @@ class Asker:
 
     def __init__(self, pipeline: PipelineConfig, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        self._max_per_document = pipeline.chunk.max_per_document
         self.instructions = instructions(pipeline.shared)
         self.instructions_tokens = endpoint.counter.count(self.instructions)
         self._stages = {stage.name: self._prepare(stage) for stage in pipeline.stages}
@@ -74,6 +75,15 @@ class Asker:
             upstream: The answers of `stage.needs` about the same chunk, by stage.
             media_dir: Where the JPEGs lie that the chunk's segments name.
         """
+        limit = self._max_per_document
+        if limit is not None and chunk.ordinal >= limit:
+            return self._unasked(
+                stage,
+                document,
+                chunk,
+                error_class="beyond_limit",
+                error=f"only the first {limit} chunks of a document are asked about",
+            )
         missing = [name for name, answered in upstream.items() if answered.output is None]
         if missing:
             return self._unasked(

@@ -61,11 +61,13 @@ class Bench(Room):
     cancelled: threading.Event
     """Set when the bench closes, so that shards still in work stop soon."""
     in_work: Shift
+    at_once: int
+    """Shards in work at the same time."""
 
     @property
     def max_in_flight(self) -> int:
         """Requests one shard may have in flight, so that all shards stay within the profile."""
-        return max(1, self.endpoint.profile.max_in_flight // NUM_SHARDS_AT_ONCE)
+        return max(1, self.endpoint.profile.max_in_flight // self.at_once)
 
 
 def open_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
@@ -88,23 +90,25 @@ def open_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
 
 
 class Shift:
-    """Counts the shards in work, so that a closing bench can wait for them."""
+    """Lets a number of shards in at a time, and counts them, so that a closing bench can wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: int) -> None:
+        self._places = threading.Semaphore(places)
         self._count = 0
         self._changed = threading.Condition()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Count one shard while the block runs."""
-        with self._changed:
-            self._count += 1
-        try:
-            yield
-        finally:
+        """Wait for a place, and hold it while the block runs."""
+        with self._places:
             with self._changed:
-                self._count -= 1
-                self._changed.notify_all()
+                self._count += 1
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._count -= 1
+                    self._changed.notify_all()
 
     def wait(self, limit_s: float) -> None:
         """Wait until none is in work, at most `limit_s` seconds."""
@@ -122,7 +126,7 @@ def open_room(job: Job) -> Iterator[Room]:
     source, lake = open_storage(job.source), Lake(job.sink)
     reader = job.pipeline.reader
     with (
-        tempfile.TemporaryDirectory(prefix="headrace-") as scratch,
+        tempfile.TemporaryDirectory(prefix="headrace-", ignore_cleanup_errors=True) as scratch,
         ReaderPool(NUM_READERS, reader.options(), timeout_s=reader.timeout_s) as readers,
     ):
         yield Room(job=job, source=source, lake=lake, readers=readers, scratch=Path(scratch))
@@ -130,7 +134,12 @@ def open_room(job: Job) -> Iterator[Room]:
 
 @contextmanager
 def open_bench(
-    job: Job, progress: Progress, notify: Callable[[str], None], spent: Amount | None = None
+    job: Job,
+    progress: Progress,
+    notify: Callable[[str], None],
+    *,
+    spent: Amount | None = None,
+    at_once: int = 1,
 ) -> Iterator[Bench]:
     """Open storage, engine and readers, and close them again.
 
@@ -138,6 +147,7 @@ def open_bench(
         job: What to run.
         progress: Counters that the shards add to.
         spent: What earlier attempts of the run have taken from its budget.
+        at_once: Shards that may be in work at the same time.
         notify: Called with a line whenever something slow begins, such as the engine's start.
 
     Raises:
@@ -156,7 +166,8 @@ def open_bench(
             prices=endpoint.profile.prices,
             spent=spent,
         )
-        cancelled, in_work = threading.Event(), Shift()
+        at_once = min(at_once, endpoint.profile.max_in_flight)
+        cancelled, in_work = threading.Event(), Shift(at_once)
         stack.callback(in_work.wait, SETTLE_S)
         stack.callback(cancelled.set)
         yield Bench(
@@ -172,6 +183,7 @@ def open_bench(
             budget=budget,
             cancelled=cancelled,
             in_work=in_work,
+            at_once=at_once,
         )
 
 

@@ -85,9 +85,12 @@ def run_job(
         left = [shard for shard in shards if shard.shard not in finished]
         if done.reports:
             notify(f"run {job.run_id}: {len(finished)} of {len(shards)} shards are done already")
+        overs = [stage.over for stage in job.pipeline.stages]
+        progress.expect(per_chunk=overs.count("chunk"), per_document=overs.count("document"))
         progress.add(documents=sum(len(shard.sources) for shard in left))
         progress.enter("opening the engine")
-        with open_bench(job, progress, notify, done.spent) as bench:
+        at_once = min(NUM_SHARDS_AT_ONCE, max(1, len(left)))
+        with open_bench(job, progress, notify, spent=done.spent, at_once=at_once) as bench:
             progress.enter("processing")
             reports = [*done.reports, *dispatch(lambda shard: process_shard(bench, shard), left)]
             value = _conclude(bench, reports, num_listed=num_listed, started=started)

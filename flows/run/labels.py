@@ -34,12 +34,14 @@ def is_label(schema: Mapping[str, Any]) -> bool:
 
 
 def bind_labels(schema: Mapping[str, Any], segments: Sequence[Segment]) -> dict[str, Any]:
-    """Return the schema with every label field closed to the labels of `segments`."""
+    """Return the schema as it is sent: label fields closed to the labels of `segments`."""
     if is_label(schema):
         plain = {key: value for key, value in schema.items() if key not in _KEYWORDS}
         labels: list[str | None] = [segment.label for segment in _open_to(schema, segments)]
         return {**plain, "enum": [*labels, None] if "null" in schema["type"] else labels}
-    bound = dict(schema)
+    # `decimal` is a format of ours; engines refuse a grammar with a format that they do not know.
+    ours = schema.get("format") == "decimal"
+    bound = {key: value for key, value in schema.items() if not (ours and key == "format")}
     if isinstance(properties := schema.get("properties"), Mapping):
         bound["properties"] = {name: bind_labels(sub, segments) for name, sub in properties.items()}
     if isinstance(items := schema.get("items"), Mapping):

@@ -27,6 +27,10 @@ class Snapshot:
     completion_tokens: int
     outcomes: Mapping[str, int]
     """Results by outcome."""
+    per_chunk: int
+    """Stages that ask about each chunk."""
+    per_document: int
+    """Stages that ask about each document."""
     cost_usd: float | None
     """Price of the tokens so far; None where the profile has no prices."""
     elapsed_s: float
@@ -43,7 +47,9 @@ class Snapshot:
 def _expected_requests(snapshot: Snapshot) -> float:
     if not snapshot.num_documents_read:
         return 0.0
-    return snapshot.num_requests * max(1.0, snapshot.num_documents / snapshot.num_documents_read)
+    read = snapshot.num_documents_read
+    known = snapshot.num_chunks * snapshot.per_chunk + read * snapshot.per_document
+    return max(snapshot.num_requests, known * max(1.0, snapshot.num_documents / read))
 
 
 Listener = Callable[[Snapshot], None]
@@ -75,6 +81,11 @@ class Progress:
         )
         self._outcomes: Counter[str] = Counter()
         self._cost_usd: float | None = None
+        self._per_chunk = self._per_document = 0
+
+    def expect(self, *, per_chunk: int, per_document: int) -> None:
+        """Say how many requests to expect of each chunk and each document."""
+        self._per_chunk, self._per_document = per_chunk, per_document
 
     def listen(self, listener: Listener) -> None:
         """Tell this listener too."""
@@ -125,6 +136,8 @@ class Progress:
             cached_tokens=counts["cached"],
             completion_tokens=counts["output"],
             outcomes=outcomes,
+            per_chunk=self._per_chunk,
+            per_document=self._per_document,
             cost_usd=cost_usd,
             elapsed_s=elapsed,
             remaining_s=None,

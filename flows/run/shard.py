@@ -55,14 +55,16 @@ def process_shard(bench: Bench, plan: ShardPlan) -> ShardReport:
         StorageUnavailable: Source or sink does not answer.
         EngineMisconfigured: The endpoint refuses every request.
     """
+    with bench.in_work():
+        return _process(bench, plan)
+
+
+def _process(bench: Bench, plan: ShardPlan) -> ShardReport:
     if bench.budget.is_reached:
         return left_alone(plan)
     answers = Answers(bench.lake, bench.job.run_id, plan.shard)
     answers.load(bench.job.start)
-    with (
-        bench.in_work(),
-        ThreadPoolExecutor(NUM_READERS, thread_name_prefix=f"read-{plan.shard}") as threads,
-    ):
+    with ThreadPoolExecutor(NUM_READERS, thread_name_prefix=f"read-{plan.shard}") as threads:
         reading = [threads.submit(read, bench, plan.shard, source) for source in plan.sources]
         try:
             work = ask_all(bench, reading, answers)

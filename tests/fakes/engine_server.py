@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 import threading
 import time
@@ -94,10 +95,9 @@ def answer(schema: Mapping[str, Any], seed: str) -> Any:
     kind = schema.get("type")
     if isinstance(kind, list):
         kind = kind[0]
-    if schema.get("format") == "date":
-        return f"2026-01-{1 + number % 28:02d}"
-    if schema.get("format") == "decimal":
-        return str(number % 1000 / 8)
+    if "pattern" in schema:
+        tries = (f"2026-01-{1 + number % 28:02d}", str(number % 1000 / 8))
+        return next(text for text in tries if re.fullmatch(schema["pattern"], text))
     if kind == "object":
         properties = schema.get("properties", {})
         return {name: answer(sub, f"{seed}.{name}") for name, sub in properties.items()}

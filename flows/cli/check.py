@@ -1,0 +1,90 @@
+"""`headrace doctor`: checks the set-up and says how to mend it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from config.load import known_profiles
+from flows.cli.app import EXIT_INCOMPLETE, AsJson, app, exit_codes, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flows.checks.finding import Finding
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def _engines(incomplete: str) -> list[str]:
+    return [name for name in known_profiles() if name.startswith(incomplete)]
+
+
+@app.command(rich_help_panel="This machine")
+def doctor(
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="Profile name, or URL of an OpenAI-compatible endpoint.",
+            autocompletion=_engines,
+        ),
+    ] = "embedded",
+    source: Annotated[
+        str | None, typer.Option("--source", help="Folder or s3://bucket/prefix to read.")
+    ] = None,
+    sink: Annotated[
+        str | None,
+        typer.Option("--sink", help="Folder or s3://bucket/prefix to write; a probe is put there."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine, the engine, storage and Prefect, and say what mends each finding.
+
+    Exits with 0 where nothing fails; warnings are allowed. Nothing is started and no prompt is sent.
+
+    Examples:
+      headrace doctor
+
+      headrace doctor --source s3://lake/in --sink s3://lake/out
+
+      headrace doctor --engine moonshot --json
+    """
+    from flows.doctor import diagnose, is_well
+
+    with exit_codes():
+        findings = diagnose(engine, source, sink)
+        well = is_well(findings)
+        if as_json:
+            print_json({"ok": well, "findings": [asdict(finding) for finding in findings]})
+        else:
+            _show(findings)
+        _end(well=well)
+
+
+def _end(*, well: bool) -> None:
+    """End with the exit code; apart, since a command's docstring is its help.
+
+    Raises:
+        Exit: With 1 where a check fails.
+    """
+    if not well:
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    """Print the findings in columns; lines are not folded, so that commands can be copied."""
+    console = Console(highlight=False)
+    width = max(len(finding.check) for finding in findings) + 2
+    for finding in findings:
+        line = Text(f"{finding.status:<6}", style=_COLOURS[finding.status])
+        line.append(f"{finding.check:<{width}}{finding.says}", style="default")
+        if finding.mend:
+            line.append(f"\n{'':<{6 + width}}mend: {finding.mend}", style="default")
+        console.print(line, soft_wrap=True)
+    counts = {status: sum(f.status == status for f in findings) for status in _COLOURS}
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
