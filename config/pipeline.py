@@ -20,6 +20,9 @@ from engine.request import ModeName
 StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 
 
+DEFAULT_ENGINE = "embedded"
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -141,7 +144,7 @@ class PipelineConfig(_Model):
     """Folder or bucket to write; `--sink` overrides it."""
     include: tuple[str, ...] = ("**/*",)
     """Globs on the path below the source; what matches none is not listed at all."""
-    engine: str = "embedded"
+    engine: str = DEFAULT_ENGINE
     """A profile's name, or the URL of an OpenAI-compatible endpoint."""
     shared: Mapping[str, str] = Field(default_factory=dict)
     """Texts put in front of every request, by name: one prefix for all stages."""

@@ -95,6 +95,9 @@ class Profile(_Model):
     """What tokens cost; None: not known, such as on own hardware."""
     throughput: Throughput | None = None
     """How fast it is; None: not measured."""
+    ask_fields: str = "answer: string, evidence: line"
+    """What `headrace ask` asks for where no fields are given, in short. A model too small to write a
+    sentence is asked for a line of the document only."""
     modes: Mapping[ModeName, ModeSettings]
     """Settings of each mode that the host offers."""
 

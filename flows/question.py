@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from config.errors import ConfigError
-from config.load import pipeline_from
+from config.load import load_profile, pipeline_from
+from config.pipeline import DEFAULT_ENGINE
 from config.shorthand import parse_fields
 from connectors.sinks.lake import Lake
 from connectors.sinks.parquet import span_from_row
@@ -23,14 +25,11 @@ from flows.report.words import place, unit_name
 from flows.run.job import Job, Options, is_inside, job_of
 from flows.terminal import summary_lines
 
-DEFAULT_FIELDS = "answer: string, evidence: line"
-"""What an answer holds where no fields are asked for: the answer, and the line that says so."""
-
 STAGE = "answer"
 MAX_SHOWN_ROWS = 50
 
 _MAX_ROWS_PER_ANSWER = 30
-_TOKENS_PER_ANSWER = 256
+_TOKENS_PER_ANSWER = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +55,8 @@ def job_for(question: Question, options: Options, run_id: str) -> Job:
     if not question.text.strip():
         raise ConfigError('the question is empty; ask one, such as "What is it about?"')
     source, include = _source_and_globs(question)
-    schema = parse_fields(question.fields or DEFAULT_FIELDS, "--fields")
+    profile = load_profile(options.engine or DEFAULT_ENGINE)
+    schema = parse_fields(question.fields or profile.ask_fields, "--fields")
     prompt = f"{_as_template(question.text)}\n{_wanted(schema, many=question.many)}"
     if question.many:
         rows = {"type": "array", "items": schema, "maxItems": _MAX_ROWS_PER_ANSWER}
@@ -127,7 +127,7 @@ def _in_words(name: str, spec: Mapping[str, Any]) -> str:
     kinds = spec.get("type", "string")
     optional = "null" in kinds or None in (spec.get("enum") or [])
     notes = {
-        "segment-label": "the label of the line that says so",
+        "segment-label": "the line that says so",
         "date": "as YYYY-MM-DD",
         "decimal": "a number",
     }
@@ -187,6 +187,9 @@ def print_answers(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
         )
     if len(answered) > len(shown):
         lines["empty"] = f"{len(answered) - len(shown)} parts of documents without an answer"
+    skipped = Counter(row["error"] for row in rows if row.get("outcome") == "skipped")
+    for number, (why, count) in enumerate(skipped.most_common(3), start=1):
+        lines[f"skipped {number}"] = f"{count} parts: {why}"
     for name, value in (lines | summary_lines(manifest)).items():
         console.print(f"{name:>10}  {value}", markup=False, soft_wrap=True)
 

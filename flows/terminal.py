@@ -53,7 +53,7 @@ class ProgressBar:
     def note(self, line: str) -> None:
         """Show one line about something slow."""
         if self._enabled:
-            self._console.print(line, highlight=False, markup=False)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, snapshot: Snapshot) -> None:
         """Show the counts."""

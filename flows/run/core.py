@@ -85,8 +85,6 @@ def run_job(
         left = [shard for shard in shards if shard.shard not in finished]
         if done.reports:
             notify(f"run {job.run_id}: {len(finished)} of {len(shards)} shards are done already")
-        overs = [stage.over for stage in job.pipeline.stages]
-        progress.expect(per_chunk=overs.count("chunk"), per_document=overs.count("document"))
         progress.add(documents=sum(len(shard.sources) for shard in left))
         progress.enter("opening the engine")
         at_once = min(NUM_SHARDS_AT_ONCE, max(1, len(left)))

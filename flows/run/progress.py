@@ -27,10 +27,8 @@ class Snapshot:
     completion_tokens: int
     outcomes: Mapping[str, int]
     """Results by outcome."""
-    per_chunk: int
-    """Stages that ask about each chunk."""
-    per_document: int
-    """Stages that ask about each document."""
+    num_expected: int
+    """Requests to expect of the documents read so far."""
     cost_usd: float | None
     """Price of the tokens so far; None where the profile has no prices."""
     elapsed_s: float
@@ -47,9 +45,8 @@ class Snapshot:
 def _expected_requests(snapshot: Snapshot) -> float:
     if not snapshot.num_documents_read:
         return 0.0
-    read = snapshot.num_documents_read
-    known = snapshot.num_chunks * snapshot.per_chunk + read * snapshot.per_document
-    return max(snapshot.num_requests, known * max(1.0, snapshot.num_documents / read))
+    unread = max(1.0, snapshot.num_documents / snapshot.num_documents_read)
+    return max(snapshot.num_requests, snapshot.num_expected * unread)
 
 
 Listener = Callable[[Snapshot], None]
@@ -70,6 +67,7 @@ class Progress:
                 "documents",
                 "read",
                 "chunks",
+                "expected",
                 "requests",
                 "results",
                 "unanswered",
@@ -81,11 +79,6 @@ class Progress:
         )
         self._outcomes: Counter[str] = Counter()
         self._cost_usd: float | None = None
-        self._per_chunk = self._per_document = 0
-
-    def expect(self, *, per_chunk: int, per_document: int) -> None:
-        """Say how many requests to expect of each chunk and each document."""
-        self._per_chunk, self._per_document = per_chunk, per_document
 
     def listen(self, listener: Listener) -> None:
         """Tell this listener too."""
@@ -98,7 +91,7 @@ class Progress:
         self._tell(force=True)
 
     def add(self, **counts: int) -> None:
-        """Add to counters: documents, read, chunks, requests."""
+        """Add to counters: documents, read, chunks, expected, requests."""
         with self._lock:
             for name, count in counts.items():
                 self._counts[name] += count
@@ -136,8 +129,7 @@ class Progress:
             cached_tokens=counts["cached"],
             completion_tokens=counts["output"],
             outcomes=outcomes,
-            per_chunk=self._per_chunk,
-            per_document=self._per_document,
+            num_expected=counts["expected"],
             cost_usd=cost_usd,
             elapsed_s=elapsed,
             remaining_s=None,

@@ -87,7 +87,10 @@ def _process(bench: Bench, plan: ShardPlan) -> ShardReport:
 def read(bench: Bench, shard: str, source: SourceRef) -> ReadDocument:
     """Return one object's document and chunks; a bad object becomes a rejected document."""
     document, chunks, media_dir = read_chunks(bench, shard, source, bench.rule)
-    bench.progress.add(read=1, chunks=len(chunks))
+    overs = [stage.over for stage in bench.job.pipeline.stages]
+    asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))
+    expected = asked * overs.count("chunk") + bool(chunks) * overs.count("document")
+    bench.progress.add(read=1, chunks=len(chunks), expected=expected)
     return ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
 
 
