@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from config.load import load_pipeline
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
 from tests.fakes.engine_server import FakeEngine
@@ -55,21 +56,12 @@ def test_python_runs_when_copied_from_the_docs(code, lake):
     assert result.stdout.strip()
 
 
-def test_command_runs_when_copied_from_the_readme(tmp_path):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^\.venv/bin/headrace run .*$", text, re.MULTILINE)
-    words = command.split()
-    assert words[4] == "./papers"
-    assert words[6] == "./lake"
-    (tmp_path / "papers").mkdir()
-    (tmp_path / "papers" / "a.txt").write_text("The crane stopped at noon.")
-    words[0] = str(Path(sys.executable).with_name("headrace"))
-    words[4], words[6] = str(tmp_path / "papers"), str(tmp_path / "lake")
-    with FakeEngine() as engine:
-        result = subprocess.run(
-            [*words, "--engine", engine.url], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize("code", list(blocks("yaml")))
+def test_pipeline_loads_when_copied_from_the_docs(code, tmp_path):
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(code, encoding="utf-8")
+    if "stages:" in code:
+        assert load_pipeline(file).stages
 
 
 def test_make_targets_exist_when_the_docs_name_them():
