@@ -108,12 +108,14 @@ class RunPage:
 
 
 def describe(run_id: str, snapshot: Snapshot) -> str:
-    """Return the counts as a small Markdown table."""
+    """Return the counts as one line, which is all that a card shows, and a small Markdown table."""
     outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(snapshot.outcomes.items()))
     cached = snapshot.cached_tokens / snapshot.prompt_tokens if snapshot.prompt_tokens else 0.0
+    documents = f"{snapshot.num_documents_read:,} of {snapshot.num_documents:,}"
     rows = {
+        "run": run_id,
         "phase": snapshot.phase,
-        "documents": f"{snapshot.num_documents_read:,} of {snapshot.num_documents:,} read",
+        "documents": f"{documents} read",
         "chunks": f"{snapshot.num_chunks:,}",
         "records": f"{snapshot.num_results:,} of {snapshot.num_requests:,} asked"
         + (f": {outcomes}" if outcomes else ""),
@@ -123,10 +125,17 @@ def describe(run_id: str, snapshot: Snapshot) -> str:
     if snapshot.cost_usd is not None:
         rows["cost"] = f"{snapshot.cost_usd:.4f} USD"
     rows["time"] = f"{snapshot.elapsed_s:,.0f} s"
+    left = ""
     if snapshot.remaining_s is not None and snapshot.phase == "processing":
-        rows["time"] += f", about {snapshot.remaining_s:,.0f} s left"
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join([f"| run | {run_id} |", "| --- | --- |", *lines])
+        left = f", about {snapshot.remaining_s:,.0f} s left"
+        rows["time"] += left
+    head = f"{snapshot.phase}: {documents} documents, {outcomes or 'no answer yet'}{left}"
+    return f"{head}\n\n{_table(rows)}"
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    (first, *rest) = (f"| {name} | {value} |" for name, value in rows.items())
+    return "\n".join([first, "| --- | --- |", *rest])
 
 
 def report_address(manifest: Mapping[str, Any]) -> str:
@@ -152,7 +161,11 @@ def _link(run_id: str, address: str) -> None:
 def _publish(manifest: Mapping[str, Any]) -> None:
     address = report_address(manifest)
     _link(manifest["run_id"], address)
-    create_markdown_artifact(markdown=_summary(manifest, address), key="summary")
+    create_markdown_artifact(
+        markdown=_summary(manifest, address),
+        key="summary",
+        description=f"{manifest['pipeline']}: {manifest['verdict'].replace('_', ' ')}",
+    )
     create_table_artifact(
         table=_outcomes(manifest), key="outcomes", description="Every input has one outcome"
     )
@@ -168,6 +181,7 @@ def _summary(manifest: Mapping[str, Any], address: str) -> str:
     prompt = sum(stage["prompt_tokens"] for stage in stages)
     cached = sum(stage["cached_tokens"] or 0 for stage in stages)
     rows = {
+        "run": manifest["run_id"],
         "documents": documents,
         "chunks": f"{manifest['chunks']:,} in {manifest['shards']} shards",
         "prompt tokens": f"{prompt:,}, {cached / prompt if prompt else 0:.0%} cached",
@@ -177,9 +191,7 @@ def _summary(manifest: Mapping[str, Any], address: str) -> str:
         "sink": f"`{manifest['sink']}`",
         "report": f"[open]({address})" if address.startswith("http") else f"`{address}`",
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
-    title = f"# {manifest['pipeline']}: {manifest['verdict'].replace('_', ' ')}"
-    return "\n".join([title, "", f"| run | {manifest['run_id']} |", "| --- | --- |", *lines])
+    return _table({name: value for name, value in rows.items() if value is not None})
 
 
 def _dollars(stages: Sequence[Mapping[str, Any]]) -> str | None:

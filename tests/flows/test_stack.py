@@ -199,6 +199,39 @@ def test_run_ends_cancelled_without_leftovers_when_cancelled_from_the_ui(stack, 
     assert [path for path in saved if path.is_file() and path.stat().st_size]
 
 
+@pytest.mark.timeout(120)
+def test_key_reaches_the_engine_and_nothing_else_when_it_is_in_a_secret_block(stack, tmp_path):
+    _, kind = stack.api("block_types/slug/secret")
+    chosen = {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}}
+    _, schemas = stack.api("block_schemas/filter", chosen)
+    block = {
+        "name": "openai-api-key",
+        "data": {"value": SECRET},
+        "block_type_id": kind["id"],
+        "block_schema_id": schemas[0]["id"],
+    }
+    assert stack.api("block_documents/", block)[0] == 201
+    parameters = {
+        "source": str(write_files(tmp_path / "source", 2)),
+        "sink": str(tmp_path / "lake"),
+        "secret_blocks": ["openai-api-key"],
+    }
+    with FakeEngine(api_key=SECRET) as engine:
+        _, run = stack.create_run("process-corpus", {**parameters, "engine_url": engine.url})
+        assert stack.wait(run["id"])["state"]["name"] == "Completed"
+        missing = {**parameters, "engine_url": engine.url, "secret_blocks": ["nowhere"]}
+        _, other = stack.create_run("process-corpus", missing)
+        state = stack.wait(other["id"])["state"]
+    assert state["type"] == "FAILED"
+    assert "there is no Secret block 'nowhere'" in state["message"]
+    for path in (tmp_path / "lake").rglob("*"):
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes()
+    _, logs = stack.api("logs/filter", {})
+    assert not [
+        line for line in logs if SECRET in line["message"] or "Traceback" in line["message"]
+    ]
+
+
 def test_secrets_of_the_environment_are_in_no_file_when_all_has_run(stack):
     files = [path for path in stack.state.rglob("*") if path.is_file()]
     assert files
