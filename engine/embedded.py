@@ -58,7 +58,7 @@ def prepare(
     )
     if result.returncode != 0:
         raise PrerequisiteError(
-            f"the embedded model could not be written to {str(folder)!r}; run `make install` again."
+            f"the embedded model could not be written to {str(folder)!r}; run `headrace engine install`."
             f" Last lines: {result.stderr[-800:]}"
         )
     return folder

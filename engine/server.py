@@ -156,7 +156,7 @@ def _command(
     python = venv.absolute() / "bin" / "python"
     if not python.exists():
         raise PrerequisiteError(
-            f"the engine's environment {str(venv)!r} is missing; run `make install`,"
+            f"the engine's environment {str(venv)!r} is missing; run `headrace engine install`,"
             " or give the URL of an engine that runs elsewhere with --engine"
         )
     model = embedded.prepare(python, cache, environment, notify)
