@@ -37,7 +37,9 @@ class HuggingFaceCounter:
 
     def __init__(self, path: Path, name: str) -> None:
         if not path.is_file():
-            raise PrerequisiteError(f"tokenizer {str(path)!r} is missing; run `headrace engine install`")
+            raise PrerequisiteError(
+                f"tokenizer {str(path)!r} is missing; run `headrace engine install`"
+            )
         self.name = name
         self._tokenizer = Tokenizer.from_file(str(path))
 

@@ -60,9 +60,11 @@ class ProgressBar:
         if not self._enabled:
             return
         if self._bar is not None:
-            fraction = 1.0 if snapshot.phase == "done" else snapshot.fraction
             self._bar.update(
-                self._task, description=snapshot.phase, completed=fraction, counts=_counts(snapshot)
+                self._task,
+                description=snapshot.phase,
+                completed=snapshot.fraction,
+                counts=_counts(snapshot),
             )
             return
         new_phase = snapshot.phase != self._phase

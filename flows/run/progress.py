@@ -38,6 +38,9 @@ class Snapshot:
     @property
     def fraction(self) -> float:
         """Share of the work that is done, by the requests known and to be expected."""
+        # Units that are skipped are expected, but never asked about.
+        if self.phase in {"reporting", "done"}:
+            return 1.0
         expected = _expected_requests(self)
         return min(1.0, self.num_results / expected) if expected else 0.0
 
