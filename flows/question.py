@@ -189,7 +189,7 @@ def print_answers(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
         lines["empty"] = f"{len(answered) - len(shown)} parts of documents without an answer"
     skipped = Counter(row["error"] for row in rows if row.get("outcome") == "skipped")
     for number, (why, count) in enumerate(skipped.most_common(3), start=1):
-        lines[f"skipped {number}"] = f"{count} parts: {why}"
+        lines["skipped" + " " * (number - 1)] = f"{count:,} x {why}"
     for name, value in (lines | summary_lines(manifest)).items():
         console.print(f"{name:>10}  {value}", markup=False, soft_wrap=True)
 

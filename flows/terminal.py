@@ -129,6 +129,9 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
     for number, failure in enumerate(manifest["failures"][:3]):
         text = f"{failure['count']} {failure['outcome']} ({failure['error_class']}) in stage"
         lines[f"failure {number + 1}"] = f"{text} {failure['stage']}, such as {failure['example']}"
+    if manifest["rejected"]:
+        where = "\"status = 'rejected'\""
+        lines["rejected"] = f"headrace records {run_id} documents --where {where}"
     if manifest["verdict"] == "budget_reached":
         lines["go on"] = f"headrace run --resume {run_id} --budget-usd/--budget-tokens <more>"
     elif manifest["failures"]:

@@ -57,7 +57,11 @@ def _print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
         return
     table = Table()
     for name in ("run", "pipeline", "state", "done", "sink"):
-        table.add_column(name, overflow="fold", no_wrap=name in {"run", "state"})
+        # The id is what other commands want: it is never cut.
+        fixed = name in {"run", "state"}
+        table.add_column(
+            name, overflow="fold", no_wrap=fixed, min_width=21 if name == "run" else None
+        )
     for run in runs:
         table.add_row(run["run_id"], run["pipeline"], run["state"], run["done"], run["sink"])
     Console(highlight=False).print(table)
@@ -68,7 +72,7 @@ def _print_run(shown: Mapping[str, Any]) -> None:
 
     if shown.get("manifest") is not None:
         print_summary(shown["manifest"])
-    names = ("run_id", "pipeline", "state", "done", "source", "sink", "log", "next")
+    names = ("run_id", "pipeline", "state", "error", "done", "source", "sink", "log", "next")
     print_lines([f"{name:>10}  {shown[name]}" for name in names if shown.get(name)])
 
 
@@ -120,6 +124,7 @@ def records(
             columns=tuple(name.strip() for name in columns.split(",")) if columns else (),
             document=document,
             outcome=outcome,
+            skipped=as_csv or as_json or bool(where or outcome),
         )
         found = query_records(run, stage, sink, query)
         if as_csv:
@@ -128,6 +133,9 @@ def records(
             print_json(found.as_json())
         else:
             _print_records(found.as_json(), limit)
+            if found.num_skipped:
+                line = f"{found.num_skipped:,} skipped records are not shown; --outcome skipped shows them"
+                print_lines([line])
 
 
 def _print_records(found: Mapping[str, Any], limit: int) -> None:

@@ -230,10 +230,10 @@ def ask(
     budget_tokens: BudgetTokensOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask one question of a folder or bucket: a table here, Parquet in the sink, no YAML.
+    r"""Ask one question of a folder or bucket: a table here, Parquet in the sink, no YAML.
 
     Types: string, integer, number, decimal, boolean, date, line (a line of the document, verbatim and
-    with its place), a|b|c (a choice), [type] (a list); a ? behind a type lets it be empty.
+    with its place), a|b|c (a choice), \[type] (a list); a ? behind a type lets it be empty.
 
     Examples:
       headrace ask "What is it about?" ./papers --parts 1
@@ -343,7 +343,8 @@ def _in_prefect(pipeline: str, options: Options, run_id: str, *, as_json: bool) 
     _check_prefect(load_surroundings().prefect_api_url or "")
     job = make_job(pipeline, options, run_id=run_id)
     with ProgressBar(stderr(), enabled=not as_json) as bar:
-        bar.note("reporting to the Prefect server")
+        url = (load_surroundings().prefect_api_url or "").removesuffix("/").removesuffix("/api")
+        bar.note(f"reporting to the Prefect server, see {url}/runs")
         from flows.corpus import run_here
 
         run_here(str(find_pipeline(pipeline).resolve()), options, run_id, bar.show)

@@ -82,7 +82,7 @@ class Asker:
                 document,
                 chunk,
                 error_class="beyond_limit",
-                error=f"only the first {limit} chunks of a document are asked about",
+                error=f"beyond the first {limit} of a document",
             )
         missing = [name for name, answered in upstream.items() if answered.output is None]
         if missing:

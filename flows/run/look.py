@@ -12,7 +12,8 @@ import polars as pl
 
 from config.errors import ConfigError
 from connectors.sinks.lake import Lake
-from connectors.sinks.parquet import RECORD_COLUMNS, RECORD_TAIL
+from connectors.sinks.parquet import RECORD_COLUMNS, RECORD_TAIL, span_from_row
+from flows.report.words import place
 from flows.run.job import Job
 from flows.run.plan import glob_regex
 from flows.run.registry import RunEntry, known_runs, runs_folder
@@ -37,7 +38,8 @@ def _brief(entry: RunEntry) -> dict[str, Any]:
     return {
         "run_id": entry.run_id,
         "pipeline": entry.pipeline,
-        "state": state.replace("_", " ").splitlines()[0],
+        "state": state.partition(":")[0].replace("_", " "),
+        "error": state.partition(": ")[2] or None,
         "done": done,
         "source": entry.source,
         "sink": entry.sink,
@@ -76,6 +78,8 @@ class Query:
     document: str | None = None
     """Glob on `path`."""
     outcome: str | None = None
+    skipped: bool = True
+    """Whether to show records that were skipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,8 @@ class Records:
     """Columns that are there and not shown."""
     tables: Sequence[str]
     """What else can be looked at."""
+    num_skipped: int
+    """Records left out because they were skipped."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the rows as JSON values; dates, times and decimals are left to the encoder."""
@@ -136,7 +142,11 @@ def query_records(run: str | None, stage: str | None, sink: str | None, query: Q
             f"run {job.run_id} has no {name!r} records yet; `headrace status {job.run_id}` says"
             " how far it is"
         )
-    frame = _select(frame, query)
+    frame = _with_place(_select(frame, query))
+    num_skipped = 0
+    if not query.skipped and "outcome" in frame.columns:
+        num_skipped = len(frame.filter(outcome="skipped"))
+        frame = frame.filter(pl.col("outcome") != "skipped")
     columns = list(query.columns) or _shown(frame, name)
     return Records(
         run_id=job.run_id,
@@ -144,6 +154,7 @@ def query_records(run: str | None, stage: str | None, sink: str | None, query: Q
         frame=frame.select(_known(columns, frame)),
         hidden=[column for column in frame.columns if column not in columns],
         tables=[*stages, *_TABLES],
+        num_skipped=num_skipped,
     )
 
 
@@ -164,11 +175,26 @@ def _select(frame: pl.DataFrame, query: Query) -> pl.DataFrame:
         try:
             frame = frame.sql(f"select * from self where {query.where}")
         except pl.exceptions.PolarsError as exc:
+            # Behind the first line comes the query's plan.
+            said = str(exc).splitlines()[0]
             raise ConfigError(
-                f"--where {query.where!r}: {exc}; columns: {', '.join(frame.columns)}"
+                f"--where {query.where!r}: {said}; text goes in single quotes: kind = 'letter';"
+                f" columns: {', '.join(frame.columns)}"
             ) from exc
     order = [column for column in ("path", "unit", "ordinal") if column in frame.columns]
     return frame.sort(order) if order else frame
+
+
+def _with_place(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return records with a column `place` behind their path: where the first cited line stands."""
+    if "citations" not in frame.columns or "place" in frame.columns:
+        return frame
+    cited = frame["citations"].to_list()
+    if not any(cited):
+        return frame
+    places = [place(span_from_row(found[0]["span"])) if found else None for found in cited]
+    at = frame.get_column_index("path") + 1
+    return frame.insert_column(at, pl.Series("place", places, dtype=pl.String))
 
 
 def _shown(frame: pl.DataFrame, name: str) -> list[str]:

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 
 from engine.request import Result
 
+MIN_RESULTS = 8
+"""Results from which the time left is estimated; the first ones wait for the first documents."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
@@ -63,6 +66,7 @@ class Progress:
         self._interval_s = interval_s
         self._lock = threading.Lock()
         self._started = time.monotonic()
+        self._begun = self._started
         self._told = 0.0
         self._phase = "starting"
         self._counts = dict.fromkeys(
@@ -91,6 +95,8 @@ class Progress:
         """Name what is happening now."""
         with self._lock:
             self._phase = phase
+            if phase == "processing":
+                self._begun = time.monotonic()
         self._tell(force=True)
 
     def add(self, **counts: int) -> None:
@@ -138,9 +144,10 @@ class Progress:
             remaining_s=None,
         )
         done = snapshot.fraction
-        if done <= 0.02:
+        if snapshot.num_results < MIN_RESULTS:
             return snapshot
-        return replace(snapshot, remaining_s=elapsed * (1 - done) / done)
+        worked_s = time.monotonic() - self._begun
+        return replace(snapshot, remaining_s=worked_s * (1 - done) / done)
 
     def _tell(self, *, force: bool = False) -> None:
         if not self._listeners:

@@ -174,7 +174,8 @@ def test_output_is_looked_at_when_a_run_has_ended(here, engine):
     assert "3 rows" in good("records").stdout
     shown = as_json("records", run_id[-4:], "kind", "--where", "kind in ('log', 'table', 'other')")
     assert [record["path"] for record in shown["records"]] == ["a.md", "c.csv", "sub/b.txt"]
-    assert shown["columns"] == ["path", "unit", "outcome", "kind", "amount", "says"]
+    assert shown["columns"] == ["path", "place", "unit", "outcome", "kind", "amount", "says"]
+    assert shown["records"][0]["place"].startswith("characters ")
     csv_text = good("records", run_id, "kind", "--csv", "--columns", "path,citations").stdout
     rows = list(csv.DictReader(io.StringIO(csv_text)))
     assert json.loads(rows[0]["citations"])[0]["field"] == "says"
