@@ -83,6 +83,8 @@ class Profile(_Model):
     """Address up to and with `/v1`; None for an engine that this machine starts."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; the key itself is nowhere else."""
+    needs_key: bool = False
+    """Whether the host answers nobody without a key."""
     context_tokens: int | None = Field(default=None, ge=256)
     """Longest prompt and answer together, in tokens; None: as the endpoint reports it."""
     max_chunk_tokens: int | None = Field(default=None, ge=64)

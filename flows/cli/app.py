@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any
@@ -95,11 +95,11 @@ def print_lines(lines: Sequence[str]) -> None:
 
 
 @contextmanager
-def exit_codes(on_interrupt: str = "interrupted") -> Iterator[None]:
+def exit_codes(on_interrupt: Callable[[], str] = lambda: "interrupted") -> Iterator[None]:
     """Turn errors that someone must act on into one message and an exit code.
 
     Args:
-        on_interrupt: What to say after Ctrl-C or SIGTERM: what stays, and how to go on.
+        on_interrupt: Returns what to say after Ctrl-C or SIGTERM: what stays, and how to go on.
 
     Raises:
         Exit: With the exit code.
@@ -112,7 +112,7 @@ def exit_codes(on_interrupt: str = "interrupted") -> Iterator[None]:
     except (EngineError, ConnectorError) as exc:
         _complain(exc, EXIT_INCOMPLETE)
     except KeyboardInterrupt as exc:
-        note(on_interrupt)
+        note(on_interrupt())
         sys.stdout.flush()
         # Everything is closed by now; a thread that still waits for the network must not hold us.
         os._exit(exc.code if isinstance(exc, Interrupted) else EXIT_INTERRUPTED)

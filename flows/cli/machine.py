@@ -63,7 +63,7 @@ def up(
     """
     from flows.stack import Wanted, bring_up
 
-    with exit_codes(on_interrupt="interrupted; what this command had started is ended"):
+    with exit_codes(lambda: "interrupted; what this command had started is ended"):
         wanted = Wanted(port=port, engine=None if no_engine else engine, database_url=database_url)
         found = bring_up(wanted, note)
         next_line = "headrace run demo --prefect --source ./papers --sink ./lake"
@@ -138,7 +138,7 @@ def serve(
     """
     from engine.server import ensure_server, find_server
 
-    with exit_codes(on_interrupt="engine ended"):
+    with exit_codes(lambda: "engine ended"):
         served, surroundings = _served(profile), load_surroundings()
         server = ensure_server(
             served,

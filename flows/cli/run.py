@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -195,7 +195,7 @@ def retry(
     from flows.run.job import Options
     from flows.run.resume import reopen
 
-    with exit_codes(on_interrupt="interrupted; go on with: headrace retry " + (run or "")):
+    with exit_codes(lambda: f"interrupted; go on with: headrace retry {run or ''}"):
         options = Options(engine=engine, budget_usd=budget_usd, budget_tokens=budget_tokens)
         job = reopen(run, sink, "retry", options)
         finish(_in_process(job, as_json=as_json), as_json=as_json)
@@ -278,8 +278,15 @@ def _mode(name: str | None) -> ModeName | None:
     return name  # type: ignore[return-value]
 
 
-def _how_to_resume(run_id: str) -> str:
-    return f"interrupted; what is done is kept. Go on with: headrace run --resume {run_id}"
+def _how_to_resume(run_id: str) -> Callable[[], str]:
+    def tell() -> str:
+        from flows.run.registry import known_runs
+
+        if not any(run_id in entry.run_id for entry in known_runs()):
+            return "interrupted before anything was asked; run the same command again"
+        return f"interrupted; what is done is kept. Go on with: headrace run --resume {run_id}"
+
+    return tell
 
 
 def _in_process(job: Job, *, as_json: bool) -> Manifest:

@@ -79,12 +79,18 @@ def open_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
     """
     surroundings = load_surroundings()
     profile = load_profile(engine)
+    api_key = load_secret(profile.api_key_env)
+    if profile.needs_key and not api_key:
+        raise ConfigError(
+            f"engine {engine!r} needs a key, and {profile.api_key_env} is not set; run:"
+            f" export {profile.api_key_env}=<your key>"
+        )
     return open_endpoint(
         profile,
         venv=surroundings.engine_venv,
         cache=surroundings.cache,
         environment=child_environment(),
-        api_key=load_secret(profile.api_key_env),
+        api_key=api_key,
         notify=notify,
     )
 
@@ -155,11 +161,16 @@ def open_bench(
         StorageError: Source or sink cannot be reached.
         EngineError: The engine cannot be reached or started.
     """
+    limits = job.pipeline.budget
+    if limits.usd is not None and load_profile(job.pipeline.engine).prices is None:
+        raise ConfigError(
+            f"budget.usd is set, but engine {job.pipeline.engine!r} has no prices; set budget.tokens"
+            " instead, or add `prices` to its profile"
+        )
     with ExitStack() as stack:
         room = stack.enter_context(open_room(job))
         endpoint = stack.enter_context(open_engine(job.pipeline.engine, notify))
         asker = Asker(job.pipeline, endpoint)
-        limits = job.pipeline.budget
         budget = Budget(
             max_usd=limits.usd,
             max_tokens=limits.tokens,

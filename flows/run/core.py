@@ -79,20 +79,22 @@ def run_job(
     started = datetime.now(UTC)
     progress.enter("listing")
     shards, num_listed = _plan(job)
-    with _remembered(job, started, progress), _logged(job):
-        done = load_done(job, Lake(job.sink), shards)
-        finished = {report.shard for report in done.reports}
-        left = [shard for shard in shards if shard.shard not in finished]
-        if done.reports:
-            notify(f"run {job.run_id}: {len(finished)} of {len(shards)} shards are done already")
-        progress.add(documents=sum(len(shard.sources) for shard in left))
-        progress.enter("opening the engine")
-        at_once = min(NUM_SHARDS_AT_ONCE, max(1, len(left)))
-        with open_bench(job, progress, notify, spent=done.spent, at_once=at_once) as bench:
+    done = load_done(job, Lake(job.sink), shards)
+    finished = {report.shard for report in done.reports}
+    left = [shard for shard in shards if shard.shard not in finished]
+    if done.reports:
+        notify(f"run {job.run_id}: {len(finished)} of {len(shards)} shards are done already")
+    progress.add(documents=sum(len(shard.sources) for shard in left))
+    progress.enter("opening the engine")
+    at_once = min(NUM_SHARDS_AT_ONCE, max(1, len(left)))
+    with open_bench(job, progress, notify, spent=done.spent, at_once=at_once) as bench:
+        # The run begins here: what was misspelt so far has left no trace in the sink.
+        _begin(bench, shards)
+        with _remembered(job, started, progress), _logged(job):
             progress.enter("processing")
             reports = [*done.reports, *dispatch(lambda shard: process_shard(bench, shard), left)]
             value = _conclude(bench, reports, num_listed=num_listed, started=started)
-        progress.enter("done")
+            progress.enter("done")
     return value
 
 
@@ -181,18 +183,20 @@ def _plan(job: Job) -> tuple[list[ShardPlan], int]:
     """Return the shards and the number of documents in them: listed now, or as planned before.
 
     Raises:
-        ConfigError: The source holds nothing to read, or the run has no plan.
+        ConfigError: The source holds nothing to read, the sink is another's, or the run has no plan.
     """
     source, lake = open_storage(job.source), Lake(job.sink)
     if job.start != "new":
-        _claim_sink(job, source, lake)
+        _check_sink(lake, lake.find_json(SINK_FILE) or {}, _identity(job, source))
         planned = lake.find_json(plan_path(job.run_id))
         if planned is None:
             raise ConfigError(f"run {job.run_id} has no plan in {lake.url}; start a new run")
         shards = plan.plan_from_json(planned)
         return shards, sum(len(shard.sources) for shard in shards)
-    # Listed before the sink is claimed: a misspelt source must not bind it.
     listed = plan.list_sources(source, job.pipeline.include)
+    held = lake.find_json(SINK_FILE)
+    if held is not None:
+        _check_sink(lake, held, _identity(job, source))
     table = lake.read_table("documents", ["path", "shard"])
     known = dict(table.iter_rows()) if table is not None else {}
     sources = plan.select(listed, known, job.limit)
@@ -201,21 +205,33 @@ def _plan(job: Job) -> tuple[list[ShardPlan], int]:
             f"source {job.source!r} has no object that matches include"
             f" {list(job.pipeline.include)}; check the path and the globs"
         )
-    _claim_sink(job, source, lake)
-    shards = plan.cut_shards(sources, known, job.pipeline.documents_per_shard)
-    lake.put_json(job_path(job.run_id), job.as_json())
-    lake.put_json(plan_path(job.run_id), plan.plan_as_json(shards))
-    return shards, len(sources)
+    return plan.cut_shards(sources, known, job.pipeline.documents_per_shard), len(sources)
 
 
-def _claim_sink(job: Job, source: Storage, lake: Lake) -> None:
-    """Bind the sink to its source and pipeline, for good.
+def _begin(bench: Bench, shards: Sequence[ShardPlan]) -> None:
+    """Bind the sink to its source and pipeline for good, and put what a later attempt needs.
 
     Raises:
         ConfigError: The sink is bound to others already.
     """
-    identity = {"layout": LAYOUT, "pipeline": job.pipeline.name, "source": source.url}
-    held = lake.claim(SINK_FILE, identity)
+    job, lake = bench.job, bench.lake
+    identity = _identity(job, bench.source)
+    _check_sink(lake, lake.claim(SINK_FILE, identity), identity)
+    if job.start == "new":
+        lake.put_json(job_path(job.run_id), job.as_json())
+        lake.put_json(plan_path(job.run_id), plan.plan_as_json(shards))
+
+
+def _identity(job: Job, source: Storage) -> dict[str, Any]:
+    return {"layout": LAYOUT, "pipeline": job.pipeline.name, "source": source.url}
+
+
+def _check_sink(lake: Lake, held: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Check that the sink is bound to this source and pipeline.
+
+    Raises:
+        ConfigError: It is bound to others.
+    """
     for key, value in identity.items():
         if held.get(key) != value:
             raise ConfigError(

@@ -48,7 +48,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HEADRACE_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "200")
-    for name in [name for name in os.environ if name.startswith(("AWS_", "PREFECT_"))]:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "PREFECT_", "MOONSHOT_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     return tmp_path
@@ -238,7 +238,8 @@ WRONG = [
     (("run", "notes.yaml", "--sorce", "x"), 2, "No such option.*--source"),
     (("run", "notes.yaml", "--set", "chunk.max_tokns=5"), 2, "did you mean 'max_tokens'"),
     (("run", "notes.yaml", "--set", "stages"), 2, "expected key=value"),
-    (("run", "notes.yaml", "--budget-usd", "1"), 1, "no prices; set budget.tokens"),
+    (("run", "notes.yaml", "--budget-usd", "1"), 2, "no prices; set budget.tokens"),
+    (("run", "notes.yaml", "--engine", "moonshot"), 2, "MOONSHOT_API_KEY is not set; run: export"),
     (("run", "notes.yaml", "--prefect"), 2, "start one with: headrace up"),
     (("run", "broken.yaml"), 2, "broken.yaml: is not YAML"),
     (("run", "keys.yaml"), 2, "promt: unknown key.*did you mean 'prompt'"),
@@ -283,6 +284,9 @@ def test_one_helpful_message_is_given_when_an_invocation_is_wrong(
     if arguments[0] == "run" and "--engine" not in arguments:
         (here / "notes.yaml").write_text(f"{PIPELINE}engine: {engine.url}\n", encoding="utf-8")
     check_refused(call(*arguments), code, message)
+    # A misspelt command leaves no run and no sink behind.
+    assert not (here / "lake").exists()
+    assert not list((here / "state").glob("runs/*.json"))
 
 
 def check_refused(result, code, message):
