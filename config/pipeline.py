@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from connectors.readers import ReaderOptions
 from connectors.sinks.parquet import RESERVED_COLUMNS
-from engine.request import ModeName
+from engine.request import ReasoningPolicy
 
+ModeChoice = Literal["instant", "thinking", "auto"]
 StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 
 
@@ -71,6 +72,23 @@ class ChunkConfig(_Model):
     reason `beyond_limit`. None: all."""
 
 
+class EscalateConfig(_Model):
+    """When an Instant answer is doubtful, the question is asked again in Thinking."""
+
+    when: tuple[Literal["invalid", "empty", "disagreement"], ...] = (
+        "invalid",
+        "empty",
+        "disagreement",
+    )
+    """What makes an answer doubtful: it is `invalid` where it does not follow the schema or was cut;
+    `empty` where every field is null or empty; `disagreement` where too few samples agree."""
+    min_agreement: float = Field(default=1.0, gt=0, le=1)
+    """Share of the samples that must agree; below it an answer is doubtful."""
+    max_share: float = Field(default=0.25, gt=0, le=1)
+    """Most of a shard's questions that may be asked again, first come in reading order, so that a
+    weak prompt cannot turn a cheap stage into a costly one. One question is always allowed."""
+
+
 class StageConfig(_Model):
     """One question to the model."""
 
@@ -80,8 +98,9 @@ class StageConfig(_Model):
     """What is asked about: each chunk, or each document through the answers of `needs`."""
     needs: tuple[StageName, ...] = ()
     """Stages whose answers this one builds on; they come earlier in the list."""
-    mode: ModeName = "instant"
-    """How the model works on it."""
+    mode: ModeChoice = "instant"
+    """How the model works on it: `instant` answers at once, `thinking` reasons first, `auto` is the
+    cheapest that the stage's shape needs; `headrace plan` shows which, and why."""
     prompt: str = Field(min_length=1)
     """The question, a Jinja2 template; `upstream.<stage>.<field>` are the answers of `needs`
     for the same chunk. The chunk itself is placed by the engine, in front of the question."""
@@ -93,6 +112,25 @@ class StageConfig(_Model):
     line of the document and stored as its text, with its citation."""
     max_output_tokens: int = Field(default=256, ge=8)
     """Most tokens of one answer, so that a talkative model cannot run away."""
+    max_reasoning_tokens: int | None = Field(default=None, ge=16)
+    """Most tokens of thinking in front of an answer, in Thinking mode. None: the profile's."""
+    reasoning: ReasoningPolicy = "drop"
+    """What becomes of the thinking: `drop`, `keep` in the column `thought`, or `summary`: one more
+    Instant call puts it into a sentence or two there."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """In place of the profile's; refused where the host fixes it."""
+    samples: int = Field(default=1, ge=1, le=16)
+    """How often each question is asked. The answer of the record is one that most samples agree on;
+    the column `agreement` says how many of them do."""
+    agree: tuple[str, ...] = ()
+    """Output fields that samples are compared by; empty: all of them."""
+    escalate: EscalateConfig | None = None
+    """Ask again in Thinking where the answer is doubtful; None: never. `escalate: {}` has the
+    defaults."""
+    require: Literal["images"] | None = None
+    """What the engine must be able to see: with `images` a text-only engine is refused."""
+    adapter: str | None = None
+    """LoRA adapter that answers this stage, by a name in the profile's `adapters`."""
 
     @model_validator(mode="after")
     def _check_output(self) -> Self:
@@ -106,6 +144,11 @@ class StageConfig(_Model):
         taken = sorted(RESERVED_COLUMNS & set(properties))
         if taken:
             raise ValueError(f"output field {taken[0]!r} is a column of every record; rename it")
+        strange = [name for name in self.agree if name not in properties]
+        if strange:
+            raise ValueError(f"agree names {strange[0]!r}, which is no output field")
+        if self.escalate is not None and self.mode == "thinking":
+            raise ValueError("escalate goes from instant to thinking; drop it or set mode: instant")
         if self.over == "document" and not self.needs:
             raise ValueError("a stage over document needs at least one stage in `needs`")
         return self
@@ -146,6 +189,10 @@ class PipelineConfig(_Model):
     """Globs on the path below the source; what matches none is not listed at all."""
     engine: str = DEFAULT_ENGINE
     """A profile's name, or the URL of an OpenAI-compatible endpoint."""
+    fallback: tuple[str, ...] = ()
+    """Engines that stand in, in this order, for requests that `engine` refuses or cannot answer. The
+    record says which one answered and why. They see the same documents: name only engines that
+    may."""
     shared: Mapping[str, str] = Field(default_factory=dict)
     """Texts put in front of every request, by name: one prefix for all stages."""
     reader: ReaderConfig = Field(default_factory=ReaderConfig)

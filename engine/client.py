@@ -1,75 +1,133 @@
-"""One HTTP call to `/chat/completions`, and the one place where HTTP failures become our errors."""
+"""One call to `/chat/completions`: streamed, watched, and read into a Reply.
+
+The only place that speaks to a model. A call that goes wrong raises one of our errors, by status and
+kind of failure; whether and when it is sent again is engine.batch's to decide.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
+import aiohttp
+import orjson
 
-from engine.errors import EngineMisconfigured, EngineUnavailable, RequestRejected
-from engine.request import Usage
+from engine.errors import EngineMisconfigured, EngineUnavailable
+from engine.reply import ABORTED, Assembly, Reply
+from engine.status import authorization, said, status_error, too_late, unreachable
 
 CONNECT_TIMEOUT_S = 10.0
 PROMPT_S_PER_TOKEN = 0.01
-"""Seconds allowed per prompt token: 100 tokens/s, a queue of other prompts included."""
+"""Seconds allowed per prompt token until the first event: 100 tokens/s, a queue of other prompts
+included. A prompt of 200K tokens may take half an hour."""
 OUTPUT_S_PER_TOKEN = 0.1
 """Seconds allowed per output token: 10 tokens/s, slower than any engine worth waiting for."""
 LEAST_TIMEOUT_S = 120.0
+STALL_TIMEOUT_S = 180.0
+"""Seconds between two events of a stream. vLLM may put a request back behind more urgent ones."""
+MAX_BODY_BYTES = 64 << 20
+"""Longest answer that is read; a 256K-token answer has about 1 MiB."""
 
-_MISCONFIGURED = {401: "the API key", 403: "the API key's rights", 404: "URL and model"}
-_LATER = frozenset({408, 409, 425, 429})
-
-Message = Mapping[str, Any]
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What came back from one call."""
+class Patience:
+    """How long one call is waited for, in seconds."""
 
-    content: str
-    reasoning: str
-    """Thinking that the host returned beside the content; empty where there is none."""
-    finish_reason: str
-    usage: Usage
+    first_s: float
+    """Until the first event, or the whole answer where it is not streamed."""
+    stall_s: float
+    """Between two events."""
+    total_s: float
+    """In all."""
+
+    @classmethod
+    def of(cls, prompt_tokens: int, output_tokens: int, *, streamed: bool) -> Patience:
+        """Return what a call of this size may take."""
+        reading = max(LEAST_TIMEOUT_S, prompt_tokens * PROMPT_S_PER_TOKEN)
+        total = reading + output_tokens * OUTPUT_S_PER_TOKEN
+        return cls(first_s=reading if streamed else total, stall_s=STALL_TIMEOUT_S, total_s=total)
 
 
 class Client:
-    """Sends calls to one endpoint over a pool of connections."""
+    """Sends calls to one endpoint over a pool of connections; belongs to one event loop."""
 
     def __init__(self, base_url: str, *, api_key: str | None, max_connections: int) -> None:
         self._base_url = base_url
-        limits = httpx.Limits(
-            max_connections=max_connections, max_keepalive_connections=max_connections
-        )
-        self._http = httpx.AsyncClient(headers=authorization(api_key), limits=limits, timeout=None)
+        self._api_key = api_key
+        self._max_connections = max_connections
+        self._http: aiohttp.ClientSession | None = None
 
-    async def complete(self, body: Mapping[str, Any], *, prompt_tokens: int) -> Reply:
-        """Return the reply to one chat completion.
+    async def complete(
+        self, body: Mapping[str, Any], *, prompt_tokens: int, patience: Patience | None = None
+    ) -> Reply:
+        """Return the reply to one chat completion, streamed where the body says so.
 
         Args:
             body: The request's JSON.
-            prompt_tokens: Tokens of the prompt, about; the time-out grows with them.
+            prompt_tokens: Tokens of the prompt, about; the time-outs grow with them.
+            patience: How long to wait, in place of what follows from the tokens.
 
         Raises:
-            EngineUnavailable: No answer, an empty or broken one, or a status that says 'later'.
+            EngineUnavailable: No answer, an empty, broken or stalled one, or a status that says
+                'later'.
             EngineMisconfigured: The endpoint refuses all requests of this kind.
             RequestRejected: The endpoint refuses this request.
+            status_error: One of these, by the status.
         """
-        allowed_s = prompt_tokens * PROMPT_S_PER_TOKEN + body["max_tokens"] * OUTPUT_S_PER_TOKEN
-        timeout = httpx.Timeout(max(LEAST_TIMEOUT_S, allowed_s), connect=CONNECT_TIMEOUT_S)
-        with map_errors(self._base_url):
-            answer = await self._http.post(
-                f"{self._base_url}/chat/completions", json=dict(body), timeout=timeout
-            )
-        raise_for_status(answer, self._base_url)
-        return _parse(answer, self._base_url)
+        assert self._http is not None, "entered before use"
+        streamed = bool(body.get("stream"))
+        wait = patience or Patience.of(prompt_tokens, body["max_tokens"], streamed=streamed)
+        started = time.monotonic()
+        with _map_errors(self._base_url):
+            async with (
+                asyncio.timeout(wait.first_s) as clock,
+                self._http.post(
+                    f"{self._base_url}/chat/completions", data=orjson.dumps(body), headers=_JSON
+                ) as answer,
+            ):
+                if not answer.ok:
+                    raise status_error(
+                        answer.status,
+                        await answer.content.read(1 << 16),
+                        base_url=self._base_url,
+                        retry_after=answer.headers.get("Retry-After"),
+                        secret=self._api_key,
+                    )
+                if answer.content_type != "text/event-stream":
+                    return self._whole(await answer.read())
+                reader = _Reader(self._base_url, self._api_key, wait, started)
+                return await reader.read(answer.content, clock)
+
+    def _whole(self, data: bytes) -> Reply:
+        """Return an answer that came in one piece.
+
+        Raises:
+            EngineUnavailable: It is empty, cut off or not a completion.
+        """
+        assembly = Assembly()
+        try:
+            assembly.add_completion(orjson.loads(data))
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as exc:
+            raise EngineUnavailable(
+                f"{self._base_url} answered 200 with a body that is not a completion"
+                f" ({len(data)} bytes)"
+            ) from exc
+        return _finished(assembly.reply(first_token_s=None), self._base_url)
 
     async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(
+            headers=authorization(self._api_key),
+            connector=aiohttp.TCPConnector(limit=self._max_connections),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
         return self
 
     async def __aexit__(
@@ -78,17 +136,106 @@ class Client:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.close()
 
 
-def authorization(api_key: str | None) -> dict[str, str]:
-    """Return the header that carries the key; none where there is no key."""
-    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+class _Reader:
+    """Reads one stream of events, and moves the time-out on as they come."""
+
+    def __init__(self, base_url: str, secret: str | None, wait: Patience, started: float) -> None:
+        self._base_url = base_url
+        self._secret = secret
+        self._wait = wait
+        self._started = started
+        self._assembly = Assembly()
+        self._first_token_s: float | None = None
+
+    async def read(self, content: aiohttp.StreamReader, clock: asyncio.Timeout) -> Reply:
+        """Return the reply when the stream has ended.
+
+        Raises:
+            EngineUnavailable: It was cut, or is no stream of completions.
+        """
+        async for line in self._lines(content, clock):
+            if line == b"[DONE]":
+                break
+            self._take(line)
+        if not self._assembly.finish_reason:
+            raise EngineUnavailable(
+                f"{self._base_url} cut the answer off after {self._assembly.num_events} events"
+            )
+        return _finished(self._assembly.reply(first_token_s=self._first_token_s), self._base_url)
+
+    async def _lines(
+        self, content: aiohttp.StreamReader, clock: asyncio.Timeout
+    ) -> AsyncIterator[bytes]:
+        """Yield the data of each event.
+
+        Raises:
+            EngineUnavailable: It grows beyond all bounds.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._wait.total_s - (time.monotonic() - self._started)
+        rest, num_bytes = b"", 0
+        async for piece in content.iter_any():
+            # A comment shows life as well, such as the `: ping` of gateways.
+            clock.reschedule(min(loop.time() + self._wait.stall_s, deadline))
+            num_bytes += len(piece)
+            if num_bytes > MAX_BODY_BYTES:
+                raise EngineUnavailable(
+                    f"{self._base_url} sent more than {MAX_BODY_BYTES:,} bytes for one answer"
+                )
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data:"):
+                    yield line[5:].strip()
+        if rest.startswith(b"data:"):
+            yield rest[5:].strip()
+
+    def _take(self, line: bytes) -> None:
+        """Add one event to the answer.
+
+        Raises:
+            EngineUnavailable: The event is none, or tells that the answer broke off.
+            EngineError: The event tells of an error with a status.
+        """
+        try:
+            event = orjson.loads(line)
+            if "error" in event:
+                raise self._told(event["error"], line)
+            self._assembly.add_event(event)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as exc:
+            raise EngineUnavailable(
+                f"{self._base_url} sent an event that is not a completion ({len(line)} bytes)"
+            ) from exc
+        if self._first_token_s is None:
+            self._first_token_s = time.monotonic() - self._started
+
+    def _told(self, error: object, line: bytes) -> Exception:
+        """Return the error of an event that tells of one, in the middle of a 200."""
+        code = error.get("code") if isinstance(error, Mapping) else None
+        if isinstance(code, int) and 400 <= code < 600:
+            return status_error(code, line, base_url=self._base_url, secret=self._secret)
+        return EngineUnavailable(
+            f"{self._base_url} broke the answer off: {said(line, self._secret)}"
+        )
+
+
+def _finished(reply: Reply, base_url: str) -> Reply:
+    """Return the reply.
+
+    Raises:
+        EngineUnavailable: The server gave up on it.
+    """
+    if reply.finish_reason in ABORTED:
+        raise EngineUnavailable(f"{base_url} gave the answer up ({reply.finish_reason})")
+    return reply
 
 
 @contextmanager
-def map_errors(base_url: str) -> Iterator[None]:
-    """Turn what httpx raises into errors of this folder.
+def _map_errors(base_url: str) -> Iterator[None]:
+    """Turn what aiohttp raises into errors of this folder.
 
     Raises:
         EngineMisconfigured: The URL cannot be one.
@@ -96,91 +243,12 @@ def map_errors(base_url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as exc:
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as exc:
         raise EngineMisconfigured(f"engine URL {base_url!r} is not usable: {exc}") from exc
-    except httpx.TimeoutException as exc:
-        raise EngineUnavailable(
-            f"{base_url} did not answer in time ({type(exc).__name__}); check the engine's load and log"
-        ) from exc
-    except (httpx.HTTPError, httpx.StreamError, httpx.CookieConflict) as exc:
-        raise EngineUnavailable(
-            f"{base_url} cannot be reached ({type(exc).__name__});"
-            " check that the engine runs there and the URL is right"
-        ) from exc
-
-
-def raise_for_status(answer: httpx.Response, base_url: str) -> None:
-    """Raise the error that belongs to the answer's status; nothing for a 2xx.
-
-    Raises:
-        EngineMisconfigured: 401, 403 or 404.
-        EngineUnavailable: 408, 409, 425, 429 or 5xx.
-        RequestRejected: Any other status.
-    """
-    status = answer.status_code
-    if answer.is_success:
-        return
-    said = _said(answer)
-    if status in _MISCONFIGURED:
-        raise EngineMisconfigured(
-            f"{base_url} answered {status}: {said}; check {_MISCONFIGURED[status]}"
-        )
-    if status in _LATER or status >= 500:
-        raise EngineUnavailable(
-            f"{base_url} answered {status}: {said}",
-            retry_after_s=_retry_after(answer.headers.get("retry-after")),
-        )
-    raise RequestRejected(f"{base_url} answered {status}: {said}", status=status)
-
-
-def _said(answer: httpx.Response) -> str:
-    """Return the server's own message, cut short."""
-    try:
-        error = answer.json()["error"]
-        text = error["message"] if isinstance(error, dict) else str(error)
-    except (ValueError, KeyError, TypeError):
-        text = answer.text
-    return " ".join(str(text).split())[:300] or "no message"
-
-
-def _retry_after(value: str | None) -> float | None:
-    try:
-        return max(0.0, float(value)) if value is not None else None
-    except ValueError:
-        return None
-
-
-def _parse(answer: httpx.Response, base_url: str) -> Reply:
-    """Return the first choice.
-
-    Raises:
-        EngineUnavailable: The body is empty, cut off or not a completion.
-    """
-    try:
-        data = answer.json()
-        choice: Mapping[str, Any] = data["choices"][0]
-        message: Mapping[str, Any] = choice["message"]
-        usage: Mapping[str, Any] = data.get("usage") or {}
-        details: Mapping[str, Any] = usage.get("prompt_tokens_details") or {}
-        return Reply(
-            content=_text(message.get("content")),
-            # vLLM says `reasoning`, SGLang and Moonshot `reasoning_content`.
-            reasoning=_text(message.get("reasoning") or message.get("reasoning_content")),
-            finish_reason=str(choice.get("finish_reason") or ""),
-            usage=Usage(
-                prompt_tokens=int(usage.get("prompt_tokens") or 0),
-                cached_tokens=details.get("cached_tokens"),
-                completion_tokens=int(usage.get("completion_tokens") or 0),
-            ),
-        )
-    except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as exc:
-        raise EngineUnavailable(
-            f"{base_url} answered 200 with a body that is not a completion"
-            f" ({len(answer.content)} bytes)"
-        ) from exc
-
-
-def _text(value: object) -> str:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "".join(str(part.get("text", "")) for part in value if isinstance(part, Mapping))
-    return str(value) if value is not None else ""
+    except TimeoutError as exc:
+        # aiohttp's own time-outs are TimeoutErrors too.
+        raise EngineUnavailable(too_late(base_url, type(exc).__name__)) from exc
+    except aiohttp.ClientError as exc:
+        raise EngineUnavailable(unreachable(base_url, type(exc).__name__)) from exc
+    except OSError as exc:
+        raise EngineUnavailable(unreachable(base_url, type(exc).__name__)) from exc

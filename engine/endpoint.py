@@ -12,11 +12,11 @@ from typing import Any, Self
 import httpx
 
 from engine import embedded
-from engine.client import authorization, map_errors, raise_for_status
 from engine.errors import EngineMisconfigured, EngineUnavailable
 from engine.profile import Profile
 from engine.prompt import repair_text, user_text
 from engine.server import Server, ensure_server
+from engine.status import authorization, map_errors, raise_for_status
 from engine.tokens import ByteCounter, HuggingFaceCounter, TokenCounter
 
 TEMPLATE_MARGIN_TOKENS = 64

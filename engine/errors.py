@@ -22,16 +22,22 @@ class PrerequisiteError(EngineError):
 
 
 class EngineUnavailable(EngineError):
-    """The endpoint did not answer, or said 'later'; `retry_after_s` if it said when."""
+    """The endpoint did not answer, or said 'later'.
+
+    `retry_after_s` if it said when; `status` if it was an HTTP status that said so.
+    """
 
     retryable = True
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, status: int | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.status = status
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_unavailable, (str(self), self.retry_after_s))
+        return (_rebuild_unavailable, (str(self), self.retry_after_s, self.status))
 
 
 class EngineMisconfigured(EngineError):
@@ -53,8 +59,10 @@ class RequestRejected(EngineError):
         return (_rebuild_rejected, (str(self), self.status))
 
 
-def _rebuild_unavailable(message: str, retry_after_s: float | None) -> EngineUnavailable:
-    return EngineUnavailable(message, retry_after_s=retry_after_s)
+def _rebuild_unavailable(
+    message: str, retry_after_s: float | None, status: int | None
+) -> EngineUnavailable:
+    return EngineUnavailable(message, retry_after_s=retry_after_s, status=status)
 
 
 def _rebuild_rejected(message: str, status: int) -> RequestRejected:

@@ -6,10 +6,11 @@ Written in config/profiles/*.yaml, read by config.load, used by everything in th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from engine.grammar import Grammar
 from engine.request import ModeName
 
 
@@ -22,11 +23,39 @@ class Capabilities(_Model):
 
     images: bool = False
     """Whether the model takes images; otherwise it is sent the text read off them."""
+    tools: bool = False
+    """Whether the host takes `tools` and answers with tool calls."""
     structured_output: bool = False
     """Whether `response_format: json_schema` constrains the answer on the host."""
+    grammar: Grammar = "any"
+    """What builds the grammar there: `xgrammar` cannot express all of JSON Schema; `any`: vLLM's
+    `auto`, which picks a backend that can, or a host that does not say."""
     priority: bool = False
     """Whether the host takes vLLM's `priority` (lower is earlier), with
     `--scheduling-policy priority`."""
+    stream: bool = True
+    """Whether answers come as a stream of events, so that a stall is seen and the first token is
+    known; off for gateways that cannot."""
+    stream_interval: int | None = Field(default=None, ge=1)
+    """Tokens vLLM gathers into one event, sent as `stream_interval`: fewer events, less work on both
+    sides (vLLM 0.32: the first and the last event are never held back). None: not sent."""
+    thinking_budget: bool = False
+    """Whether the host takes vLLM's `thinking_token_budget`, which ends the thinking by force; it
+    needs `--reasoning-parser` there (vLLM 0.32, v1/engine/input_processor.py)."""
+    cached_tokens: bool = False
+    """Whether usage says how many prompt tokens came from the prefix cache; vLLM needs
+    `--enable-prompt-tokens-details` for it."""
+
+
+class ImageRule(_Model):
+    """How many tokens an image takes."""
+
+    cell_px: int = Field(default=28, ge=1)
+    """Side of the square that becomes one token, in pixels. Kimi K2.5: patches of 14 px, merged
+    2 x 2 (media_proc_cfg of the model)."""
+    max_tokens: int = Field(default=4096, ge=1)
+    """Most tokens of one image; larger ones are scaled down by the host. Kimi K2.5: 16,384
+    patches, four to a token (media_proc_cfg)."""
 
 
 class Prices(_Model):
@@ -38,6 +67,9 @@ class Prices(_Model):
     """Prompt tokens served from the host's prefix cache."""
     output_usd: float = Field(ge=0)
     """Tokens generated, reasoning included."""
+    batch_factor: float | None = Field(default=None, gt=0, le=1)
+    """Share of these prices that the host's own batch API takes, 0.6 for 40 % off; None: it has no
+    such API."""
 
     def usd(self, *, prompt: int, cached: int, output: int) -> float:
         """Return the price of that many tokens; `cached` is a part of `prompt`."""
@@ -46,6 +78,21 @@ class Prices(_Model):
             + cached * self.cached_input_usd
             + output * self.output_usd
         ) / 1e6
+
+
+class RateTier(_Model):
+    """Limits that a host sets for one class of customers."""
+
+    name: str
+    """As the host calls it."""
+    max_in_flight: int = Field(ge=1)
+    """Requests under way at the same time."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Calls begun in any minute; None: no limit."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Prompt and answer tokens of the calls begun in any minute; None: no limit."""
+    tokens_per_day: int | None = Field(default=None, ge=1)
+    """For people who plan; a run beyond it is slowed down by the host's 429. None: no limit."""
 
 
 class Throughput(_Model):
@@ -61,9 +108,40 @@ class ModeSettings(_Model):
     """How one mode is asked for on this host."""
 
     sampling: Mapping[str, float] = Field(default_factory=dict)
-    """Sampling parameters as sent, such as temperature."""
+    """Sampling parameters as sent, such as temperature. Empty where the host fixes them."""
     wire: Mapping[str, Any] = Field(default_factory=dict)
     """Further fields of the request body that switch the mode."""
+    reasoning_tokens: int = Field(default=4096, ge=1)
+    """Most tokens of thinking where the stage sets none; Thinking mode only. Moonshot's own
+    evaluations of K2.5 allow 16,384 to 98,304 (Kimi-Vendor-Verifier README), a batch rarely needs
+    that much."""
+    by: Literal["host", "prompt"] = "host"
+    """Who thinks in Thinking mode: `host` has a model with a switch for it; `prompt`: the model is
+    asked to think in prose first and for the answer in a second turn, on any host."""
+
+
+class Licence(_Model):
+    """What the licence of the model, or the terms of the host, ask for."""
+
+    name: str
+    """Its short name."""
+    duties: tuple[str, ...] = ()
+    """What whoever runs it must do, one sentence each."""
+    source: str = ""
+    """Where it is written."""
+
+
+class DataSheet(_Model):
+    """What is disclosed about the model and the host, for those who must approve its use."""
+
+    training_data: str = "not disclosed"
+    """What the maker says of the training data."""
+    certifications: tuple[str, ...] = ()
+    """Certifications of the host that were found, such as SOC 2; empty: none found."""
+    weaknesses: tuple[str, ...] = ()
+    """Known weaknesses that a pipeline should be built around, one sentence each."""
+    sources: tuple[str, ...] = ()
+    """Where these facts are written."""
 
 
 class Profile(_Model):
@@ -91,8 +169,19 @@ class Profile(_Model):
     """Most tokens of a chunk where the pipeline sets none; None: what the context leaves. Smaller
     ones keep more requests in the KV cache at once."""
     max_in_flight: int = Field(default=16, ge=1)
-    """Most requests under way at the same time."""
+    """Most requests under way at the same time; a tier may allow fewer."""
+    tiers: tuple[RateTier, ...] = ()
+    """Limits by class of customers, as the host publishes them."""
+    tier: str | None = None
+    """The class this account is in: its limits are kept. None: only `max_in_flight` is kept."""
     capabilities: Capabilities = Field(default_factory=Capabilities)
+    image_rule: ImageRule = Field(default_factory=ImageRule)
+    """How many tokens an image takes, where the model takes images."""
+    refuses: tuple[str, ...] = ()
+    """Fields of a request body that the host answers with 400, or fixes: never sent."""
+    adapters: Mapping[str, str] = Field(default_factory=dict)
+    """LoRA adapters by the name that a stage's `adapter` gives: what each is for. They are asked for
+    as a model of that name, as vLLM serves them with `--lora-modules`."""
     prices: Prices | None = None
     """What tokens cost; None: not known, such as on own hardware."""
     throughput: Throughput | None = None
@@ -102,22 +191,51 @@ class Profile(_Model):
     sentence is asked for a line of the document only."""
     modes: Mapping[ModeName, ModeSettings]
     """Settings of each mode that the host offers."""
+    licence: Licence | None = None
+    """Licence of the model or terms of the host; None: not recorded."""
+    data_sheet: DataSheet = Field(default_factory=DataSheet)
+    """What is disclosed, certified and known to be weak."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [tier.name for tier in self.tiers]
+        if self.tier is not None and self.tier not in names:
+            raise ValueError(f"tier {self.tier!r} is none of {', '.join(names) or 'the tiers'}")
+        for mode, settings in self.modes.items():
+            sent = sorted({*settings.sampling, *settings.wire} & set(self.refuses))
+            if sent:
+                raise ValueError(f"modes.{mode} sends {sent[0]!r}, which the host refuses")
+        return self
+
+    @property
+    def limits(self) -> RateTier:
+        """Return the limits to keep: the account's tier, within `max_in_flight`."""
+        for tier in self.tiers:
+            if tier.name == self.tier:
+                allowed = min(tier.max_in_flight, self.max_in_flight)
+                return tier.model_copy(update={"max_in_flight": allowed})
+        return RateTier(name="none", max_in_flight=self.max_in_flight)
 
 
 def profile_for_url(url: str) -> Profile:
     """Return the profile of a plain OpenAI-compatible endpoint, of which only the address is known.
 
     Structured output is asked for, as vLLM, SGLang and llama.cpp offer it; temperature 0 makes
-    answers repeatable as far as the host allows.
+    answers repeatable as far as the host allows. Thinking is by prompt: how a model of its own
+    switches is not known.
     """
     base_url = url.rstrip("/")
     if not base_url.endswith("/v1"):
         base_url += "/v1"
+    greedy = {"temperature": 0.0}
     return Profile(
         name=url,
         title=f"OpenAI-compatible endpoint at {url}",
         base_url=base_url,
         api_key_env="OPENAI_API_KEY",
         capabilities=Capabilities(structured_output=True),
-        modes={"instant": ModeSettings(sampling={"temperature": 0.0})},
+        modes={
+            "instant": ModeSettings(sampling=greedy),
+            "thinking": ModeSettings(sampling=greedy, by="prompt"),
+        },
     )

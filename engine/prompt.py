@@ -26,11 +26,27 @@ def user_text(material: str, question: str, schema: Mapping[str, Any] | None = N
         question: What is asked.
         schema: The answer's JSON Schema, for a host that does not enforce it; None where it does.
     """
-    text = f"{material}\nQuestion: {question.strip()}"
+    return f"{material}\nQuestion: {question.strip()}{_shown(schema)}"
+
+
+def answer_text(schema: Mapping[str, Any] | None = None) -> str:
+    """Return what is said after a turn of thinking; `schema` as for `user_text`."""
+    return f"Now answer with one JSON object and nothing else.{_shown(schema)}"
+
+
+def summary_text(reasoning: str) -> str:
+    """Return the question that sums a model's reasoning up."""
+    return (
+        f"Here is how an answer was reached:\n{reasoning}\n"
+        "Sum up in one or two plain sentences what decided it."
+    )
+
+
+def _shown(schema: Mapping[str, Any] | None) -> str:
     if schema is None:
-        return text
+        return ""
     shown = json.dumps(_in_words(schema), ensure_ascii=False, separators=(",", ":"))
-    return f"{text}\nThe answer follows this JSON Schema: {shown}"
+    return f"\nThe answer follows this JSON Schema: {shown}"
 
 
 _MAX_SHOWN_CHOICES = 16

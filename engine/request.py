@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Outcome = Literal["succeeded", "invalid_output", "rejected", "failed", "over_budget", "skipped"]
-ModeName = Literal["instant"]
+ModeName = Literal["instant", "thinking"]
+ReasoningPolicy = Literal["drop", "keep", "summary"]
 JsonSchema = Mapping[str, Any]
 
 
@@ -37,6 +38,17 @@ class Request:
     schema: JsonSchema
     """JSON Schema of the answer; its root is an object."""
     max_output_tokens: int
+    """Most tokens of the answer itself."""
+    max_reasoning_tokens: int = 0
+    """Most tokens of thinking in front of it; counts in Thinking mode only."""
+    reasoning: ReasoningPolicy = "drop"
+    """What becomes of the thinking: dropped, kept as it is, or summed up in a sentence or two."""
+    temperature: float | None = None
+    """In place of the profile's."""
+    adapter: str | None = None
+    """LoRA adapter to ask, by the name the endpoint serves it under."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt as counted when the request was made; 0 where nobody counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +59,11 @@ class Usage:
     cached_tokens: int | None = None
     """Prompt tokens served from the endpoint's prefix cache; None where it does not say."""
     completion_tokens: int = 0
+    """Tokens generated, reasoning included."""
+    reasoning_tokens: int | None = None
+    """Tokens generated as thinking; None where the endpoint does not say."""
+    num_guessed: int = 0
+    """Calls whose usage the endpoint left out or got wrong, so that it was counted here instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +77,17 @@ class Result:
     error_class: str | None = None
     error: str | None = None
     mode: ModeName
-    mode_observed: str | None = None
-    """The mode that the answer shows: `instant`, or `thinking` where reasoning came along."""
+    mode_observed: ModeName | None = None
+    """The mode that the answer shows; None where there is no answer."""
+    mode_notes: tuple[str, ...] = ()
+    """What showed it, and what was repaired, where the answer was not plainly in the mode asked for."""
+    reasoning: str | None = None
+    """The thinking, as the request's policy wants it."""
     model: str = ""
+    engine: str = ""
+    """Profile of the endpoint that answered."""
+    fallback: str | None = None
+    """Why it was not the pipeline's own engine; None where it was."""
     finish_reason: str | None = None
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = None
@@ -71,16 +96,24 @@ class Result:
     """HTTP calls made, repairs and retries included."""
     seconds: float = 0.0
     """Wall time from the first send to the last answer, waiting between attempts included."""
+    first_token_s: float | None = None
+    """Seconds from the last call's send to its first event; None where answers are not streamed."""
 
 
 def add_usage(first: Usage, second: Usage) -> Usage:
-    """Return the sum; cached tokens are known where one of the two knows them."""
-    cached = [n for n in (first.cached_tokens, second.cached_tokens) if n is not None]
+    """Return the sum; what only one of the two knows is taken from it."""
     return Usage(
         prompt_tokens=first.prompt_tokens + second.prompt_tokens,
-        cached_tokens=sum(cached) if cached else None,
+        cached_tokens=_add_known(first.cached_tokens, second.cached_tokens),
         completion_tokens=first.completion_tokens + second.completion_tokens,
+        reasoning_tokens=_add_known(first.reasoning_tokens, second.reasoning_tokens),
+        num_guessed=first.num_guessed + second.num_guessed,
     )
+
+
+def _add_known(first: int | None, second: int | None) -> int | None:
+    known = [number for number in (first, second) if number is not None]
+    return sum(known) if known else None
 
 
 def content_key(*parts: object) -> str:

@@ -29,6 +29,9 @@ class TokenCounter(Protocol):
     def count_many(self, texts: Sequence[str]) -> list[int]:
         """Return the tokens of each text."""
 
+    def weigh(self, texts: Sequence[str]) -> list[int]:
+        """Return counts that are cheap to have and not too small."""
+
 
 class HuggingFaceCounter:
     """Counts with a `tokenizer.json`."""
@@ -52,6 +55,8 @@ class HuggingFaceCounter:
         found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [len(item) for item in found]
 
+    weigh = count_many
+
 
 class ByteCounter:
     """Estimates from the length in bytes, for a tokenizer that is not known."""
@@ -66,3 +71,10 @@ class ByteCounter:
     def count_many(self, texts: Sequence[str]) -> list[int]:
         """Return the estimate of each text."""
         return [self.count(text) for text in texts]
+
+    weigh = count_many
+
+
+def image_tokens(width_px: int, height_px: int, *, cell_px: int, max_tokens: int) -> int:
+    """Return the tokens of an image: one per cell, up to the cap that the host scales it down to."""
+    return min(max_tokens, -(-width_px // cell_px) * -(-height_px // cell_px))

@@ -22,8 +22,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from config.load import load_surroundings
-from engine.client import map_errors
 from engine.errors import EngineError
+from engine.status import map_errors
 from flows.run.progress import Snapshot
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from config.errors import ConfigError
 from config.load import load_surroundings, set_environment
 from connectors.errors import ConnectorError
-from engine.client import map_errors
 from engine.errors import EngineError, PrerequisiteError
+from engine.status import map_errors
 from flows import parameters as p
 from flows.artifacts import RunPage, report_address
 from flows.report.build import rebuild

@@ -6,6 +6,7 @@ is estimated from their sizes, type by type.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,14 +15,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from config.errors import ConfigError
-from config.load import load_profile, load_secret, load_surroundings
-from config.pipeline import StageConfig
 from connectors.document import Chunk, Document, SourceRef
-from engine.endpoint import Endpoint, plan_endpoint
+from engine.endpoint import Endpoint
 from flows.run.ask import Asker
-from flows.run.bench import chunk_rule, open_room
+from flows.run.bench import chunk_rule, endpoint_facts, open_room, plan_engine
 from flows.run.job import Job
 from flows.run.plan import list_sources
+from flows.run.prepare import PreparedStage
 from flows.run.shard import read_chunks
 
 QUOTED_TOKENS = 40
@@ -54,13 +54,7 @@ def estimate(job: Job, *, sample: int | None, notify: Callable[[str], None]) -> 
     Raises:
         ConfigError: Nothing matches, or chunk, question and answer do not fit the context.
     """
-    profile = load_profile(job.pipeline.engine)
-    endpoint = plan_endpoint(
-        profile,
-        cache=load_surroundings().cache,
-        api_key=load_secret(profile.api_key_env),
-        notify=notify,
-    )
+    endpoint = plan_engine(job.pipeline.engine, notify)
     asker = Asker(job.pipeline, endpoint)
     rule = chunk_rule(job, endpoint, asker)
     with (
@@ -162,7 +156,14 @@ def _plan(job: Job, endpoint: Endpoint, asker: Asker, groups: Sequence[_Group]) 
         else:
             requests, material = documents, chunks * QUOTED_TOKENS * len(stage.needs)
             cached = requests * asker.instructions_tokens
-        stages.append(_stage(stage, requests, requests * overhead + material, cached))
+        stages.append(
+            _stage(
+                asker.stages[stage.name],
+                requests,
+                prompt_tokens=requests * overhead + material,
+                cached_tokens=cached,
+            )
+        )
     total = {
         name: sum(stage[name] for stage in stages)
         for name in ("requests", "prompt_tokens", "planned_cached_tokens", "output_tokens_at_most")
@@ -170,10 +171,7 @@ def _plan(job: Job, endpoint: Endpoint, asker: Asker, groups: Sequence[_Group]) 
     return {
         "pipeline": job.pipeline.name,
         "source": job.source,
-        "engine": endpoint.profile.name,
-        "model": endpoint.model,
-        "context_tokens": endpoint.context_tokens,
-        "tokens_counted": "exactly" if endpoint.counter.exact else "by estimate",
+        **endpoint_facts(endpoint),
         "stages": stages,
         "total": total,
         "cost_usd": _cost(endpoint, total),
@@ -183,16 +181,29 @@ def _plan(job: Job, endpoint: Endpoint, asker: Asker, groups: Sequence[_Group]) 
 
 
 def _stage(
-    stage: StageConfig, requests: float, prompt_tokens: float, cached_tokens: float
+    prepared: PreparedStage, units: float, *, prompt_tokens: float, cached_tokens: float
 ) -> dict[str, Any]:
+    """Return one stage's estimate: its samples, and at most as much asked again as it allows."""
+    stage = prepared.config
+    again = 0.0
+    if prepared.again is not None and stage.escalate is not None:
+        again = units * stage.escalate.max_share
+    factor = stage.samples + (again / units if units else 0.0)
+    repeated = (factor - 1) * prompt_tokens
+    output = (
+        units * stage.samples * (stage.max_output_tokens + prepared.way.max_reasoning_tokens)
+        + again * prepared.answer_tokens
+    )
     return {
         "stage": stage.name,
         "over": stage.over,
-        "mode": stage.mode,
-        "requests": round(requests),
-        "prompt_tokens": round(prompt_tokens),
-        "planned_cached_tokens": round(cached_tokens),
-        "output_tokens_at_most": round(requests * stage.max_output_tokens),
+        "mode": prepared.choice.mode,
+        "mode_reason": prepared.choice.reason,
+        "requests": round(units * stage.samples),
+        "escalated_at_most": math.ceil(again),
+        "prompt_tokens": round(prompt_tokens * factor),
+        "planned_cached_tokens": round(cached_tokens + repeated),
+        "output_tokens_at_most": round(output),
     }
 
 

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import ConfigError
-from config.load import load_profile, load_secret, load_surroundings
 from config.pipeline import PipelineConfig
 from connectors.document import Document, SourceRef
 from connectors.storage import open_storage
 from engine.batch import Amount
-from engine.endpoint import Endpoint, plan_endpoint
-from engine.modes.instant import first_messages
+from engine.endpoint import Endpoint
 from engine.prompt import user_text
+from engine.wire import Turn, body_of, first_messages, thinking_messages
 from flows.run.answers import Answers
 from flows.run.ask import Asker
-from flows.run.bench import Bench, chunk_rule, open_bench, open_room
+from flows.run.bench import Bench, chunk_rule, endpoint_facts, open_bench, open_room, plan_engine
 from flows.run.job import Job, new_run_id
 from flows.run.plan import list_sources
 from flows.run.progress import Progress
@@ -91,13 +90,7 @@ def _find(trial: Trial) -> tuple[str, SourceRef]:
 
 
 def _dry(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None]) -> dict[str, Any]:
-    profile = load_profile(job.pipeline.engine)
-    endpoint = plan_endpoint(
-        profile,
-        cache=load_surroundings().cache,
-        api_key=load_secret(profile.api_key_env),
-        notify=notify,
-    )
+    endpoint = plan_engine(job.pipeline.engine, notify)
     asker = Asker(job.pipeline, endpoint)
     with open_room(job) as room:
         document, chunks, media_dir = read_chunks(
@@ -153,16 +146,12 @@ def _head(endpoint: Endpoint, document: Document, num_chunks: int) -> dict[str, 
         "status": document.status,
         "error": document.error,
         "chunks": num_chunks,
-        "engine": endpoint.profile.name,
-        "model": endpoint.model,
-        "context_tokens": endpoint.context_tokens,
-        "tokens_counted": "exactly" if endpoint.counter.exact else "by estimate",
+        **endpoint_facts(endpoint),
     }
 
 
 def _request(inquiry: Inquiry, endpoint: Endpoint) -> dict[str, Any]:
-    request = inquiry.request
-    if request is None:
+    if not inquiry.requests:
         assert inquiry.unasked is not None
         outcome, error_class, error = inquiry.unasked
         return {
@@ -170,9 +159,12 @@ def _request(inquiry: Inquiry, endpoint: Endpoint) -> dict[str, Any]:
             "unit": inquiry.unit,
             "not_sent": f"{outcome}: {error_class}: {error}",
         }
+    request = inquiry.requests[0]
     enforced = endpoint.profile.capabilities.structured_output
     tail = user_text("", request.question, None if enforced else request.schema)
-    system, user = first_messages(request, endpoint)
+    by_prompt = endpoint.profile.modes[request.mode].by == "prompt" and request.mode != "instant"
+    messages = thinking_messages(request) if by_prompt else first_messages(request, endpoint)
+    system, user = messages
     text = user["content"] if isinstance(user["content"], str) else user["content"][-1]["text"]
     parts = endpoint.counter.count_many([request.instructions, request.material, tail])
     return {
@@ -184,10 +176,13 @@ def _request(inquiry: Inquiry, endpoint: Endpoint) -> dict[str, Any]:
             {"role": "user", "content": text, "images": len(request.images)},
         ],
         "schema": dict(request.schema),
+        "samples": inquiry.stage.samples,
+        "body": _body(inquiry, endpoint, plain=by_prompt),
         "tokens": {
             "instructions": parts[0],
             "material": parts[1],
             "question": parts[2],
+            "thinking_at_most": request.max_reasoning_tokens,
             "answer_at_most": request.max_output_tokens,
         },
         "shared": {
@@ -197,15 +192,37 @@ def _request(inquiry: Inquiry, endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
+def _body(inquiry: Inquiry, endpoint: Endpoint, *, plain: bool) -> dict[str, Any]:
+    """Return the fields of the first call beside messages and schema, as they are sent."""
+    request = inquiry.requests[0]
+    answer = 0 if plain else request.max_output_tokens
+    turn = Turn(
+        mode=request.mode,
+        messages=[],
+        max_tokens=answer + request.max_reasoning_tokens,
+        thinking_tokens=request.max_reasoning_tokens or None,
+        schema=None if plain else request.schema,
+    )
+    body = body_of(turn, request, endpoint)
+    if "response_format" in body:
+        body["response_format"] = "the schema above"
+    return {name: value for name, value in body.items() if name != "messages"}
+
+
 def _answer(answered: Answered) -> dict[str, Any]:
     result = answered.result
-    if answered.inquiry.request is None:
+    if not answered.inquiry.requests:
         return {}
     return {
         "outcome": result.outcome,
         "error": result.error,
         "answer": answered.output,
         "mode_observed": result.mode_observed,
+        "mode_notes": list(result.mode_notes),
+        "thought": result.reasoning,
+        "agreement": answered.agreement,
+        "escalated": answered.escalated,
+        "fallback": result.fallback,
         "finish_reason": result.finish_reason,
         "prompt_tokens": result.usage.prompt_tokens,
         "cached_tokens": result.usage.cached_tokens,

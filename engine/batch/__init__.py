@@ -1,6 +1,9 @@
 """A batch: requests in flight together. `run` is the seam between stages and the engine."""
 
+from engine.batch.breaker import BreakerRule
 from engine.batch.budget import Amount, Budget
-from engine.batch.schedule import RetryRule, run
+from engine.batch.call import RetryRule
+from engine.batch.route import Route, route_to
+from engine.batch.schedule import run
 
-__all__ = ["Amount", "Budget", "RetryRule", "run"]
+__all__ = ["Amount", "BreakerRule", "Budget", "RetryRule", "Route", "route_to", "run"]

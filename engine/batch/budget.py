@@ -48,20 +48,10 @@ class Budget:
         *,
         max_usd: float | None = None,
         max_tokens: int | None = None,
-        prices: Prices | None = None,
         spent: Amount | None = None,
     ) -> None:
-        """Start with what earlier attempts of the run have spent.
-
-        Raises:
-            EngineMisconfigured: A limit in dollars on a host without prices.
-        """
-        if max_usd is not None and prices is None:
-            raise EngineMisconfigured(
-                "budget.usd is set, but the engine's profile has no prices; set budget.tokens"
-                " instead, or add `prices` to the profile"
-            )
-        self._max_usd, self._max_tokens, self._prices = max_usd, max_tokens, prices
+        """Start with what earlier attempts of the run have spent."""
+        self._max_usd, self._max_tokens = max_usd, max_tokens
         self._lock = threading.Lock()
         self._spent = spent or Amount()
         self._reserved = Amount()
@@ -79,27 +69,23 @@ class Budget:
         with self._lock:
             return self._spent
 
-    def price(self, usage: Usage) -> float | None:
-        """Return the price of a call's tokens in dollars; None where prices are not known."""
-        if self._prices is None:
-            return None
-        return self._prices.usd(
-            prompt=usage.prompt_tokens,
-            cached=usage.cached_tokens or 0,
-            output=usage.completion_tokens,
-        )
-
-    async def reserve(self, body: Mapping[str, Any]) -> Amount:
+    async def reserve(self, body: Mapping[str, Any], prices: Prices | None) -> Amount:
         """Return the worst case of a call, set aside until `settle`.
 
         Waits while calls under way may still return enough of what they reserved.
 
         Raises:
             BudgetReached: It does not fit into what is left.
+            EngineMisconfigured: There is a limit in dollars, and the host has no prices.
         """
+        if self._max_usd is not None and prices is None:
+            raise EngineMisconfigured(
+                "budget.usd is set, but the engine's profile has no prices; set budget.tokens"
+                " instead, or add `prices` to the profile"
+            )
         prompt = worst_prompt_tokens(body)
         usage = Usage(prompt_tokens=prompt, completion_tokens=int(body["max_tokens"]))
-        amount = Amount(tokens=prompt + usage.completion_tokens, usd=self.price(usage) or 0.0)
+        amount = amount_of(usage, prices)
         while not self._try(amount):
             await asyncio.sleep(_POLL_S)
         return amount
@@ -122,13 +108,10 @@ class Budget:
             f" ({self._limits()}), of which {self._spent.tokens:,} tokens are spent"
         )
 
-    def settle(self, amount: Amount, usage: Usage) -> None:
+    def settle(self, reserved: Amount, used: Amount) -> None:
         """Return a reservation and count what the call really took."""
-        used = Amount(
-            tokens=usage.prompt_tokens + usage.completion_tokens, usd=self.price(usage) or 0.0
-        )
         with self._lock:
-            self._reserved -= amount
+            self._reserved -= reserved
             self._num_reserved -= 1
             self._spent += used
 
@@ -136,6 +119,24 @@ class Budget:
         parts = [f"{self._max_usd} USD"] if self._max_usd is not None else []
         parts += [f"{self._max_tokens:,} tokens"] if self._max_tokens is not None else []
         return ", ".join(parts)
+
+
+def amount_of(usage: Usage, prices: Prices | None) -> Amount:
+    """Return the tokens of a call and their price, 0 where prices are not known."""
+    return Amount(
+        tokens=usage.prompt_tokens + usage.completion_tokens, usd=cost_usd(usage, prices) or 0.0
+    )
+
+
+def cost_usd(usage: Usage, prices: Prices | None) -> float | None:
+    """Return the price of a call's tokens in dollars; None where prices are not known."""
+    if prices is None:
+        return None
+    return prices.usd(
+        prompt=usage.prompt_tokens,
+        cached=usage.cached_tokens or 0,
+        output=usage.completion_tokens,
+    )
 
 
 def worst_prompt_tokens(body: Mapping[str, Any]) -> int:

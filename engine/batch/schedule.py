@@ -7,43 +7,20 @@ takes the priority of its place in the order.
 from __future__ import annotations
 
 import asyncio
-import logging
-import random
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from engine.batch.budget import Budget
-from engine.client import Client, Reply
-from engine.endpoint import Endpoint
+from engine.batch.call import Account, Caller, RetryRule
+from engine.batch.route import Route
+from engine.client import Client
 from engine.errors import BudgetReached, EngineUnavailable, RequestRejected
 from engine.modes import MODES
-from engine.modes.mode import Verdict
-from engine.request import Outcome, Request, Result, Usage, add_usage
-from engine.tokens import BYTES_PER_TOKEN
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryRule:
-    """How often and how late a call is sent again after EngineUnavailable."""
-
-    max_attempts: int = 6
-    """Calls in all for one turn. With the delays below the last one goes out after about a minute."""
-    first_delay_s: float = 1.0
-    """Delay before the second call; doubled each time, with jitter of half to one and a half."""
-    max_delay_s: float = 30.0
-    """Longest delay, but for a Retry-After of the endpoint, which is followed up to ten times it."""
-
-    def delay_s(self, attempt: int, retry_after_s: float | None) -> float:
-        """Return the delay after failed call number `attempt`, counted from 1."""
-        if retry_after_s is not None:
-            return min(retry_after_s, 10 * self.max_delay_s)
-        base = min(self.max_delay_s, self.first_delay_s * 2.0 ** (attempt - 1))
-        return base * random.uniform(0.5, 1.5)
-
+from engine.modes.mode import Ending
+from engine.reply import Reply
+from engine.request import Outcome, Request, Result
 
 _DEFAULT_RETRY = RetryRule()
 _END = object()
@@ -51,7 +28,7 @@ _END = object()
 
 async def run(
     requests: AsyncIterable[Request],
-    endpoint: Endpoint,
+    route: Route,
     *,
     max_in_flight: int | None = None,
     retry: RetryRule = _DEFAULT_RETRY,
@@ -62,19 +39,29 @@ async def run(
     Args:
         requests: In the order to be sent; taken only when there is room, so they may still be
             being made.
-        endpoint: Where to.
+        route: Where to, and what stands in when that fails.
         max_in_flight: Requests under way at the same time; the profile's limit where None.
-        retry: What to do when the endpoint is unavailable.
+        retry: What to do when an endpoint is unavailable.
         budget: What all calls together may spend; requests beyond it end as `over_budget`.
 
     Raises:
         EngineMisconfigured: The endpoint refuses every request of this kind.
     """
-    limit = max_in_flight or endpoint.profile.max_in_flight
+    limit = max_in_flight or route.max_in_flight
     done: asyncio.Queue[Result | BaseException | object] = asyncio.Queue()
-    async with Client(endpoint.base_url, api_key=endpoint.api_key, max_connections=limit) as client:
-        sender = _Sender(endpoint, client, retry, budget or Budget(prices=endpoint.profile.prices))
-        feeder = asyncio.create_task(_feed(requests, sender, limit, done))
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(
+                Client(line.endpoint.base_url, api_key=line.endpoint.api_key, max_connections=limit)
+            )
+            for line in route.lines
+        ]
+        last = len(route.lines) - 1
+        callers = [
+            Caller(line, client, retry, budget or Budget(), is_last=number == last)
+            for number, (line, client) in enumerate(zip(route.lines, clients, strict=True))
+        ]
+        feeder = asyncio.create_task(_feed(requests, _Sender(callers), limit, done))
         try:
             while (item := await done.get()) is not _END:
                 if isinstance(item, BaseException):
@@ -128,96 +115,78 @@ async def _feed(
 
 
 class _Sender:
-    """Carries out one request after the other over a shared client."""
+    """Carries out one request after the other, on the first endpoint that can."""
 
-    def __init__(
-        self, endpoint: Endpoint, client: Client, retry: RetryRule, budget: Budget
-    ) -> None:
-        self._endpoint = endpoint
-        self._client = client
-        self._retry = retry
-        self._budget = budget
+    def __init__(self, callers: Sequence[Caller]) -> None:
+        self._callers = callers
 
     async def result(self, request: Request, priority: int) -> Result:
         """Return the request's one result."""
         started = time.monotonic()
-        account = _Account()
-
-        async def send(body: Mapping[str, Any]) -> Reply:
-            reserved = await self._budget.reserve(body)
-            usage = Usage()
-            try:
-                reply = await self._call(body, priority, request, account)
-                usage = reply.usage
-            finally:
-                self._budget.settle(reserved, usage)
-            account.usage = add_usage(account.usage, usage)
-            return reply
-
-        try:
-            verdict = await MODES[request.mode].carry_out(request, self._endpoint, send)
-        except RequestRejected as exc:
-            verdict = _ended("failed", "request_rejected", exc)
-        except EngineUnavailable as exc:
-            verdict = _ended("failed", "engine_unavailable", exc)
-        except BudgetReached as exc:
-            verdict = _ended("over_budget", "budget_reached", exc)
+        account = Account()
+        answered_by, ending = self._callers[0], None
+        reasons: list[str] = []
+        for caller in self._callers:
+            refused = caller.line.cannot_take(request) if reasons else None
+            if refused is None:
+                answered_by = caller
+                ending, refused = await self._try(caller, request, priority, account)
+            if refused is None:
+                break
+            reasons.append(f"{caller.line.endpoint.profile.name}: {refused}")
+        assert ending is not None, "the first endpoint is always tried"
+        endpoint = answered_by.line.endpoint
         return Result(
             request_key=request.request_key,
             stage=request.stage,
-            outcome=verdict.outcome,
-            output=verdict.output,
-            error_class=verdict.error_class,
-            error=verdict.error,
+            outcome=ending.outcome,
+            output=ending.output,
+            error_class=ending.error_class,
+            error=_told(ending, reasons) if answered_by is self._callers[0] else ending.error,
             mode=request.mode,
-            mode_observed=verdict.mode_observed,
-            model=self._endpoint.model,
-            finish_reason=verdict.finish_reason,
+            mode_observed=ending.mode_observed,
+            mode_notes=ending.mode_notes,
+            reasoning=ending.reasoning,
+            model=request.adapter or endpoint.model,
+            engine=endpoint.profile.name,
+            fallback="; ".join(reasons) if answered_by is not self._callers[0] else None,
+            finish_reason=ending.finish_reason,
             usage=account.usage,
-            cost_usd=self._budget.price(account.usage),
+            cost_usd=account.cost_usd,
             attempts=account.attempts,
             seconds=time.monotonic() - started,
+            first_token_s=account.first_token_s,
         )
 
-    async def _call(
-        self, body: Mapping[str, Any], priority: int, request: Request, account: _Account
-    ) -> Reply:
-        """Return the reply of one turn, after as many calls as the retry rule allows.
+    @staticmethod
+    async def _try(
+        caller: Caller, request: Request, priority: int, account: Account
+    ) -> tuple[Ending, str | None]:
+        """Return how the request ended on one endpoint, and why the next one is to be tried.
 
         Raises:
-            EngineUnavailable: The last call failed as well.
-            AssertionError: Never.
+            EngineMisconfigured: The endpoint refuses every request of this kind.
         """
-        text = (request.instructions, request.material, request.question)
-        prompt_tokens = sum(map(len, text)) // BYTES_PER_TOKEN
-        if self._endpoint.profile.capabilities.priority:
-            body = {**body, "priority": priority}
-        for attempt in range(1, self._retry.max_attempts + 1):
-            account.attempts += 1
-            try:
-                return await self._client.complete(body, prompt_tokens=prompt_tokens)
-            except EngineUnavailable as exc:
-                if attempt == self._retry.max_attempts:
-                    raise
-                delay_s = self._retry.delay_s(attempt, exc.retry_after_s)
-                logger.debug(
-                    "request_id=%s attempt=%d: %s; again in %.1f s",
-                    request.request_key,
-                    attempt,
-                    exc,
-                    delay_s,
-                )
-                await asyncio.sleep(delay_s)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+
+        async def send(body: Mapping[str, Any]) -> Reply:
+            return await caller.call(body, request, priority, account)
+
+        try:
+            mode = MODES[request.mode]
+            return await mode.carry_out(request, caller.line.endpoint, send), None
+        except RequestRejected as exc:
+            return _ended("failed", "request_rejected", exc), str(exc)
+        except EngineUnavailable as exc:
+            return _ended("failed", "engine_unavailable", exc), str(exc)
+        except BudgetReached as exc:
+            return _ended("over_budget", "budget_reached", exc), None
 
 
-@dataclass(slots=True)
-class _Account:
-    """What one request has taken so far: calls, and tokens of those that answered."""
-
-    attempts: int = 0
-    usage: Usage = field(default_factory=Usage)
+def _told(ending: Ending, reasons: Sequence[str]) -> str | None:
+    """Return the first endpoint's error, with why none of the others stood in."""
+    others = "; ".join(reasons[1:])
+    return f"{ending.error}; fallback: {others}" if ending.error and others else ending.error
 
 
-def _ended(outcome: Outcome, error_class: str, exc: Exception) -> Verdict:
-    return Verdict(outcome=outcome, error_class=error_class, error=str(exc), usage=Usage())
+def _ended(outcome: Outcome, error_class: str, exc: Exception) -> Ending:
+    return Ending(outcome=outcome, error_class=error_class, error=str(exc))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from engine.modes.instant import Instant
 from engine.modes.mode import Mode
+from engine.modes.thinking import Thinking
 from engine.request import ModeName
 
-MODES: Mapping[ModeName, Mode] = {"instant": Instant()}
+MODES: Mapping[ModeName, Mode] = {"instant": Instant(), "thinking": Thinking()}

@@ -6,29 +6,30 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engine.client import Reply
 from engine.endpoint import Endpoint
-from engine.request import Outcome, Request, Usage
+from engine.reply import Reply
+from engine.request import ModeName, Outcome, Request
 
 Send = Callable[[Mapping[str, Any]], Awaitable[Reply]]
 """Sends one request body and returns the reply; retries and limits are the caller's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """How a request ended, before the batch adds times and attempts."""
+class Ending:
+    """How a request ended, before the batch adds times, tokens and attempts."""
 
     outcome: Outcome
     output: Mapping[str, Any] | None = None
     error_class: str | None = None
     error: str | None = None
-    mode_observed: str | None = None
+    mode_observed: ModeName | None = None
+    mode_notes: tuple[str, ...] = ()
+    reasoning: str | None = None
     finish_reason: str | None = None
-    usage: Usage
 
 
 class Mode(Protocol):
     """One way of carrying out a request."""
 
-    async def carry_out(self, request: Request, endpoint: Endpoint, send: Send) -> Verdict:
-        """Return the verdict; raise only what `send` raises."""
+    async def carry_out(self, request: Request, endpoint: Endpoint, send: Send) -> Ending:
+        """Return how it ended; raise only what `send` raises."""

@@ -121,7 +121,7 @@ def _stages(room: Room, manifest: Mapping[str, Any]) -> tuple[StageSummary, ...]
         StageSummary(
             name=stage.name,
             over=stage.over,
-            mode=stage.mode,
+            mode=manifest["stages"][stage.name]["mode"],
             outcomes=manifest["stages"][stage.name]["outcomes"],
             prompt_tokens=manifest["stages"][stage.name]["prompt_tokens"],
             cached_tokens=manifest["stages"][stage.name]["cached_tokens"],

@@ -13,49 +13,41 @@ from config.errors import ConfigError
 from config.pipeline import PipelineConfig, StageConfig
 from connectors.chunker import render
 from connectors.document import Chunk, Document, Segment
-from engine.endpoint import Endpoint
-from engine.prompt import instructions
-from engine.request import Request, request_key, stage_fingerprint
+from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
+from engine.prompt import instructions, user_text
+from engine.request import Request, request_key
 from flows.run.labels import bind_labels
+from flows.run.prepare import PreparedStage, Way, prepare
 from flows.run.rows import Answered, Inquiry
 
-_TEMPLATES = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """What a question is about, as the model is shown it."""
 
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    config: StageConfig
-    question: jinja2.Template
-    fingerprint: str
+    document: Document
+    segments: Sequence[Segment]
+    tokens: int
+    """Tokens of the segments, images included."""
+    images: tuple[Path, ...] = ()
 
 
 class Asker:
     """Turns units into inquiries, for one pipeline on one endpoint."""
 
     def __init__(self, pipeline: PipelineConfig, endpoint: Endpoint) -> None:
+        """Make the stages ready.
+
+        Raises:
+            ConfigError: The engine cannot do what a stage wants.
+        """
         self._endpoint = endpoint
         self._max_per_document = pipeline.chunk.max_per_document
         self.instructions = instructions(pipeline.shared)
         self.instructions_tokens = endpoint.counter.count(self.instructions)
-        self._stages = {stage.name: self._prepare(stage) for stage in pipeline.stages}
-
-    def _prepare(self, stage: StageConfig) -> _Stage:
-        try:
-            question = _TEMPLATES.from_string(stage.prompt)
-        except jinja2.TemplateSyntaxError as exc:
-            raise ConfigError(
-                f"stage {stage.name!r}: prompt line {exc.lineno}: {exc.message}"
-            ) from exc
-        settings = self._endpoint.profile.modes[stage.mode]
-        fingerprint = stage_fingerprint(
-            mode=stage.mode,
-            model=self._endpoint.model,
-            instructions=self.instructions,
-            question=stage.prompt,
-            schema=stage.output,
-            sampling={**settings.sampling, **settings.wire, "max_tokens": stage.max_output_tokens},
-        )
-        return _Stage(stage, question, fingerprint)
+        self.stages = {
+            stage.name: prepare(stage, endpoint, self.instructions) for stage in pipeline.stages
+        }
 
     def about_chunk(
         self,
@@ -108,23 +100,16 @@ class Asker:
                 error=f"{len(images)} images without readable text, and engine"
                 f" {self._endpoint.profile.name!r} reads text only",
             )
-        outputs = {name: answered.output for name, answered in upstream.items()}
         inquiry = self._ask(
             stage,
-            document,
-            chunk.segments,
+            _Shown(
+                document=document, segments=chunk.segments, tokens=chunk.num_tokens, images=images
+            ),
             input_keys=[chunk.chunk_key, *_request_keys(upstream.values())],
-            outputs=outputs,
+            outputs={name: answered.output for name, answered in upstream.items()},
         )
-        assert inquiry.request is not None
         saw = "text" if not images else "text+image" if readable else "image"
-        return replace(
-            inquiry,
-            chunk=chunk,
-            saw=saw,
-            material_tokens=chunk.num_tokens,
-            request=replace(inquiry.request, images=images),
-        )
+        return replace(inquiry, chunk=chunk, saw=saw)
 
     def about_document(
         self,
@@ -158,55 +143,98 @@ class Asker:
             name: [answered.output for answered in group if answered.output is not None]
             for name, group in upstream.items()
         }
-        inquiry = self._ask(
-            stage, document, segments, input_keys=_request_keys(answers), outputs=outputs
-        )
         num_tokens = self._endpoint.counter.count(render(segments))
         room = self.room(stage)
+        shown = _Shown(document=document, segments=segments, tokens=num_tokens)
+        inquiry = self._ask(stage, shown, input_keys=_request_keys(answers), outputs=outputs)
         if num_tokens > room:
             error = (
                 f"the {len(segments)} quoted lines of {len(answers)} answers have {num_tokens:,}"
                 f" tokens; the context leaves {room:,}; use larger chunks or a longer context"
             )
-            return replace(inquiry, request=None, unasked=("failed", "too_many_inputs", error))
-        return replace(inquiry, saw="text", material_tokens=num_tokens)
+            return replace(inquiry, requests=(), unasked=("failed", "too_many_inputs", error))
+        return replace(inquiry, saw="text")
 
     def room(self, stage: StageConfig) -> int:
         """Return how many tokens of material fit beside instructions, question and answer."""
         overhead = self._endpoint.prompt_overhead(self.instructions, stage.prompt, stage.output)
-        return self._endpoint.context_tokens - overhead - stage.max_output_tokens
+        answer = self.stages[stage.name].answer_tokens
+        return self._endpoint.context_tokens - overhead - answer
 
     def _ask(
         self,
         stage: StageConfig,
-        document: Document,
-        segments: Sequence[Segment],
+        shown: _Shown,
         *,
         input_keys: Sequence[str],
         outputs: Mapping[str, Any],
     ) -> Inquiry:
-        prepared = self._stages[stage.name]
+        prepared = self.stages[stage.name]
         try:
             question = prepared.question.render(upstream=outputs)
         except jinja2.UndefinedError as exc:
             raise ConfigError(f"stage {stage.name!r}: prompt: {exc.message}") from exc
-        request = Request(
-            request_key=request_key(prepared.fingerprint, 0, input_keys),
-            stage=stage.name,
-            mode=stage.mode,
-            instructions=self.instructions,
-            material=render(segments),
-            question=question,
-            schema=bind_labels(stage.output, segments),
-            max_output_tokens=stage.max_output_tokens,
+        first = self._request(prepared, prepared.way, shown, question=question)
+        again = None
+        if prepared.again is not None:
+            key = request_key(prepared.again.fingerprint, 0, input_keys)
+            again = self._request(prepared, prepared.again, shown, question=question)
+            again = replace(again, request_key=key)
+        keys = (
+            request_key(prepared.way.fingerprint, sample, input_keys)
+            for sample in range(stage.samples)
         )
-        return Inquiry(
+        inquiry = Inquiry(
             stage=stage,
-            fingerprint=prepared.fingerprint,
-            document=document,
+            mode=prepared.way.mode,
+            fingerprint=prepared.way.fingerprint,
+            document=shown.document,
             chunk=None,
-            request=request,
-            segments={segment.label: segment for segment in segments},
+            requests=tuple(replace(first, request_key=key) for key in keys),
+            again=again,
+            segments={segment.label: segment for segment in shown.segments},
+            material_tokens=shown.tokens,
+        )
+        too_long = self._too_long(prepared, first)
+        if too_long is not None:
+            return replace(inquiry, requests=(), unasked=("rejected", "too_long", too_long))
+        return inquiry
+
+    def _request(
+        self, prepared: PreparedStage, way: Way, shown: _Shown, *, question: str
+    ) -> Request:
+        stage = prepared.config
+        schema = bind_labels(stage.output, shown.segments)
+        enforced = self._endpoint.profile.capabilities.structured_output
+        tail = user_text("", question, None if enforced else schema)
+        own_tokens = self._endpoint.counter.weigh([tail])[0] + TEMPLATE_MARGIN_TOKENS
+        return Request(
+            request_key="",
+            stage=stage.name,
+            mode=way.mode,
+            instructions=self.instructions,
+            material=render(shown.segments),
+            images=shown.images,
+            question=question,
+            schema=schema,
+            max_output_tokens=stage.max_output_tokens,
+            max_reasoning_tokens=way.max_reasoning_tokens,
+            reasoning=stage.reasoning,
+            temperature=stage.temperature,
+            adapter=stage.adapter,
+            prompt_tokens=self.instructions_tokens + shown.tokens + own_tokens,
+        )
+
+    def _too_long(self, prepared: PreparedStage, request: Request) -> str | None:
+        """Return why the request does not fit the context, such as a question full of answers."""
+        needed = request.prompt_tokens + prepared.answer_tokens
+        limit = self._endpoint.context_tokens
+        if needed <= limit:
+            return None
+        return (
+            f"the prompt has {request.prompt_tokens:,} tokens and the answer may have"
+            f" {prepared.answer_tokens:,}; engine {self._endpoint.profile.name!r} allows {limit:,};"
+            " lower chunk.max_tokens, or put less of the upstream answers into the prompt"
         )
 
     def _unasked(
@@ -218,12 +246,13 @@ class Asker:
         error_class: str,
         error: str,
     ) -> Inquiry:
+        way = self.stages[stage.name].way
         return Inquiry(
             stage=stage,
-            fingerprint=self._stages[stage.name].fingerprint,
+            mode=way.mode,
+            fingerprint=way.fingerprint,
             document=document,
             chunk=chunk,
-            request=None,
             unasked=("skipped", error_class, error),
         )
 

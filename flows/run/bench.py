@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from config.errors import ConfigError
 from config.load import child_environment, load_profile, load_secret, load_surroundings
@@ -19,11 +20,13 @@ from connectors.document import Media
 from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
 from connectors.storage import Storage, open_storage
-from engine.batch import Amount, Budget
-from engine.endpoint import Endpoint, open_endpoint
+from engine.batch import Amount, Budget, Route, route_to
+from engine.endpoint import Endpoint, open_endpoint, plan_endpoint
 from engine.profile import Profile
+from engine.tokens import image_tokens
 from flows.run.ask import Asker
 from flows.run.job import Job
+from flows.run.prepare import check_fit
 from flows.run.progress import Progress
 
 NUM_READERS = 2
@@ -53,7 +56,7 @@ class Room:
 class Bench(Room):
     """Everything a shard works with."""
 
-    endpoint: Endpoint
+    route: Route
     asker: Asker
     rule: ChunkRule
     progress: Progress
@@ -65,9 +68,14 @@ class Bench(Room):
     """Shards in work at the same time."""
 
     @property
+    def endpoint(self) -> Endpoint:
+        """Return the pipeline's own engine."""
+        return self.route.endpoint
+
+    @property
     def max_in_flight(self) -> int:
         """Requests one shard may have in flight, so that all shards stay within the profile."""
-        return max(1, self.endpoint.profile.max_in_flight // self.at_once)
+        return max(1, self.route.max_in_flight // self.at_once)
 
 
 def open_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
@@ -77,14 +85,8 @@ def open_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
         ConfigError: There is no such profile.
         EngineError: The engine cannot be reached or started.
     """
+    profile, api_key = _profile_and_key(engine)
     surroundings = load_surroundings()
-    profile = load_profile(engine)
-    api_key = load_secret(profile.api_key_env)
-    if profile.needs_key and not api_key:
-        raise ConfigError(
-            f"engine {engine!r} needs a key, and {profile.api_key_env} is not set; run:"
-            f" export {profile.api_key_env}=<your key>"
-        )
     return open_endpoint(
         profile,
         venv=surroundings.engine_venv,
@@ -93,6 +95,49 @@ def open_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
         api_key=api_key,
         notify=notify,
     )
+
+
+def plan_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
+    """Return the endpoint of a profile or URL for planning: nothing is started, nothing is sent.
+
+    Raises:
+        ConfigError: There is no such profile.
+        EngineMisconfigured: The endpoint refuses the key, or has another model.
+    """
+    profile = load_profile(engine)
+    return plan_endpoint(
+        profile,
+        cache=load_surroundings().cache,
+        api_key=load_secret(profile.api_key_env),
+        notify=notify,
+    )
+
+
+def endpoint_facts(endpoint: Endpoint) -> dict[str, Any]:
+    """Return what an endpoint is, for a plan or a trial."""
+    return {
+        "engine": endpoint.profile.name,
+        "model": endpoint.model,
+        "context_tokens": endpoint.context_tokens,
+        "tokens_counted": "exactly" if endpoint.counter.exact else "by estimate",
+        "token_counter": endpoint.counter.name,
+    }
+
+
+def _profile_and_key(engine: str) -> tuple[Profile, str | None]:
+    """Return an engine's profile and key.
+
+    Raises:
+        ConfigError: There is no such profile, or its key is not set.
+    """
+    profile = load_profile(engine)
+    api_key = load_secret(profile.api_key_env)
+    if profile.needs_key and not api_key:
+        raise ConfigError(
+            f"engine {engine!r} needs a key, and {profile.api_key_env} is not set; run:"
+            f" export {profile.api_key_env}=<your key>"
+        )
+    return profile, api_key
 
 
 class Shift:
@@ -162,21 +207,16 @@ def open_bench(
         EngineError: The engine cannot be reached or started.
     """
     limits = job.pipeline.budget
-    if limits.usd is not None and load_profile(job.pipeline.engine).prices is None:
-        raise ConfigError(
-            f"budget.usd is set, but engine {job.pipeline.engine!r} has no prices; set budget.tokens"
-            " instead, or add `prices` to its profile"
-        )
+    engines = [job.pipeline.engine, *job.pipeline.fallback]
+    for engine in engines:
+        _check_engine(job, engine)
     with ExitStack() as stack:
         room = stack.enter_context(open_room(job))
-        endpoint = stack.enter_context(open_engine(job.pipeline.engine, notify))
-        asker = Asker(job.pipeline, endpoint)
-        budget = Budget(
-            max_usd=limits.usd,
-            max_tokens=limits.tokens,
-            prices=endpoint.profile.prices,
-            spent=spent,
+        endpoint, *fallbacks = (
+            stack.enter_context(open_engine(engine, notify)) for engine in engines
         )
+        asker = Asker(job.pipeline, endpoint)
+        budget = Budget(max_usd=limits.usd, max_tokens=limits.tokens, spent=spent)
         at_once = min(at_once, endpoint.profile.max_in_flight)
         cancelled, in_work = threading.Event(), Shift(at_once)
         stack.callback(in_work.wait, SETTLE_S)
@@ -187,7 +227,7 @@ def open_bench(
             lake=room.lake,
             readers=room.readers,
             scratch=room.scratch,
-            endpoint=endpoint,
+            route=route_to(endpoint, *fallbacks),
             asker=asker,
             rule=chunk_rule(job, endpoint, asker),
             progress=progress,
@@ -196,6 +236,23 @@ def open_bench(
             in_work=in_work,
             at_once=at_once,
         )
+
+
+def _check_engine(job: Job, engine: str) -> None:
+    """Check what is known of an engine before it is opened.
+
+    Raises:
+        ConfigError: It lacks a key, prices, or what a stage wants.
+    """
+    profile, _ = _profile_and_key(engine)
+    if job.pipeline.budget.usd is not None and profile.prices is None:
+        raise ConfigError(
+            f"budget.usd is set, but engine {engine!r} has no prices; set budget.tokens"
+            " instead, or add `prices` to its profile"
+        )
+    if engine == job.pipeline.engine:
+        for stage in job.pipeline.stages:
+            check_fit(stage, profile)
 
 
 def chunk_rule(job: Job, endpoint: Endpoint, asker: Asker) -> ChunkRule:
@@ -225,5 +282,7 @@ def chunk_rule(job: Job, endpoint: Endpoint, asker: Asker) -> ChunkRule:
 def _image_tokens(profile: Profile) -> Callable[[Media], int] | None:
     if not profile.capabilities.images:
         return None
-    # Kimi K2.5's MoonViT: one token per 28 px cell of the image (media_proc_cfg of the model).
-    return lambda media: -(-media.width_px // 28) * -(-media.height_px // 28)
+    rule = profile.image_rule
+    return lambda media: image_tokens(
+        media.width_px, media.height_px, cell_px=rule.cell_px, max_tokens=rule.max_tokens
+    )

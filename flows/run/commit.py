@@ -46,6 +46,18 @@ class StageCount:
     completion_tokens: int = 0
     cost_usd: float | None = None
     """None where the profile has no prices."""
+    modes: Mapping[str, int] = field(default_factory=dict)
+    """Answers by the mode that was observed, and `none`."""
+    mode_notes: Mapping[str, int] = field(default_factory=dict)
+    """Answers by what was noted about their mode."""
+    num_mismatched: int = 0
+    """Answers observed in another mode than asked for."""
+    num_escalated: int = 0
+    """Questions asked again in Thinking."""
+    num_fallback: int = 0
+    """Answers that a fallback gave."""
+    num_guessed: int = 0
+    """Requests whose usage was counted here, since the endpoint told none or a wrong one."""
     failures: tuple[Failure, ...] = ()
 
 
@@ -137,8 +149,9 @@ def _usage(answers: Mapping[str, Sequence[Answered]]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for group in answers.values():
         for answered in group:
-            if answered.inquiry.request is not None:
-                rows.setdefault(answered.result.request_key, usage_row(answered))
+            for result in answered.results:
+                row = usage_row(answered.inquiry.row_key, result)
+                rows.setdefault(result.request_key, row)
     return list(rows.values())
 
 
@@ -193,19 +206,22 @@ def _planned_cached_tokens(
     for stage, group in answers.items():
         sent: dict[str, int] = {}
         for answered in group:
-            request = answered.inquiry.request
-            if request is None or request.request_key in sent:
-                continue
-            again = answered.inquiry.material_tokens if request.material in shown else 0
-            shown.add(request.material)
-            sent[request.request_key] = bench.asker.instructions_tokens + again
+            inquiry = answered.inquiry
+            for result in answered.results:
+                if result.request_key in sent:
+                    continue
+                material = inquiry.requests[0].material
+                again = inquiry.material_tokens if material in shown else 0
+                shown.add(material)
+                sent[result.request_key] = bench.asker.instructions_tokens + again
         planned[stage] = sum(sent.values())
     return planned
 
 
 def _stage_count(num_inputs: int, answers: Sequence[Answered], planned: int) -> StageCount:
-    sent = {a.result.request_key: a.result for a in answers if a.inquiry.request is not None}
+    sent = {result.request_key: result for a in answers for result in a.results}
     usages = [result.usage for result in sent.values()]
+    results = [answered.result for answered in answers if answered.inquiry.requests]
     return StageCount(
         num_inputs=num_inputs,
         outcomes=dict(Counter(answered.result.outcome for answered in answers)),
@@ -214,6 +230,12 @@ def _stage_count(num_inputs: int, answers: Sequence[Answered], planned: int) -> 
         planned_cached_tokens=planned,
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         cost_usd=_sum_known(result.cost_usd for result in sent.values()),
+        modes=dict(Counter(result.mode_observed or "none" for result in results)),
+        mode_notes=dict(Counter(note for result in results for note in result.mode_notes)),
+        num_mismatched=sum(result.mode_observed not in {None, result.mode} for result in results),
+        num_escalated=sum(answered.escalated is not None for answered in answers),
+        num_fallback=sum(result.fallback is not None for result in results),
+        num_guessed=sum(usage.num_guessed > 0 for usage in usages),
         failures=_failures(_failure_of(a) for a in answers if a.result.outcome in UNANSWERED),
     )
 
@@ -297,5 +319,11 @@ def _add_stage(counts: Sequence[StageCount]) -> StageCount:
         planned_cached_tokens=sum(count.planned_cached_tokens for count in counts),
         completion_tokens=sum(count.completion_tokens for count in counts),
         cost_usd=_sum_known(count.cost_usd for count in counts),
+        modes=_add([count.modes for count in counts]),
+        mode_notes=_add([count.mode_notes for count in counts]),
+        num_mismatched=sum(count.num_mismatched for count in counts),
+        num_escalated=sum(count.num_escalated for count in counts),
+        num_fallback=sum(count.num_fallback for count in counts),
+        num_guessed=sum(count.num_guessed for count in counts),
         failures=_failures(failure for count in counts for failure in count.failures),
     )

@@ -53,6 +53,8 @@ def manifest(
             "base_url": endpoint.base_url,
             "context_tokens": endpoint.context_tokens,
             "tokens_counted": "exactly" if endpoint.counter.exact else "by estimate",
+            "token_counter": endpoint.counter.name,
+            "fallback": [line.endpoint.profile.name for line in bench.route.lines[1:]],
         },
         "documents": {"listed": num_listed, **total.documents}
         | ({"left": total.num_left} if total.num_left else {}),
@@ -69,6 +71,14 @@ def manifest(
                 "planned_cached_tokens": stage.planned_cached_tokens,
                 "completion_tokens": stage.completion_tokens,
                 "cost_usd": stage.cost_usd,
+                "mode": bench.asker.stages[name].choice.mode,
+                "mode_reason": bench.asker.stages[name].choice.reason,
+                "modes_observed": dict(stage.modes),
+                "mode_notes": dict(stage.mode_notes),
+                "mode_mismatches": stage.num_mismatched,
+                "escalated": stage.num_escalated,
+                "by_fallback": stage.num_fallback,
+                "usage_guessed": stage.num_guessed,
             }
             for name, stage in stages.items()
         },

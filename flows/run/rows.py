@@ -9,7 +9,8 @@ from typing import Any
 from config.pipeline import StageConfig
 from connectors.document import Chunk, Document, Segment
 from connectors.sinks import parquet
-from engine.request import Outcome, Request, Result, content_key
+from engine.request import ModeName, Outcome, Request, Result, content_key
+from flows.run.doubt import Settled
 from flows.run.labels import Citation, resolve_labels
 
 
@@ -18,12 +19,16 @@ class Inquiry:
     """One stage asked about one unit; it becomes exactly one record."""
 
     stage: StageConfig
+    mode: ModeName
+    """How it is asked; a stage's `auto` is settled here."""
     fingerprint: str
     document: Document
     chunk: Chunk | None
     """None for a stage over the whole document."""
-    request: Request | None
-    """None where nothing is asked; `unasked` says why."""
+    requests: tuple[Request, ...] = ()
+    """One per sample; none where nothing is asked: `unasked` says why."""
+    again: Request | None = None
+    """What is asked where the answer is doubtful; None where the stage does not escalate."""
     segments: Mapping[str, Segment] = field(default_factory=dict)
     """What the model is shown, by label."""
     material_tokens: int = 0
@@ -49,6 +54,13 @@ class Answered:
 
     inquiry: Inquiry
     result: Result
+    """The result that counts."""
+    results: Sequence[Result]
+    """All results: every sample, and the one in Thinking where it was asked again."""
+    agreement: float | None
+    """Share of the samples that agree with `result`; None where there was one sample."""
+    escalated: str | None
+    """Why it was asked again in Thinking; None where it was not."""
     output: Mapping[str, Any] | None
     """The answer with labels replaced by text; None where there is none."""
     columns: Mapping[str, object]
@@ -56,12 +68,13 @@ class Answered:
     citations: Sequence[Citation]
 
 
-def close(inquiry: Inquiry, result: Result | None) -> Answered:
+def close(inquiry: Inquiry, settled: Settled | None) -> Answered:
     """Return the inquiry with its result; an inquiry that was not sent closes itself."""
-    if result is None:
-        result = _unasked_result(inquiry)
+    if settled is None:
+        settled = Settled(result=_unasked_result(inquiry))
+    result = settled.result
     if result.outcome != "succeeded" or result.output is None:
-        return _without_output(inquiry, result)
+        return _answered(inquiry, settled)
     output, citations = resolve_labels(inquiry.stage.output, result.output, inquiry.segments)
     try:
         columns = {
@@ -70,14 +83,21 @@ def close(inquiry: Inquiry, result: Result | None) -> Answered:
         }
     except ValueError as exc:
         bad = replace(result, outcome="invalid_output", error_class="bad_value", error=str(exc))
-        return _without_output(inquiry, bad)
+        return _answered(inquiry, replace(settled, result=bad))
+    return replace(_answered(inquiry, settled), output=output, columns=columns, citations=citations)
+
+
+def _answered(inquiry: Inquiry, settled: Settled) -> Answered:
     return Answered(
-        inquiry=inquiry, result=result, output=output, columns=columns, citations=citations
+        inquiry=inquiry,
+        result=settled.result,
+        results=settled.results,
+        agreement=settled.agreement,
+        escalated=settled.escalated,
+        output=None,
+        columns={},
+        citations=(),
     )
-
-
-def _without_output(inquiry: Inquiry, result: Result) -> Answered:
-    return Answered(inquiry=inquiry, result=result, output=None, columns={}, citations=())
 
 
 def _unasked_result(inquiry: Inquiry) -> Result:
@@ -89,7 +109,7 @@ def _unasked_result(inquiry: Inquiry) -> Result:
         outcome=outcome,
         error_class=error_class,
         error=error,
-        mode=inquiry.stage.mode,
+        mode=inquiry.mode,
     )
 
 
@@ -104,39 +124,53 @@ def record_row(answered: Answered) -> dict[str, Any]:
         "document_key": document.document_key,
         "chunk_key": inquiry.chunk.chunk_key if inquiry.chunk else None,
         "unit": inquiry.unit,
-        "request_key": inquiry.request.request_key if inquiry.request else None,
+        "request_key": result.request_key if inquiry.requests else None,
         "outcome": result.outcome,
         "error_class": result.error_class,
         "error": result.error,
     }
     for name in inquiry.stage.output["properties"]:
         row[name] = answered.columns.get(name)
-    asked = inquiry.request is not None
+    asked = bool(inquiry.requests)
     return row | {
         "citations": [_citation_row(citation) for citation in answered.citations],
         "saw": inquiry.saw,
         "mode": result.mode,
         "mode_observed": result.mode_observed,
+        "mode_notes": list(result.mode_notes) if asked else None,
+        "thought": result.reasoning,
+        "agreement": answered.agreement,
+        "escalated": answered.escalated,
+        "profile": result.engine or None,
+        "fallback": result.fallback,
         "model": result.model or None,
         "fingerprint": inquiry.fingerprint,
-        "prompt_tokens": result.usage.prompt_tokens if asked else None,
-        "completion_tokens": result.usage.completion_tokens if asked else None,
+        "prompt_tokens": _tokens(answered, "prompt_tokens") if asked else None,
+        "completion_tokens": _tokens(answered, "completion_tokens") if asked else None,
     }
 
 
-def usage_row(answered: Answered) -> dict[str, Any]:
-    """Return the row of the run's usage table."""
-    result = answered.result
+def _tokens(answered: Answered, name: str) -> int:
+    return sum(getattr(result.usage, name) for result in answered.results)
+
+
+def usage_row(row_key: str, result: Result) -> dict[str, Any]:
+    """Return the row of the run's usage table for one request."""
     return {
         "request_key": result.request_key,
-        "row_key": answered.inquiry.row_key,
+        "row_key": row_key,
         "stage": result.stage,
+        "mode": result.mode,
+        "profile": result.engine,
         "attempts": result.attempts,
         "seconds": result.seconds,
+        "first_token_s": result.first_token_s,
         "finish_reason": result.finish_reason,
         "prompt_tokens": result.usage.prompt_tokens,
         "cached_tokens": result.usage.cached_tokens,
         "completion_tokens": result.usage.completion_tokens,
+        "reasoning_tokens": result.usage.reasoning_tokens,
+        "usage_guessed": result.usage.num_guessed > 0,
         "cost_usd": result.cost_usd,
     }
 

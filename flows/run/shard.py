@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from engine.request import Request, Result
 from flows.run.answers import Answers
 from flows.run.bench import NUM_READERS, Bench, Room
 from flows.run.commit import ShardReport, commit_shard, left_alone
+from flows.run.doubt import Settled, decide, doubt_about, num_allowed, settle
 from flows.run.graph import levels
 from flows.run.plan import ShardPlan
 from flows.run.rows import Answered, Inquiry, close
@@ -87,9 +88,11 @@ def _process(bench: Bench, plan: ShardPlan) -> ShardReport:
 def read(bench: Bench, shard: str, source: SourceRef) -> ReadDocument:
     """Return one object's document and chunks; a bad object becomes a rejected document."""
     document, chunks, media_dir = read_chunks(bench, shard, source, bench.rule)
-    overs = [stage.over for stage in bench.job.pipeline.stages]
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))
-    expected = asked * overs.count("chunk") + bool(chunks) * overs.count("document")
+    expected = sum(
+        stage.samples * (asked if stage.over == "chunk" else bool(chunks))
+        for stage in bench.job.pipeline.stages
+    )
     bench.progress.add(read=1, chunks=len(chunks), expected=expected)
     return ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
 
@@ -193,34 +196,82 @@ async def _ask_level(
     documents: AsyncIterator[ReadDocument],
     answers: Answers,
 ) -> None:
+    """Ask one level's inquiries, then those again whose answer is doubtful, and close them all."""
     waiting: list[tuple[ReadDocument, Inquiry]] = []
 
-    async def requests() -> AsyncIterator[Request]:
-        sent: set[str] = set()
+    async def first() -> AsyncIterator[Request]:
         async for document in documents:
             for inquiry in _inquiries(bench, stages, document):
                 waiting.append((document, inquiry))
-                request = inquiry.request
-                # Two copies of a document ask the same question: it is sent once.
-                if request is None or request.request_key in sent:
-                    continue
-                sent.add(request.request_key)
-                bench.progress.add(requests=1)
-                known = answers.find(request.request_key)
-                if known is None:
+                for request in inquiry.requests:
                     yield request
-                else:
-                    bench.progress.add_result(known)
+
+    await _send(bench, first(), answers)
+    settled = [
+        settle(inquiry.stage, _found(inquiry.requests, answers)) if inquiry.requests else None
+        for _, inquiry in waiting
+    ]
+    doubts = _doubts([inquiry for _, inquiry in waiting], settled)
+
+    async def again() -> AsyncIterator[Request]:
+        for request, _ in doubts.values():
+            yield request
+
+    await _send(bench, again(), answers)
+    for number, (document, inquiry) in enumerate(waiting):
+        end = settled[number]
+        if end is not None and number in doubts:
+            request, reason = doubts[number]
+            end = decide(end, _found([request], answers)[0], reason)
+        document.answers[inquiry.stage.name].append(close(inquiry, end))
+
+
+def _found(requests: Sequence[Request], answers: Answers) -> list[Result]:
+    results = [answers.find(request.request_key) for request in requests]
+    return [result for result in results if result is not None]
+
+
+def _doubts(
+    inquiries: Sequence[Inquiry], settled: Sequence[Settled | None]
+) -> dict[int, tuple[Request, str]]:
+    """Return what is asked again and why, by number of the inquiry; no more than a stage allows."""
+    asked = Counter(inquiry.stage.name for inquiry in inquiries if inquiry.requests)
+    doubts: dict[int, tuple[Request, str]] = {}
+    taken: Counter[str] = Counter()
+    for number, (inquiry, end) in enumerate(zip(inquiries, settled, strict=True)):
+        rule, name = inquiry.stage.escalate, inquiry.stage.name
+        if rule is None or end is None or inquiry.again is None:
+            continue
+        reason = doubt_about(rule, end)
+        if reason is not None and taken[name] < num_allowed(rule, asked[name]):
+            taken[name] += 1
+            doubts[number] = (inquiry.again, reason)
+    return doubts
+
+
+async def _send(bench: Bench, requests: AsyncIterator[Request], answers: Answers) -> None:
+    """Send the requests that have no answer yet, and keep what comes back."""
+
+    async def unanswered() -> AsyncIterator[Request]:
+        sent: set[str] = set()
+        async for request in requests:
+            # Two copies of a document ask the same question: it is sent once.
+            if request.request_key in sent:
+                continue
+            sent.add(request.request_key)
+            bench.progress.add(requests=1)
+            known = answers.find(request.request_key)
+            if known is None:
+                yield request
+            else:
+                bench.progress.add_result(known)
 
     limit, budget = bench.max_in_flight, bench.budget
-    async for result in run_batch(requests(), bench.endpoint, max_in_flight=limit, budget=budget):
+    batch = run_batch(unanswered(), bench.route, max_in_flight=limit, budget=budget)
+    async for result in batch:
         answers.add(result)
         bench.progress.add_result(result)
         _log(bench, result)
-    for document, inquiry in waiting:
-        request = inquiry.request
-        answered = close(inquiry, answers.find(request.request_key) if request else None)
-        document.answers[inquiry.stage.name].append(answered)
 
 
 def _log(bench: Bench, result: Result) -> None:

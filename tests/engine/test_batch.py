@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.batch import RetryRule, run
+from engine.batch import BreakerRule, RetryRule, route_to, run
 from engine.endpoint import open_endpoint
 from engine.errors import EngineMisconfigured, EngineUnavailable
 from engine.profile import profile_for_url
@@ -44,13 +44,16 @@ def endpoint_of(engine):
     )
 
 
-def carry_out(engine, requests, *, max_in_flight=4, retry=AT_ONCE):
+def carry_out(engine, requests, *, max_in_flight=4, retry=AT_ONCE, fallback=(), rule=None):
+    endpoints = [endpoint_of(engine), *map(endpoint_of, fallback)]
+
     async def collect():
         async def source():
             for item in requests:
                 yield item
 
-        batch = run(source(), endpoint_of(engine), max_in_flight=max_in_flight, retry=retry)
+        route = route_to(*endpoints, rule=rule)
+        batch = run(source(), route, max_in_flight=max_in_flight, retry=retry)
         return [result async for result in batch]
 
     return asyncio.run(collect())
@@ -186,4 +189,66 @@ def test_delays_grow_with_jitter_when_calls_fail():
     rule = RetryRule(first_delay_s=1.0, max_delay_s=4.0)
     for attempt, base in ((1, 1.0), (2, 2.0), (3, 4.0), (9, 4.0)):
         assert 0.5 * base <= rule.delay_s(attempt, None) <= 1.5 * base
-    assert rule.delay_s(1, 12.0) == 12.0
+    assert 12.0 <= rule.delay_s(1, 12.0) <= 14.4
+
+
+def test_fallback_answers_and_says_why_when_the_engine_is_down():
+    with (
+        FakeEngine(script=lambda *_: Fault(status=500)) as engine,
+        FakeEngine() as other,
+    ):
+        results = carry_out(engine, [request(i) for i in range(12)], fallback=[other])
+    assert {r.outcome for r in results} == {"succeeded"}
+    assert {r.engine for r in results} == {other.url}
+    assert all(r.fallback for r in results)
+    assert any("answered 500" in r.fallback for r in results)
+    # The breaker saves the calls that would have failed: 12 requests would make 72.
+    assert len(engine.calls) < 30
+
+
+def test_calls_are_held_back_when_an_engine_fails_in_a_row():
+    rule = BreakerRule(max_failures=3, first_open_s=0.3, max_open_s=0.3)
+    with FakeEngine(script=lambda n, _: Fault(status=500) if n < 4 else None) as engine:
+        results = carry_out(engine, [request(i) for i in range(8)], max_in_flight=2, rule=rule)
+    assert {r.outcome for r in results} == {"succeeded"}
+    assert len(engine.calls) == 12
+
+
+def test_requests_fail_fast_when_an_engine_has_been_down_for_long():
+    rule = BreakerRule(max_failures=2, first_open_s=0.05, max_open_s=0.05, give_up_s=0.0)
+    with FakeEngine(script=lambda *_: Fault(status=500)) as engine:
+        results = carry_out(engine, [request(i) for i in range(10)], rule=rule)
+    assert {r.error_class for r in results} == {"engine_unavailable"}
+    assert any("left alone" in r.error for r in results)
+
+
+def thinking(**changes):
+    return request(0, mode="thinking", max_reasoning_tokens=64, **changes)
+
+
+def test_thinking_goes_by_prompt_when_the_model_has_no_switch(engine):
+    (result,) = carry_out(engine, [thinking(reasoning="keep")])
+    assert (result.outcome, result.mode_observed) == ("succeeded", "thinking")
+    assert "thought_by_prompt" in result.mode_notes
+    assert result.reasoning
+    first, second = engine.calls
+    assert "response_format" not in first
+    assert "step by step" in first["messages"][1]["content"]
+    assert second["messages"][:2] == first["messages"]
+    assert second["response_format"]["json_schema"]["schema"] == SCHEMA
+
+
+def test_usage_is_counted_here_when_the_endpoint_tells_none():
+    with FakeEngine(script=lambda *_: Fault(content='{"topic": "a"}', usage=None)) as engine:
+        (result,) = carry_out(engine, [request(0)])
+    assert result.usage.num_guessed == 1
+    assert result.usage.prompt_tokens > 10
+    assert result.usage.completion_tokens > 1
+
+
+def test_empty_answer_is_asked_for_again_when_no_tool_call_came():
+    empty = Fault(content="")
+    with FakeEngine(script=lambda n, _: empty if n == 0 else None) as engine:
+        (result,) = carry_out(engine, [request(0)])
+    assert (result.outcome, result.attempts) == ("succeeded", 2)
+    assert result.mode_notes == ("empty",)

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from engine.batch import Amount, Budget
-from engine.batch.budget import worst_prompt_tokens
+from engine.batch.budget import amount_of, cost_usd, worst_prompt_tokens
 from engine.errors import BudgetReached, EngineMisconfigured
 from engine.profile import Prices
 from engine.request import Usage
@@ -18,21 +18,21 @@ def body(characters, max_tokens=100):
 
 def test_price_counts_cached_tokens_apart_when_the_host_tells_them():
     usage = Usage(prompt_tokens=1_000_000, cached_tokens=400_000, completion_tokens=100_000)
-    assert Budget(prices=PRICES).price(usage) == pytest.approx(0.6 + 0.04 + 1.0)
-    assert Budget().price(usage) is None
+    assert cost_usd(usage, PRICES) == pytest.approx(0.6 + 0.04 + 1.0)
+    assert cost_usd(usage, None) is None
 
 
 def test_call_is_turned_away_when_its_worst_case_does_not_fit():
     async def spend():
         budget = Budget(max_tokens=1000)
-        amount = await budget.reserve(body(300))
-        budget.settle(amount, Usage(prompt_tokens=90, completion_tokens=20))
+        amount = await budget.reserve(body(300), None)
+        budget.settle(amount, Amount(tokens=110))
         assert budget.spent == Amount(tokens=110)
         with pytest.raises(BudgetReached, match="1,000 tokens.*110 tokens are spent"):
-            await budget.reserve(body(300, max_tokens=900))
+            await budget.reserve(body(300, max_tokens=900), None)
         assert budget.is_reached
         with pytest.raises(BudgetReached):
-            await budget.reserve(body(3))
+            await budget.reserve(body(3), None)
 
     asyncio.run(spend())
 
@@ -40,28 +40,28 @@ def test_call_is_turned_away_when_its_worst_case_does_not_fit():
 def test_call_waits_when_others_may_return_what_they_reserved():
     async def spend():
         budget = Budget(max_tokens=600)
-        first = await budget.reserve(body(300, max_tokens=300))
-        second = asyncio.create_task(budget.reserve(body(300, max_tokens=300)))
+        first = await budget.reserve(body(300, max_tokens=300), None)
+        second = asyncio.create_task(budget.reserve(body(300, max_tokens=300), None))
         await asyncio.sleep(0.15)
         assert not second.done()
-        budget.settle(first, Usage(prompt_tokens=50, completion_tokens=5))
+        budget.settle(first, Amount(tokens=55))
         assert (await second).tokens == 464
 
     asyncio.run(spend())
 
 
 def test_limit_holds_when_threads_spend_at_once():
-    budget = Budget(max_usd=0.01, prices=PRICES)
+    budget = Budget(max_usd=0.01)
     answered = []
 
     async def spend():
         for _ in range(40):
             try:
-                amount = await budget.reserve(body(300))
+                amount = await budget.reserve(body(300), PRICES)
             except BudgetReached:
                 return
             usage = Usage(prompt_tokens=100, completion_tokens=100)
-            budget.settle(amount, usage)
+            budget.settle(amount, amount_of(usage, PRICES))
             answered.append(usage)
 
     threads = [threading.Thread(target=lambda: asyncio.run(spend())) for _ in range(4)]
@@ -76,7 +76,7 @@ def test_limit_holds_when_threads_spend_at_once():
 
 def test_dollars_are_refused_when_prices_are_not_known():
     with pytest.raises(EngineMisconfigured, match=r"no prices; set budget\.tokens"):
-        Budget(max_usd=1.0)
+        asyncio.run(Budget(max_usd=1.0).reserve(body(3), None))
 
 
 def test_images_count_when_the_worst_case_is_made():

@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -35,7 +35,20 @@ class Fault:
     """Wait before answering."""
     content: str | None = None
     """Answer 200 with this content."""
+    message: Mapping[str, Any] | None = None
+    """Answer 200 with this message, in place of `content`."""
     finish_reason: str = "stop"
+    usage: object = ...
+    """What the answer says of its usage; None leaves it out."""
+    events: Sequence[bytes] | None = None
+    """Stream these pieces as they are, and close the connection."""
+    stall_s: float = 0.0
+    """Wait in the middle of a stream."""
+
+    @property
+    def answers(self) -> bool:
+        """Tell whether there is an answer, such as it is."""
+        return self.content is not None or self.message is not None or bool(self.stall_s)
 
 
 Script = Callable[[int, Mapping[str, Any]], Fault | None]
@@ -156,16 +169,42 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             fault = engine.script(number, body) if engine.script else None
             if fault is not None and fault.hang_s:
                 time.sleep(fault.hang_s)
-            if fault is not None and fault.content is None and not (fault.hang_s and not fault.cut):
+            if fault is not None and not (fault.answers or (fault.hang_s and not fault.cut)):
                 self._fail(fault)
                 return
             completion = _completion(engine, body, fault)
             if completion is None:
                 self._send(400, {"error": {"message": "prompt is longer than the context"}})
+            elif body.get("stream"):
+                self._stream(completion, fault.stall_s if fault else 0.0)
             else:
                 self._send(200, completion)
 
+        def _stream(self, completion: Mapping[str, Any], stall_s: float) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for number, event in enumerate(_events(completion)):
+                if stall_s and number == 1:
+                    time.sleep(stall_s)
+                self._piece(b"data: " + event + b"\n\n")
+            self._piece(b"data: [DONE]\n\n")
+            self.wfile.write(b"0\r\n\r\n")
+
+        def _piece(self, data: bytes) -> None:
+            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            self.wfile.flush()
+
         def _fail(self, fault: Fault) -> None:
+            if fault.events is not None:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.write(b"".join(fault.events))
+                self.close_connection = True
+                return
             if fault.cut:
                 self.send_response(200)
                 self.send_header("Content-Length", "1000")
@@ -202,9 +241,19 @@ def _completion(
         body.get("response_format", {}).get("json_schema", {}).get("schema", {"type": "string"})
     )
     content = json.dumps(answer(schema, prompt))
+    message: dict[str, Any] = {"role": "assistant", "content": content}
     finish_reason = "stop"
     if fault is not None and fault.content is not None:
-        content, finish_reason = fault.content, fault.finish_reason
+        message["content"], finish_reason = fault.content, fault.finish_reason
+    if fault is not None and fault.message is not None:
+        message, finish_reason = {"role": "assistant", **fault.message}, fault.finish_reason
+    usage: object = {
+        "prompt_tokens": num_tokens,
+        "completion_tokens": len(json.dumps(message)) // 4 + 1,
+        "prompt_tokens_details": {"cached_tokens": _cached_tokens(engine, prompt)},
+    }
+    if fault is not None and fault.usage is not ...:
+        usage = fault.usage
     return {
         "id": "chatcmpl-0",
         "object": "chat.completion",
@@ -212,16 +261,36 @@ def _completion(
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": content},
+                "message": message,
                 "finish_reason": finish_reason,
             }
         ],
-        "usage": {
-            "prompt_tokens": num_tokens,
-            "completion_tokens": len(content) // 4 + 1,
-            "prompt_tokens_details": {"cached_tokens": _cached_tokens(engine, prompt)},
-        },
-    }
+    } | ({} if usage is None else {"usage": usage})
+
+
+def _events(completion: Mapping[str, Any]) -> list[bytes]:
+    """Return a completion as vLLM streams it: role, pieces, finish reason, then the usage alone."""
+    head = {"id": completion["id"], "object": "chat.completion.chunk", "model": completion["model"]}
+    choice = completion["choices"][0]
+    message = choice["message"]
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    for name in ("reasoning", "reasoning_content", "content"):
+        text = message.get(name)
+        if isinstance(text, str):
+            deltas += [{name: text[i : i + 12]} for i in range(0, len(text), 12)]
+        elif text:
+            deltas.append({name: text})
+    if message.get("tool_calls"):
+        deltas.append({"tool_calls": message["tool_calls"]})
+    events: list[dict[str, Any]] = [
+        {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+        for delta in deltas
+    ]
+    end = {"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}
+    events.append({**head, "choices": [end]})
+    if "usage" in completion:
+        events.append({**head, "choices": [], "usage": completion["usage"]})
+    return [json.dumps(event).encode() for event in events]
 
 
 def _cached_tokens(engine: FakeEngine, prompt: str) -> int:

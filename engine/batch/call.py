@@ -1,0 +1,175 @@
+"""One turn on one endpoint: the budget is asked, the pace kept, the breaker heard, failures retried."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from engine.batch.budget import Amount, Budget, amount_of, cost_usd, worst_prompt_tokens
+from engine.batch.route import Line
+from engine.client import Client
+from engine.errors import EngineUnavailable, RequestRejected
+from engine.reply import Reply
+from engine.request import Request, Usage, add_usage
+from engine.tokens import BYTES_PER_TOKEN
+
+logger = logging.getLogger(__name__)
+
+_BREAKER_POLL_S = 0.05
+_BUSY = 429
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRule:
+    """How often and how late a call is sent again after EngineUnavailable."""
+
+    max_attempts: int = 6
+    """Calls in all for one turn. With the delays below the last one goes out after about a minute."""
+    first_delay_s: float = 1.0
+    """Delay before the second call; doubled each time, with jitter of half to one and a half."""
+    max_delay_s: float = 30.0
+    """Longest delay, but for a Retry-After of the endpoint, which is followed up to ten times it."""
+
+    def delay_s(self, attempt: int, retry_after_s: float | None) -> float:
+        """Return the delay after failed call number `attempt`, counted from 1."""
+        if retry_after_s is not None:
+            # A little later than told, and not all at the same moment.
+            return min(retry_after_s, 10 * self.max_delay_s) * random.uniform(1.0, 1.2)
+        base = min(self.max_delay_s, self.first_delay_s * 2.0 ** (attempt - 1))
+        return base * random.uniform(0.5, 1.5)
+
+
+@dataclass(slots=True)
+class Account:
+    """What one request has taken so far: calls, and tokens of those that answered."""
+
+    attempts: int = 0
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: float | None = None
+    first_token_s: float | None = None
+
+
+class Caller:
+    """Makes calls to one endpoint of a route."""
+
+    def __init__(
+        self, line: Line, client: Client, retry: RetryRule, budget: Budget, *, is_last: bool
+    ) -> None:
+        self.line = line
+        self._client = client
+        self._retry = retry
+        self._budget = budget
+        self._is_last = is_last
+
+    async def call(
+        self, body: Mapping[str, Any], request: Request, priority: int, account: Account
+    ) -> Reply:
+        """Return the reply of one turn, its usage filled in where the endpoint did not tell it.
+
+        Raises:
+            EngineUnavailable: It failed as often as the retry rule allows, or the circuit is open.
+            RequestRejected: The endpoint refuses it.
+            BudgetReached: The budget does not cover it.
+        """
+        profile = self.line.endpoint.profile
+        if profile.capabilities.priority:
+            body = {**body, "priority": priority}
+        reserved = await self._budget.reserve(body, profile.prices)
+        used = Amount()
+        try:
+            reply = await self._retried(body, request, account)
+            usage = reply.usage or _guessed(body, reply)
+            used = amount_of(usage, profile.prices)
+        finally:
+            self._budget.settle(reserved, used)
+        account.usage = add_usage(account.usage, usage)
+        cost = cost_usd(usage, profile.prices)
+        if cost is not None:
+            account.cost_usd = cost + (account.cost_usd or 0.0)
+        account.first_token_s = reply.first_token_s
+        return replace(reply, usage=usage)
+
+    async def _retried(self, body: Mapping[str, Any], request: Request, account: Account) -> Reply:
+        """Return the reply, after as many calls as the retry rule allows.
+
+        Raises:
+            EngineUnavailable: The last call failed as well.
+            AssertionError: Never.
+        """
+        for attempt in range(1, self._retry.max_attempts + 1):
+            await self._admitted()
+            try:
+                return await self._once(body, request, account)
+            except EngineUnavailable as exc:
+                if attempt == self._retry.max_attempts:
+                    raise
+                delay_s = self._retry.delay_s(attempt, exc.retry_after_s)
+                if exc.status == _BUSY:
+                    # All calls wait, not only this one: each further one would be told the same.
+                    self.line.pace.hold(delay_s)
+                logger.debug(
+                    "request_id=%s attempt=%d: %s; again in %.1f s",
+                    request.request_key,
+                    attempt,
+                    exc,
+                    delay_s,
+                )
+                await asyncio.sleep(delay_s)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _once(self, body: Mapping[str, Any], request: Request, account: Account) -> Reply:
+        prompt_tokens = (
+            request.prompt_tokens
+            or sum(map(len, (request.instructions, request.material, request.question)))
+            // BYTES_PER_TOKEN
+        )
+        breaker = self.line.breaker
+        told = False
+        try:
+            await self.line.pace.take(prompt_tokens + body["max_tokens"])
+            account.attempts += 1
+            reply = await self._client.complete(body, prompt_tokens=prompt_tokens)
+        except EngineUnavailable as exc:
+            told = True
+            # 'Busy' is an answer: the endpoint is alive.
+            breaker.succeeded() if exc.status == _BUSY else breaker.failed(str(exc))
+            raise
+        except RequestRejected:
+            told = True
+            breaker.succeeded()
+            raise
+        else:
+            told = True
+            breaker.succeeded()
+            return reply
+        finally:
+            if not told:
+                breaker.withdrawn()
+
+    async def _admitted(self) -> None:
+        """Wait while the circuit is open; go on to the next endpoint at once where there is one.
+
+        Raises:
+            EngineUnavailable: It has been open for too long, or another endpoint stands in.
+        """
+        while (answer := self.line.breaker.admit()) != "go":
+            if answer == "give_up" or not self._is_last:
+                raise EngineUnavailable(
+                    f"{self.line.endpoint.base_url} failed again and again and is left alone for a"
+                    f" while; the last time: {self.line.breaker.last_failure}"
+                )
+            await asyncio.sleep(_BREAKER_POLL_S)
+
+
+def _guessed(body: Mapping[str, Any], reply: Reply) -> Usage:
+    """Return an estimate of the usage that an endpoint left out or got wrong."""
+    text = reply.reasoning + reply.content
+    return Usage(
+        prompt_tokens=worst_prompt_tokens(body),
+        completion_tokens=min(int(body["max_tokens"]), 1 + len(text.encode()) // BYTES_PER_TOKEN),
+        num_guessed=1,
+    )

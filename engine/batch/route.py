@@ -1,0 +1,61 @@
+"""Where a batch's requests go: an endpoint, and those that stand in for it when it fails.
+
+Made once per run and shared by its shards, so that all of them see one circuit breaker per endpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.batch.breaker import Breaker, BreakerRule
+from engine.batch.pace import Pace
+from engine.endpoint import Endpoint
+from engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An endpoint with what guards it."""
+
+    endpoint: Endpoint
+    breaker: Breaker
+    pace: Pace
+
+    def cannot_take(self, request: Request) -> str | None:
+        """Return why the endpoint cannot be asked this at all; None where it can."""
+        endpoint, profile = self.endpoint, self.endpoint.profile
+        if request.mode not in profile.modes:
+            return f"has no mode {request.mode}"
+        if request.images and not profile.capabilities.images:
+            return "takes no images"
+        if request.adapter is not None and request.adapter not in profile.adapters:
+            return f"has no adapter {request.adapter!r}"
+        needed = request.prompt_tokens + request.max_output_tokens + request.max_reasoning_tokens
+        if needed > endpoint.context_tokens:
+            return f"has a context of {endpoint.context_tokens:,} tokens, {needed:,} are needed"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The endpoint of a run, and its fallbacks in the order in which they are tried."""
+
+    lines: Sequence[Line] = field(default_factory=tuple)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Return the run's own endpoint."""
+        return self.lines[0].endpoint
+
+    @property
+    def max_in_flight(self) -> int:
+        """Return how many requests may be under way at once."""
+        return self.endpoint.profile.limits.max_in_flight
+
+
+def route_to(*endpoints: Endpoint, rule: BreakerRule | None = None) -> Route:
+    """Return the route to the first endpoint, with the others as fallbacks."""
+    return Route([
+        Line(endpoint, Breaker(rule), Pace(endpoint.profile.limits)) for endpoint in endpoints
+    ])

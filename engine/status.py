@@ -1,0 +1,125 @@
+"""What an HTTP answer means for us: the one place where statuses and httpx's failures become errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+from engine.errors import EngineError, EngineMisconfigured, EngineUnavailable, RequestRejected
+
+_MISCONFIGURED = {401: "the API key", 403: "the API key's rights", 404: "URL and model"}
+_LATER = frozenset({408, 409, 425, 429})
+_MAX_SAID = 300
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """Return the header that carries the key; none where there is no key."""
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+
+@contextmanager
+def map_errors(base_url: str) -> Iterator[None]:
+    """Turn what httpx raises into errors of this folder.
+
+    Raises:
+        EngineMisconfigured: The URL cannot be one.
+        EngineUnavailable: Anything that another try may cure.
+    """
+    try:
+        yield
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as exc:
+        raise EngineMisconfigured(f"engine URL {base_url!r} is not usable: {exc}") from exc
+    except httpx.TimeoutException as exc:
+        raise EngineUnavailable(too_late(base_url, type(exc).__name__)) from exc
+    except (httpx.HTTPError, httpx.StreamError, httpx.CookieConflict) as exc:
+        raise EngineUnavailable(unreachable(base_url, type(exc).__name__)) from exc
+
+
+def too_late(base_url: str, what: str) -> str:
+    """Return the message for an endpoint that was waited for in vain."""
+    return f"{base_url} did not answer in time ({what}); check the engine's load and log"
+
+
+def unreachable(base_url: str, what: str) -> str:
+    """Return the message for an endpoint that cannot be spoken to."""
+    return (
+        f"{base_url} cannot be reached ({what});"
+        " check that the engine runs there and the URL is right"
+    )
+
+
+def raise_for_status(answer: httpx.Response, base_url: str) -> None:
+    """Raise the error that belongs to the answer's status; nothing for a 2xx.
+
+    Raises:
+        status_error: What belongs to the status.
+    """
+    if not answer.is_success:
+        header = answer.request.headers.get("authorization", "")
+        raise status_error(
+            answer.status_code,
+            answer.content,
+            base_url=base_url,
+            retry_after=answer.headers.get("retry-after"),
+            secret=header.removeprefix("Bearer ") or None,
+        )
+
+
+def status_error(
+    status: int,
+    body: bytes,
+    *,
+    base_url: str,
+    retry_after: str | None = None,
+    secret: str | None = None,
+) -> EngineError:
+    """Return the error of an answer that is not a 2xx.
+
+    EngineMisconfigured for 401, 403 and 404, EngineUnavailable for 408, 409, 425, 429 and 5xx,
+    RequestRejected for any other.
+
+    Args:
+        status: HTTP status.
+        body: The answer's body; its message is quoted.
+        base_url: Who answered.
+        retry_after: The header of that name.
+        secret: Text that is never quoted, should the host echo it.
+    """
+    text = f"{base_url} answered {status}: {said(body, secret)}"
+    if status in _MISCONFIGURED:
+        return EngineMisconfigured(f"{text}; check {_MISCONFIGURED[status]}")
+    if status in _LATER or status >= 500:
+        return EngineUnavailable(text, retry_after_s=_retry_after(retry_after), status=status)
+    return RequestRejected(text, status=status)
+
+
+def said(body: bytes, secret: str | None) -> str:
+    """Return the server's own message in one line, cut short, without the secret."""
+    text = body.decode("utf-8", "replace")
+    try:
+        error = json.loads(text)["error"]
+        text = str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        pass
+    if secret:
+        text = text.replace(secret, "[key]")
+    return " ".join(text.split())[:_MAX_SAID] or "no message"
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Return the seconds that a Retry-After asks for, given in seconds or as a date."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,112 @@
+"""The body of a call, field by field: what is sent to which host, and why."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.endpoint import Endpoint
+from engine.prompt import user_text
+from engine.request import JsonSchema, ModeName, Request
+
+Message = Mapping[str, Any]
+
+WHY: Mapping[str, str] = {
+    "model": "names the model, or the LoRA adapter that the stage asks for",
+    "messages": "constant text and shared sub-prompts, then chunk, then question: one prefix for many"
+    " requests",
+    "max_tokens": "bounds the answer, and in Thinking the thinking in front of it; the older name,"
+    " since Moonshot does not take `max_completion_tokens`",
+    "temperature": "as the model's maker advises for the mode; never where the host fixes it",
+    "top_p": "as the model's maker advises for the mode; never where the host fixes it",
+    "chat_template_kwargs": "switches Thinking off under vLLM and SGLang: Kimi's template reads"
+    " `thinking` and nothing else",
+    "thinking": "switches Thinking off on Moonshot's API",
+    "thinking_token_budget": "ends the thinking by force, so that it cannot eat the answer's tokens;"
+    " only where the host takes it",
+    "response_format": "constrains the answer to the stage's JSON Schema; with a reasoning parser the"
+    " grammar begins after the thinking",
+    "stream": "shows a stall and the first token; the answer is the same",
+    "stream_options": "asks for the usage, which a stream leaves out otherwise",
+    "stream_interval": "lets vLLM gather tokens into fewer events",
+    "priority": "keeps the requests about one chunk together in the server's queue (lower is"
+    " earlier)",
+}
+"""Every field that may be sent, with its reason; docs/engines.md shows it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One call to be made for a request."""
+
+    mode: ModeName
+    messages: Sequence[Message]
+    max_tokens: int
+    """Most tokens generated, thinking included."""
+    thinking_tokens: int | None = None
+    """Most tokens of thinking, where the host can be told."""
+    schema: JsonSchema | None = None
+    """What the answer must follow; None for plain text."""
+
+
+def body_of(turn: Turn, request: Request, endpoint: Endpoint) -> dict[str, Any]:
+    """Return the JSON of a call; nothing in it that the host refuses."""
+    profile, can = endpoint.profile, endpoint.profile.capabilities
+    settings = profile.modes[turn.mode]
+    body: dict[str, Any] = {
+        "model": request.adapter or endpoint.model,
+        "messages": turn.messages,
+        "max_tokens": turn.max_tokens,
+        **settings.sampling,
+        **settings.wire,
+    }
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    if turn.thinking_tokens is not None and can.thinking_budget:
+        body["thinking_token_budget"] = turn.thinking_tokens
+    if turn.schema is not None and can.structured_output:
+        schema = {"name": request.stage, "schema": dict(turn.schema), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if can.stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        if can.stream_interval is not None:
+            body["stream_interval"] = can.stream_interval
+    return {name: value for name, value in body.items() if name not in profile.refuses}
+
+
+def first_messages(request: Request, endpoint: Endpoint) -> list[Message]:
+    """Return the messages that ask a request's question, images in front of the text."""
+    enforced = endpoint.profile.capabilities.structured_output
+    text = user_text(request.material, request.question, None if enforced else request.schema)
+    return _messages(request, text)
+
+
+def thinking_messages(request: Request) -> list[Message]:
+    """Return the messages that ask a model without a switch to think before it answers."""
+    return _messages(request, user_text(request.material, f"{request.question.strip()}\n{THINK}"))
+
+
+THINK = (
+    "First think about it step by step, in plain sentences, and name the lines you rest on."
+    " The answer itself is asked for afterwards."
+)
+
+
+def _messages(request: Request, text: str) -> list[Message]:
+    content: object = text
+    if request.images:
+        images = [
+            {"type": "image_url", "image_url": {"url": _data_url(path.read_bytes())}}
+            for path in request.images
+        ]
+        content = [*images, {"type": "text", "text": text}]
+    return [
+        {"role": "system", "content": request.instructions},
+        {"role": "user", "content": content},
+    ]
+
+
+def _data_url(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

@@ -1,0 +1,181 @@
+"""A stage made ready for one endpoint: its mode, its keys, and the checks before a call is paid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from config.errors import ConfigError
+from config.pipeline import StageConfig
+from connectors.document import Segment, Span
+from connectors.sinks.parquet import LABEL_FORMAT
+from engine.endpoint import Endpoint
+from engine.grammar import inexpressible
+from engine.modes.spectrum import Choice, Shape, choose
+from engine.profile import Profile
+from engine.request import ModeName, stage_fingerprint
+from flows.run.labels import bind_labels
+
+_TEMPLATES = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+
+_CLOSED_TYPES = frozenset({"boolean", "integer", "number", "null"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way in which a stage's questions are asked: a mode with its limits and its key."""
+
+    mode: ModeName
+    fingerprint: str
+    max_reasoning_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedStage:
+    """A stage ready to ask."""
+
+    config: StageConfig
+    question: jinja2.Template
+    choice: Choice
+    """The stage's mode; with `mode: auto`, the reason for it."""
+    way: Way
+    again: Way | None
+    """How a doubtful answer is asked for again; None where it is not."""
+
+    @property
+    def answer_tokens(self) -> int:
+        """Return the most tokens that an answer may take, thinking in front of it included."""
+        ways = [self.way, *([self.again] if self.again else [])]
+        return self.config.max_output_tokens + max(way.max_reasoning_tokens for way in ways)
+
+
+def prepare(stage: StageConfig, endpoint: Endpoint, instructions: str) -> PreparedStage:
+    """Return the stage, ready to ask on the endpoint.
+
+    Raises:
+        ConfigError: The prompt is no template, or the engine cannot do what the stage wants.
+    """
+    try:
+        question = _TEMPLATES.from_string(stage.prompt)
+    except jinja2.TemplateSyntaxError as exc:
+        raise ConfigError(f"stage {stage.name!r}: prompt line {exc.lineno}: {exc.message}") from exc
+    check_fit(stage, endpoint.profile)
+    choice = choose_mode(stage, endpoint.profile)
+    way = _way(stage, choice.mode, endpoint, instructions)
+    again = None
+    if stage.escalate is not None and choice.mode == "instant":
+        again = _way(stage, "thinking", endpoint, instructions)
+    return PreparedStage(config=stage, question=question, choice=choice, way=way, again=again)
+
+
+def choose_mode(stage: StageConfig, profile: Profile) -> Choice:
+    """Return the stage's mode, and the reason where it is `auto`."""
+    if stage.mode != "auto":
+        return Choice(mode=stage.mode, reason="as the pipeline says")
+    shape = Shape(
+        is_reduce=stage.over == "document",
+        num_needs=len(stage.needs),
+        num_free_fields=sum(map(_is_free, stage.output["properties"].values())),
+        max_output_tokens=stage.max_output_tokens,
+        max_reasoning_tokens=stage.max_reasoning_tokens,
+    )
+    return choose(shape, profile.modes)
+
+
+def check_fit(stage: StageConfig, profile: Profile) -> None:
+    """Check that the engine can do what the stage wants, before anything is paid.
+
+    Raises:
+        ConfigError: It cannot; the message says what, the limit and what to do.
+    """
+    problem = next((text for text in _misfits(stage, profile)), None)
+    if problem is not None:
+        raise ConfigError(f"stage {stage.name!r}: {problem}")
+
+
+def _misfits(stage: StageConfig, profile: Profile) -> list[str]:
+    engine, can = f"engine {profile.name!r}", profile.capabilities
+    found = []
+    wanted: list[ModeName] = [choose_mode(stage, profile).mode]
+    if stage.escalate is not None:
+        wanted.append("thinking")
+    for mode in wanted:
+        if mode not in profile.modes:
+            offered = ", ".join(profile.modes)
+            found.append(
+                f"{engine} has no mode {mode}; it has {offered}: set another mode or engine"
+            )
+            return found
+    if stage.require == "images" and not can.images:
+        found.append(
+            f"require: images, and {engine} reads text only; choose an engine that takes images, or"
+            " drop require and have the text read off them"
+        )
+    if stage.adapter is not None and stage.adapter not in profile.adapters:
+        known = ", ".join(profile.adapters) or "none"
+        found.append(f"adapter {stage.adapter!r} is not in {engine}; its adapters: {known}")
+    if stage.temperature is not None and "temperature" in profile.refuses:
+        found.append(f"temperature: {engine} fixes it and refuses others; drop the key")
+    if stage.samples > 1 and _temperature(stage, profile, wanted[0]) == 0:
+        found.append(
+            f"samples: {stage.samples} answers at temperature 0 are the same answer; set"
+            " temperature, such as 0.7"
+        )
+    if can.structured_output and (problem := inexpressible(_as_sent(stage), can.grammar)):
+        found.append(
+            f"{problem} cannot be expressed by the grammar of {engine}; leave it out and check the"
+            " answer afterwards, or choose an engine without structured output"
+        )
+    return found
+
+
+def _temperature(stage: StageConfig, profile: Profile, mode: ModeName) -> float:
+    if stage.temperature is not None:
+        return stage.temperature
+    return profile.modes[mode].sampling.get("temperature", 1.0)
+
+
+def _as_sent(stage: StageConfig) -> Mapping[str, Any]:
+    line = Segment(label="L1", kind="paragraph", text="line", span=Span())
+    return bind_labels(stage.output, [line])
+
+
+def _is_free(schema: Mapping[str, Any]) -> bool:
+    """Tell whether the model words the answer to this schema itself."""
+    if "enum" in schema or "const" in schema or "pattern" in schema:
+        return False
+    if schema.get("format") in {LABEL_FORMAT, "date", "date-time", "decimal"}:
+        return False
+    if isinstance(schema.get("items"), Mapping):
+        return _is_free(schema["items"])
+    if isinstance(schema.get("properties"), Mapping):
+        return any(map(_is_free, schema["properties"].values()))
+    kind = schema.get("type")
+    kinds = set(kind) if isinstance(kind, list) else {kind}
+    return not kinds <= _CLOSED_TYPES
+
+
+def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, instructions: str) -> Way:
+    settings = endpoint.profile.modes[mode]
+    thinking = 0
+    if mode == "thinking":
+        thinking = stage.max_reasoning_tokens or settings.reasoning_tokens
+    sampling = {**settings.sampling, **settings.wire, "max_tokens": stage.max_output_tokens}
+    if stage.temperature is not None:
+        sampling["temperature"] = stage.temperature
+    if thinking:
+        sampling |= {"thinking_tokens": thinking, "by": settings.by}
+    if stage.reasoning != "drop":
+        sampling["reasoning"] = stage.reasoning
+    fingerprint = stage_fingerprint(
+        mode=mode,
+        model=f"{endpoint.model}+{stage.adapter}" if stage.adapter else endpoint.model,
+        instructions=instructions,
+        question=stage.prompt,
+        schema=stage.output,
+        sampling=sampling,
+    )
+    return Way(mode=mode, fingerprint=fingerprint, max_reasoning_tokens=thinking)
