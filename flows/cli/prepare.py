@@ -252,9 +252,22 @@ def _print_plan(planned: Mapping[str, Any]) -> None:
 
 
 def _plan_lines(planned: Mapping[str, Any]) -> list[str]:
+    from flows.run.prepare import AS_GIVEN
+
     lines = [
         f"engine  {planned['model']} ({planned['engine']}); chunks of at most"
         f" {planned['chunk_max_tokens']:,} tokens, counted {planned['tokens_counted']}"
+    ]
+    lines += [
+        f"mode    {stage['stage']}: {stage['mode']}; {stage['mode_reason']}"
+        for stage in planned["stages"]
+        if stage["mode"] != "instant" or stage["mode_reason"] != AS_GIVEN
+    ]
+    lines += [
+        f"again   {stage['stage']}: at most {stage['escalated_at_most']:,} questions a second time, in"
+        " thinking"
+        for stage in planned["stages"]
+        if stage["escalated_at_most"]
     ]
     cost = planned["cost_usd"]
     if cost is None:

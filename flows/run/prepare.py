@@ -21,6 +21,9 @@ from flows.run.labels import bind_labels
 
 _TEMPLATES = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
 
+AS_GIVEN = "as the pipeline says"
+"""Reason of a mode that the pipeline names itself."""
+
 _CLOSED_TYPES = frozenset({"boolean", "integer", "number", "null"})
 
 
@@ -74,7 +77,7 @@ def prepare(stage: StageConfig, endpoint: Endpoint, instructions: str) -> Prepar
 def choose_mode(stage: StageConfig, profile: Profile) -> Choice:
     """Return the stage's mode, and the reason where it is `auto`."""
     if stage.mode != "auto":
-        return Choice(mode=stage.mode, reason="as the pipeline says")
+        return Choice(mode=stage.mode, reason=AS_GIVEN)
     shape = Shape(
         is_reduce=stage.over == "document",
         num_needs=len(stage.needs),
