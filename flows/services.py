@@ -20,6 +20,7 @@ from config.load import child_environment
 from connectors.bucket import bucket_takes_writes
 from engine.errors import PrerequisiteError
 from engine.process import ChildProcess, Command
+from flows.run.log import LOGGERS
 
 READY_LIMIT_S = 90.0
 
@@ -179,7 +180,7 @@ class PrefectServer(_Service):
         self.environment = {
             "PREFECT_API_URL": f"{self.address}/api",
             "PREFECT_HOME": str(self.folder / "home"),
-            "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,engine,connectors",
+            "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(LOGGERS),
         }
         """What a client's environment must hold."""
 

@@ -23,6 +23,7 @@ from rich.logging import RichHandler
 from config.errors import ConfigError
 from connectors.errors import ConnectorError, StorageError
 from engine.errors import EngineError
+from flows.run.log import LOGGERS
 
 EXIT_INCOMPLETE, EXIT_USAGE, EXIT_OVER_LIMIT, EXIT_BUDGET = 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
@@ -39,9 +40,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RUN_LOGGERS = ("flows", "engine", "connectors")
-"""Names of the loggers that say what a run does."""
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
@@ -68,7 +66,7 @@ def _root(
     handler = RichHandler(level=level, console=stderr(), show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     if verbose:
-        for name in RUN_LOGGERS:
+        for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.INFO)
 
 
