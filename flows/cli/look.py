@@ -68,12 +68,12 @@ def _print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_run(shown: Mapping[str, Any]) -> None:
-    from flows.terminal import print_summary
+    from flows.terminal import print_facts, print_summary
 
     if shown.get("manifest") is not None:
         print_summary(shown["manifest"])
     names = ("run_id", "pipeline", "state", "error", "done", "source", "sink", "log", "next")
-    print_lines([f"{name:>10}  {shown[name]}" for name in names if shown.get(name)])
+    print_facts({name: shown[name] for name in names if shown.get(name)})
 
 
 @app.command(rich_help_panel="Look")
@@ -170,12 +170,13 @@ def report(
       headrace report 4f2a --open
     """
     from flows.report.build import rebuild
+    from flows.terminal import print_facts
 
     with exit_codes():
         addresses = rebuild(run, sink)
         if as_json:
             print_json(addresses)
         else:
-            print_lines([f"{kind:>10}  {address}" for kind, address in addresses.items()])
+            print_facts(addresses)
         if show:
             webbrowser.open(addresses["html"])
