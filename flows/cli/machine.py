@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from config.load import child_environment, load_profile, load_surroundings
-from flows.cli.app import AsJson, app, exit_codes, note, print_json, print_lines
+from flows.cli.app import (
+    AsJson,
+    app,
+    complete_profiles,
+    exit_codes,
+    note,
+    print_json,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from engine.profile import Profile
@@ -34,7 +42,9 @@ def up(
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", help="Profile or URL; the embedded one is started, others are only asked."
+            "--engine",
+            help="Profile or URL; the embedded one is started, others are only asked.",
+            autocompletion=complete_profiles,
         ),
     ] = "embedded",
     no_engine: Annotated[bool, typer.Option("--no-engine", help="Leave the engine out.")] = False,
