@@ -271,17 +271,17 @@ def _check_prefect(api_url: str) -> None:
     Raises:
         PrerequisiteError: It does not answer.
     """
-    import urllib.error
-    import urllib.request
+    from urllib.error import HTTPError
 
     from engine.errors import PrerequisiteError
+    from flows.web import fetch
 
     try:
-        urllib.request.urlopen(f"{api_url.rstrip('/')}/health", timeout=5).close()
-    except urllib.error.HTTPError:
+        fetch(f"{api_url.rstrip('/')}/health", timeout_s=5)
+    except HTTPError:
         # It answers; whether it lets us in, Prefect's client will say.
         return
-    except (urllib.error.URLError, OSError, ValueError) as exc:
+    except (OSError, ValueError) as exc:
         raise PrerequisiteError(
             f"the Prefect server at {api_url} does not answer ({exc}); start one with `headrace up`,"
             " or unset PREFECT_API_URL to run without it"
