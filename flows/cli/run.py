@@ -116,7 +116,7 @@ def run(
             )
         job = make_job(pipeline, options, run_id=run_id)
         if _reports_to_prefect(wanted=prefect):
-            manifest = _in_prefect(pipeline, options, run_id, as_json=as_json)
+            manifest = _in_prefect(job, pipeline, options, as_json=as_json)
         else:
             manifest = _in_process(job, as_json=as_json)
         finish(manifest, as_json=as_json)
@@ -288,24 +288,27 @@ def _check_prefect(api_url: str) -> None:
         ) from exc
 
 
-def _in_prefect(pipeline: str, options: Options, run_id: str, *, as_json: bool) -> Manifest:
+def _in_prefect(job: Job, pipeline: str, options: Options, *, as_json: bool) -> Manifest:
+    """Run the job as a flow run; pipeline and options are the parameters that its page shows.
+
+    Raises:
+        ConfigError: The flow run wrote no manifest.
+    """
     from config.load import find_pipeline
     from connectors.sinks.lake import Lake
-    from flows.run.job import make_job
     from flows.run.resume import manifest_path
     from flows.terminal import ProgressBar
 
     _check_prefect(load_surroundings().prefect_api_url or "")
-    job = make_job(pipeline, options, run_id=run_id)
     with ProgressBar(stderr(), enabled=not as_json) as bar:
         url = (load_surroundings().prefect_api_url or "").removesuffix("/").removesuffix("/api")
         bar.note(f"reporting to the Prefect server, see {url}/runs")
         from flows.corpus import run_here
 
-        run_here(str(find_pipeline(pipeline).resolve()), options, run_id, bar.show)
-    manifest = Lake(job.sink).find_json(manifest_path(run_id))
+        run_here(str(find_pipeline(pipeline).resolve()), options, job.run_id, bar.show)
+    manifest = Lake(job.sink).find_json(manifest_path(job.run_id))
     if manifest is None:
-        raise ConfigError(f"run {run_id} left no manifest; its flow run says why")
+        raise ConfigError(f"run {job.run_id} left no manifest; its flow run says why")
     return manifest
 
 
