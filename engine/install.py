@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from engine import embedded
 from engine.errors import PrerequisiteError
@@ -46,10 +47,9 @@ def install(venv: Path, cache: Path, environment: Mapping[str, str]) -> None:
         PrerequisiteError: The machine cannot run the engine, or an installer failed.
     """
     check_machine(venv)
-    lock = LOCKS / ("engine-cuda.lock" if _has_gpu() else "engine-cpu.lock")
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
-    stamp = venv / _STAMP
-    if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")).get("lock") == wanted:
+    lock = lock_for(gpu_names())
+    wanted = hash_of(lock)
+    if (installed_facts(venv) or {}).get("lock") == wanted:
         _say("already installed")
     else:
         started = time.monotonic()
@@ -58,16 +58,58 @@ def install(venv: Path, cache: Path, environment: Mapping[str, str]) -> None:
         size_mb = _size_mb(venv)
         seconds = round(time.monotonic() - started)
         facts = {"lock": wanted, "torch": way, "seconds": seconds, "megabytes": size_mb}
-        stamp.write_text(json.dumps(facts), encoding="utf-8")
+        (venv / _STAMP).write_text(json.dumps(facts), encoding="utf-8")
         _say(f"installed {size_mb} MB in {seconds} s ({way})")
     embedded.prepare(venv / "bin" / "python", cache, environment, _say)
     _say("ready")
 
 
+def gpu_names(limit_s: float | None = None) -> list[str]:
+    """Return the NVIDIA GPUs that the driver lists; none where there is no driver.
+
+    Raises:
+        TimeoutExpired: The driver took longer than `limit_s`.
+    """
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    result = subprocess.run(
+        [command, "--query-gpu=name,memory.total", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+        check=False,
+    )
+    return result.stdout.strip().splitlines() if result.returncode == 0 else []
+
+
+def lock_for(gpus: Sequence[str]) -> Path:
+    """Return the lock of the environment on a machine with these GPUs."""
+    return LOCKS / ("engine-cuda.lock" if gpus else "engine-cpu.lock")
+
+
+def hash_of(lock: Path) -> str:
+    """Return the hash by which an environment knows the lock it was built from."""
+    return hashlib.sha256(lock.read_bytes()).hexdigest()
+
+
+def installed_facts(venv: Path) -> dict[str, Any] | None:
+    """Return what was noted at the end of an installation; None where none came to its end.
+
+    The hash of its `lock`, its build of `torch`, the `seconds` it took, its size in `megabytes`.
+    A damaged note is a ValueError.
+    """
+    try:
+        text = (venv / _STAMP).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    return dict(json.loads(text))
+
+
 def installed_megabytes(venv: Path) -> int | None:
     """Return the size of an installed environment, as measured then; None where there is none."""
     try:
-        return int(json.loads((venv / _STAMP).read_text(encoding="utf-8"))["megabytes"])
+        return int((installed_facts(venv) or {})["megabytes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -96,14 +138,6 @@ def check_machine(venv: Path) -> None:
         raise PrerequisiteError(
             f"{free_gb:.1f} GB are free beside {str(venv)!r}, {FREE_GB:.0f} GB are needed; free some"
         )
-
-
-def _has_gpu() -> bool:
-    command = shutil.which("nvidia-smi")
-    return (
-        command is not None
-        and subprocess.run([command, "-L"], capture_output=True, check=False).returncode == 0
-    )
 
 
 def _install_packages(venv: Path, lock: Path, environment: Mapping[str, str]) -> str:

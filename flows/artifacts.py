@@ -91,7 +91,7 @@ class RunPage:
         snapshot = self._latest
         if snapshot is None or self._artifact is None:
             return
-        percent = 100.0 if snapshot.phase == "done" else round(100 * snapshot.fraction, 1)
+        percent = round(100 * snapshot.fraction, 1)
         update = ArtifactUpdate(data=percent, description=describe(self._run_id, snapshot))
         with get_client(sync_client=True) as client:
             client.update_artifact(self._artifact, update)

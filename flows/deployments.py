@@ -7,14 +7,14 @@ import json
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from config.load import REPOSITORY, known_pipelines, known_profiles
 from engine.errors import PrerequisiteError
+from flows.web import fetch
 
 WORK_POOL = "headrace"
 DEPLOYMENTS = ("process-corpus", "retry-failed", "report")
@@ -25,24 +25,18 @@ _FILES = ("prefect.yaml", "flows/corpus.py", "flows/parameters.py", "flows/deplo
 
 
 def call(
-    api_url: str, path: str, body: Mapping[str, Any] | None = None, method: str = ""
+    api_url: str, path: str, body: Mapping[str, Any] | None = None, method: str | None = None
 ) -> list[dict[str, Any]]:
     """Return the list that the server's API answers; none where it answers with nothing.
 
     Raises:
         PrerequisiteError: It does not answer, or refuses.
     """
-    request = urllib.request.Request(
-        f"{api_url}/{path}",
-        data=json.dumps(body).encode() if body is not None else None,
-        headers={"Content-Type": "application/json"},
-        method=method or ("GET" if body is None else "POST"),
-    )
     for attempt in range(_TRIES):
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return list(json.loads(answer.read() or b"[]"))
-        except urllib.error.HTTPError as exc:
+            answer = fetch(f"{api_url}/{path}", body, method=method, timeout_s=30)
+            return list(json.loads(answer or b"[]"))
+        except HTTPError as exc:
             # SQLite was locked by another write; Prefect's own client tries again too.
             if exc.code == _BUSY and attempt + 1 < _TRIES:
                 time.sleep(_PAUSE_S)
@@ -51,7 +45,7 @@ def call(
             raise PrerequisiteError(
                 f"the Prefect server answers {path} with {exc.code}: {text}"
             ) from exc
-        except (urllib.error.URLError, OSError, ValueError) as exc:
+        except (OSError, ValueError) as exc:
             raise PrerequisiteError(
                 f"the Prefect server at {api_url} does not answer: {exc}"
             ) from exc

@@ -13,6 +13,7 @@ from pathlib import Path
 from config.errors import ConfigError
 from config.load import load_surroundings
 from engine.process import ProcessMark
+from flows.run.log import LOGGERS
 
 Notify = Callable[[str], None]
 
@@ -77,7 +78,7 @@ def prefect_environment(folder: Path, prefect: str) -> dict[str, str]:
     return {
         "PREFECT_API_URL": f"{prefect}/api",
         "PREFECT_HOME": str(folder / "home"),
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,engine,connectors",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(LOGGERS),
         # Our loggers speak at DEBUG for the run's own log; one line per request is not for the page.
         "PREFECT_LOGGING_HANDLERS_API_LEVEL": "INFO",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",

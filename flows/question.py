@@ -23,7 +23,7 @@ from connectors.sinks.lake import Lake
 from connectors.sinks.parquet import span_from_row
 from flows.report.words import place, unit_name
 from flows.run.job import Job, Options, is_inside, job_of
-from flows.terminal import summary_lines
+from flows.terminal import print_facts, summary_lines
 
 STAGE = "answer"
 MAX_SHOWN_ROWS = 50
@@ -190,8 +190,7 @@ def print_answers(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
     skipped = Counter(row["error"] for row in rows if row.get("outcome") == "skipped")
     for number, (why, count) in enumerate(skipped.most_common(3), start=1):
         lines["skipped" + " " * (number - 1)] = f"{count:,} x {why}"
-    for name, value in (lines | summary_lines(manifest)).items():
-        console.print(f"{name:>10}  {value}", markup=False, soft_wrap=True)
+    print_facts(lines | summary_lines(manifest))
 
 
 def _fields(row: Mapping[str, Any]) -> list[str]:

@@ -9,8 +9,6 @@ import json
 import secrets
 import socket
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +18,8 @@ from config.load import child_environment
 from connectors.bucket import bucket_takes_writes
 from engine.errors import PrerequisiteError
 from engine.process import ChildProcess, Command
+from flows.run.log import LOGGERS
+from flows.web import fetch
 
 READY_LIMIT_S = 90.0
 
@@ -179,7 +179,7 @@ class PrefectServer(_Service):
         self.environment = {
             "PREFECT_API_URL": f"{self.address}/api",
             "PREFECT_HOME": str(self.folder / "home"),
-            "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,engine,connectors",
+            "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(LOGGERS),
         }
         """What a client's environment must hold."""
 
@@ -228,9 +228,9 @@ def prefect_command(folder: Path, port: int, environment: Mapping[str, str]) -> 
 
 
 def answers(url: str) -> bool:
-    """Tell whether a server of this machine answers at `url` with status 200."""
+    """Tell whether a server of this machine answers at `url`, and not with an error."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+        fetch(url, timeout_s=2)
+    except OSError:
         return False
+    return True

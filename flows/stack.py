@@ -26,7 +26,6 @@ from flows.deployments import DEPLOYMENTS, WORK_POOL, are_deployed, call, deploy
 from flows.pieces import (
     Notify,
     Piece,
-    client_environment,
     lock,
     own_environment,
     piece_file,
@@ -38,8 +37,6 @@ from flows.pieces import (
 )
 from flows.run.bench import open_engine
 from flows.services import answers, is_free, prefect_command
-
-__all__ = ["Piece", "Wanted", "bring_down", "bring_up", "client_environment", "running_pieces"]
 
 DEFAULT_PORT = 4200
 READY_LIMIT_S = 120.0

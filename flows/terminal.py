@@ -110,8 +110,14 @@ def print_summary(manifest: Mapping[str, Any]) -> None:
             dollars(stage["cost_usd"]),
         )
     console.print(table)
-    for name, value in summary_lines(manifest).items():
-        console.print(f"{name:>10}  {value}", markup=False, soft_wrap=True)
+    print_facts(summary_lines(manifest))
+
+
+def print_facts(facts: Mapping[str, object], width: int = 10) -> None:
+    """Print one fact a line, their names set flush right in a column of `width` characters."""
+    console = Console(highlight=False)
+    for name, value in facts.items():
+        console.print(f"{name:>{width}}  {value}", markup=False, soft_wrap=True)
 
 
 def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:

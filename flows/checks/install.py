@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -13,9 +11,9 @@ from pathlib import Path
 
 from config.load import Surroundings, child_environment
 from engine.embedded import model_folder
-from engine.install import LOCKS
+from engine.install import LOCKS, gpu_names, hash_of, installed_facts, lock_for
 from flows.checks.finding import Finding, fail, ok, warn
-from flows.checks.machine import gpu_names
+from flows.checks.machine import GPU_LIMIT_S
 
 INSTALL = "headrace engine install"
 _REINSTALL = "rm -f .venv/installed && make install-main"
@@ -85,15 +83,13 @@ def _check_server_imports(differing: Mapping[str, str]) -> Sequence[Finding]:
 def check_engine_environment(surroundings: Surroundings) -> Sequence[Finding]:
     """Return whether the engine's own environment is there and built from the present lock."""
     check, venv = "engine environment", surroundings.engine_venv
-    stamp = venv / "installed.json"
     if not (venv / "bin" / "python").exists():
         return [fail(check, f"there is none at {venv}", INSTALL)]
-    if not stamp.exists():
+    facts = installed_facts(venv)
+    if facts is None:
         return [fail(check, f"{venv} was not installed to its end", INSTALL)]
-    facts = json.loads(stamp.read_text(encoding="utf-8"))
-    lock = LOCKS / ("engine-cuda.lock" if gpu_names() else "engine-cpu.lock")
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
-    if facts.get("lock") != wanted:
+    lock = lock_for(gpu_names(GPU_LIMIT_S))
+    if facts.get("lock") != hash_of(lock):
         return [warn(check, f"{venv} was built from another lock than {lock.name}", INSTALL)]
     return [ok(check, f"{venv}, {facts.get('torch')}")]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from config.load import Surroundings
 from engine.embedded import dtype
+from engine.install import gpu_names
 from flows.checks.finding import Finding, fail, ok, warn
 
 ELSEWHERE = "--engine http://HOST:8000/v1"
@@ -23,6 +23,9 @@ MEMORY_GB = 4.0
 
 LOW_GB, EMPTY_GB = 5.0, 1.0
 """Free disk space below which a folder gets a warning, and below which runs are likely to fail."""
+
+GPU_LIMIT_S = 4.0
+"""Seconds that the GPU's driver gets to answer."""
 
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _MEMORY_STAT = Path("/sys/fs/cgroup/memory.stat")
@@ -52,25 +55,10 @@ def check_cpu() -> Sequence[Finding]:
 
 def check_gpu() -> Sequence[Finding]:
     """Return the NVIDIA GPUs, if there are any."""
-    names = gpu_names()
+    names = gpu_names(GPU_LIMIT_S)
     if not names:
         return [ok("gpu", "none; the embedded engine runs on the CPU")]
     return [ok("gpu", ", ".join(names))]
-
-
-def gpu_names() -> list[str]:
-    """Return the GPUs that the driver lists; none where there is no driver."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
-    result = subprocess.run(
-        [command, "--query-gpu=name,memory.total", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        timeout=4,
-        check=False,
-    )
-    return result.stdout.strip().splitlines() if result.returncode == 0 else []
 
 
 def check_memory() -> Sequence[Finding]:

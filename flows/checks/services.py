@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from config.load import load_secret
@@ -16,6 +15,7 @@ from flows.deployments import DEPLOYMENTS, WORK_POOL
 from flows.pieces import Piece, running_pieces
 from flows.services import is_free
 from flows.stack import DEFAULT_PORT
+from flows.web import fetch
 
 _TIMEOUT_S = 3.0
 _LOCAL = {"127.0.0.1", "localhost"}
@@ -56,10 +56,10 @@ def check_prefect(api_url: str | None) -> Sequence[Finding]:
     url = api_url or f"{own.address if own else ''}/api"
     try:
         return _server(url)
-    except urllib.error.HTTPError as exc:
+    except HTTPError as exc:
         mend = "export PREFECT_API_KEY=..." if exc.code in {401, 403} else f"curl {url}/health"
         return [fail("prefect", f"{url} answers with status {exc.code}", mend)]
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as exc:
+    except (URLError, TimeoutError, ConnectionError) as exc:
         says = f"{url} does not answer ({getattr(exc, 'reason', exc)})"
         return [fail("prefect", says, _bring_back(url))]
 
@@ -99,17 +99,15 @@ def _deployed(api_url: str) -> Sequence[Finding]:
 
 
 def _ask(url: str, body: Mapping[str, object] | None = None) -> object:
-    data = json.dumps(body).encode() if body is not None else None
-    request = urllib.request.Request(url, data=data, headers=_headers())
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-        return json.load(answer)
+    answer: object = json.loads(fetch(url, body, headers=_sign_in(), timeout_s=_TIMEOUT_S))
+    return answer
 
 
-def _headers() -> dict[str, str]:
-    headers = {"Content-Type": "application/json"}
+def _sign_in() -> dict[str, str]:
+    """Return the header that lets us in, as Prefect's client would send it."""
     key, user = load_secret("PREFECT_API_KEY"), load_secret("PREFECT_API_AUTH_STRING")
     if key:
-        headers["Authorization"] = f"Bearer {key}"
-    elif user:
-        headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
-    return headers
+        return {"Authorization": f"Bearer {key}"}
+    if user:
+        return {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+    return {}

@@ -1,4 +1,4 @@
-"""What all commands share: the application, errors as one message and an exit code, output as JSON.
+"""What commands share: the application, arguments and options, errors as one message, exit codes, JSON.
 
 Exit codes: 0 all inputs have an outcome; 1 did not complete; 2 wrong usage or configuration; 3
 complete, but over the failure limit; 4 stopped by its budget; 130 interrupted; 143 terminated.
@@ -21,8 +21,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from config.errors import ConfigError
+from config.load import known_pipelines, known_profiles
 from connectors.errors import ConnectorError, StorageError
 from engine.errors import EngineError
+from flows.run.log import LOGGERS
 
 EXIT_INCOMPLETE, EXIT_USAGE, EXIT_OVER_LIMIT, EXIT_BUDGET = 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
@@ -40,11 +42,76 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RUN_LOGGERS = ("flows", "engine", "connectors")
-"""Names of the loggers that say what a run does."""
-
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
+]
+
+
+def _complete_pipelines(incomplete: str) -> list[str]:
+    return [name for name in known_pipelines() if name.startswith(incomplete)]
+
+
+def complete_profiles(incomplete: str) -> list[str]:
+    """Return the profiles whose names begin so, for the shell."""
+    return [name for name in known_profiles() if name.startswith(incomplete)]
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    """Return the ids of this machine's runs that begin so, for the shell."""
+    from flows.run.registry import known_runs
+
+    return [run.run_id for run in known_runs() if run.run_id.startswith(incomplete)]
+
+
+_PIPELINE = typer.Argument(
+    help="The pipeline's YAML file, or the name of a known one.",
+    autocompletion=_complete_pipelines,
+)
+_ENGINE = typer.Option(
+    "--engine",
+    help="Profile name, or URL of an OpenAI-compatible endpoint.",
+    autocompletion=complete_profiles,
+)
+
+PipelineArgument = Annotated[str, _PIPELINE]
+OptionalPipelineArgument = Annotated[str | None, _PIPELINE]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="Id of a run or a part of it; the latest if left out.", autocompletion=complete_runs
+    ),
+]
+SourceOption = Annotated[
+    str | None, typer.Option("--source", help="Folder or s3://bucket/prefix to read.")
+]
+SinkOption = Annotated[
+    str | None, typer.Option("--sink", help="Folder or s3://bucket/prefix to write.")
+]
+RunSinkOption = Annotated[
+    str | None,
+    typer.Option("--sink", help="Sink of the run, for one that was made on another machine."),
+]
+EngineOption = Annotated[str | None, _ENGINE]
+ThisEngineOption = Annotated[str, _ENGINE]
+"""For commands about one engine, the embedded one if left out."""
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any key of the pipeline, such as chunk.max_tokens=500."
+    ),
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Most documents, in path order.")
+]
+ModeOption = Annotated[
+    str | None, typer.Option("--mode", help="Mode of every stage, in place of their own.")
+]
+BudgetUsdOption = Annotated[
+    float | None, typer.Option("--budget-usd", min=0.0, help="Most US dollars to spend.")
+]
+BudgetTokensOption = Annotated[
+    int | None,
+    typer.Option("--budget-tokens", min=1, help="Most tokens to spend, prompts and answers."),
 ]
 
 
@@ -68,7 +135,7 @@ def _root(
     handler = RichHandler(level=level, console=stderr(), show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     if verbose:
-        for name in RUN_LOGGERS:
+        for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.INFO)
 
 

@@ -9,8 +9,15 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from config.load import known_profiles
-from flows.cli.app import EXIT_INCOMPLETE, AsJson, app, exit_codes, print_json
+from flows.cli.app import (
+    EXIT_INCOMPLETE,
+    AsJson,
+    SourceOption,
+    ThisEngineOption,
+    app,
+    exit_codes,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,23 +27,10 @@ if TYPE_CHECKING:
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def _engines(incomplete: str) -> list[str]:
-    return [name for name in known_profiles() if name.startswith(incomplete)]
-
-
 @app.command(rich_help_panel="This machine")
 def doctor(
-    engine: Annotated[
-        str,
-        typer.Option(
-            "--engine",
-            help="Profile name, or URL of an OpenAI-compatible endpoint.",
-            autocompletion=_engines,
-        ),
-    ] = "embedded",
-    source: Annotated[
-        str | None, typer.Option("--source", help="Folder or s3://bucket/prefix to read.")
-    ] = None,
+    engine: ThisEngineOption = "embedded",
+    source: SourceOption = None,
     sink: Annotated[
         str | None,
         typer.Option("--sink", help="Folder or s3://bucket/prefix to write; a probe is put there."),

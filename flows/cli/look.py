@@ -11,19 +11,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.app import AsJson, app, exit_codes, print_json, print_lines
-from flows.cli.run import RunArgument
-
-SinkOption = Annotated[
-    str | None,
-    typer.Option("--sink", help="Sink of the run, for one that was made on another machine."),
-]
+from flows.cli.app import (
+    AsJson,
+    RunArgument,
+    RunSinkOption,
+    app,
+    exit_codes,
+    print_json,
+    print_lines,
+)
 
 
 @app.command(rich_help_panel="Look")
 def status(
     run: RunArgument = None,
-    sink: SinkOption = None,
+    sink: RunSinkOption = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Most runs to list.")] = 10,
     as_json: AsJson = False,
 ) -> None:
@@ -68,12 +70,12 @@ def _print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_run(shown: Mapping[str, Any]) -> None:
-    from flows.terminal import print_summary
+    from flows.terminal import print_facts, print_summary
 
     if shown.get("manifest") is not None:
         print_summary(shown["manifest"])
     names = ("run_id", "pipeline", "state", "error", "done", "source", "sink", "log", "next")
-    print_lines([f"{name:>10}  {shown[name]}" for name in names if shown.get(name)])
+    print_facts({name: shown[name] for name in names if shown.get(name)})
 
 
 @app.command(rich_help_panel="Look")
@@ -102,7 +104,7 @@ def records(
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print all rows as CSV, lists and structs as JSON.")
     ] = False,
-    sink: SinkOption = None,
+    sink: RunSinkOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Look at a run's output.
@@ -158,7 +160,7 @@ def _print_records(found: Mapping[str, Any], limit: int) -> None:
 @app.command(rich_help_panel="Look")
 def report(
     run: RunArgument = None,
-    sink: SinkOption = None,
+    sink: RunSinkOption = None,
     show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -170,12 +172,13 @@ def report(
       headrace report 4f2a --open
     """
     from flows.report.build import rebuild
+    from flows.terminal import print_facts
 
     with exit_codes():
         addresses = rebuild(run, sink)
         if as_json:
             print_json(addresses)
         else:
-            print_lines([f"{kind:>10}  {address}" for kind, address in addresses.items()])
+            print_facts(addresses)
         if show:
             webbrowser.open(addresses["html"])

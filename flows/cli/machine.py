@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from config.load import child_environment, load_profile, load_surroundings
-from flows.cli.app import AsJson, app, exit_codes, note, print_json, print_lines
+from flows.cli.app import (
+    AsJson,
+    app,
+    complete_profiles,
+    exit_codes,
+    note,
+    print_json,
+    print_lines,
+)
 
 if TYPE_CHECKING:
     from engine.profile import Profile
@@ -34,7 +42,9 @@ def up(
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", help="Profile or URL; the embedded one is started, others are only asked."
+            "--engine",
+            help="Profile or URL; the embedded one is started, others are only asked.",
+            autocompletion=complete_profiles,
         ),
     ] = "embedded",
     no_engine: Annotated[bool, typer.Option("--no-engine", help="Leave the engine out.")] = False,
@@ -62,6 +72,7 @@ def up(
       HEADRACE_DATABASE_URL=postgresql+asyncpg://me:secret@db:5432/prefect headrace up
     """
     from flows.stack import Wanted, bring_up
+    from flows.terminal import print_facts
 
     with exit_codes(lambda: "interrupted; what this command had started is ended"):
         wanted = Wanted(port=port, engine=None if no_engine else engine, database_url=database_url)
@@ -70,15 +81,15 @@ def up(
         if as_json:
             print_json({**found, "next": next_line})
             return
-        print_lines([
-            f"{'UI':>10}  {found['prefect']['address']}   ({found['prefect']['state']})",
-            f"{'reports':>10}  {found['reports']['address']}   ({found['reports']['state']})",
-            f"{'worker':>10}  work pool headrace   ({found['worker']['state']})",
-            f"{'engine':>10}  {_engine_line(found.get('engine'))}",
-            f"{'runs':>10}  {found['prefect']['address']}/deployments: start process-corpus there",
-            f"{'or':>10}  {next_line}",
-            f"{'end':>10}  headrace down",
-        ])
+        print_facts({
+            "UI": f"{found['prefect']['address']}   ({found['prefect']['state']})",
+            "reports": f"{found['reports']['address']}   ({found['reports']['state']})",
+            "worker": f"work pool headrace   ({found['worker']['state']})",
+            "engine": _engine_line(found.get("engine")),
+            "runs": f"{found['prefect']['address']}/deployments: start process-corpus there",
+            "or": next_line,
+            "end": "headrace down",
+        })
 
 
 def _engine_line(engine: dict[str, Any] | None) -> str:
@@ -169,6 +180,7 @@ def status(profile: ProfileOption = "embedded", as_json: AsJson = False) -> None
     """
     from engine.install import installed_megabytes
     from engine.server import cache_tokens, find_server
+    from flows.terminal import print_facts
 
     with exit_codes():
         served, surroundings = _served(profile), load_surroundings()
@@ -186,12 +198,8 @@ def status(profile: ProfileOption = "embedded", as_json: AsJson = False) -> None
         if as_json:
             print_json(shown)
             return
-        print_lines([f"{_words(name):>22}  {value}" for name, value in shown.items() if value])
-        print_lines([f"{'next':>22}  {_next(shown, surroundings.engine_venv)}"])
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+        facts = {name.replace("_", " "): value for name, value in shown.items() if value}
+        print_facts({**facts, "next": _next(shown, surroundings.engine_venv)}, width=22)
 
 
 def _next(shown: dict[str, Any], venv: Path) -> str:

@@ -14,14 +14,20 @@ from rich.table import Table
 
 from config.errors import ConfigError
 from config.load import REPOSITORY
-from flows.cli.app import AsJson, app, exit_codes, note, print_json, print_lines
-from flows.cli.run import (
+from flows.cli.app import (
+    AsJson,
     EngineOption,
     LimitOption,
     ModeOption,
     PipelineArgument,
     SetOption,
+    SinkOption,
     SourceOption,
+    app,
+    exit_codes,
+    note,
+    print_json,
+    print_lines,
 )
 
 STARTER = REPOSITORY / "config" / "starter.yaml"
@@ -33,9 +39,7 @@ _MAX_LINES = 40
 def init(
     file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("pipeline.yaml"),
     source: SourceOption = None,
-    sink: Annotated[
-        str | None, typer.Option("--sink", help="Folder or s3://bucket/prefix to write.")
-    ] = None,
+    sink: SinkOption = None,
     engine: EngineOption = None,
     as_json: AsJson = False,
 ) -> None:

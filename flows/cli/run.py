@@ -8,14 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from config.errors import ConfigError
-from config.load import known_pipelines, known_profiles, load_surroundings, set_environment
+from config.load import known_pipelines, load_surroundings, set_environment
 from engine.request import ModeName
 from flows.cli.app import (
     EXIT_BUDGET,
     EXIT_INCOMPLETE,
     EXIT_OVER_LIMIT,
     AsJson,
+    BudgetTokensOption,
+    BudgetUsdOption,
+    EngineOption,
+    LimitOption,
+    ModeOption,
+    OptionalPipelineArgument,
+    RunArgument,
+    RunSinkOption,
+    SetOption,
+    SinkOption,
+    SourceOption,
     app,
+    complete_runs,
     exit_codes,
     print_json,
     stderr,
@@ -29,75 +41,9 @@ Manifest = Mapping[str, Any]
 _EXIT = {"over_failure_limit": EXIT_OVER_LIMIT, "budget_reached": EXIT_BUDGET, "complete": 0}
 
 
-def _pipelines(incomplete: str) -> list[str]:
-    return [name for name in known_pipelines() if name.startswith(incomplete)]
-
-
-def _engines(incomplete: str) -> list[str]:
-    return [name for name in known_profiles() if name.startswith(incomplete)]
-
-
-def _runs(incomplete: str) -> list[str]:
-    from flows.run.registry import known_runs
-
-    return [run.run_id for run in known_runs() if run.run_id.startswith(incomplete)]
-
-
-PipelineArgument = Annotated[
-    str,
-    typer.Argument(
-        help="The pipeline's YAML file, or the name of a known one.", autocompletion=_pipelines
-    ),
-]
-SourceOption = Annotated[
-    str | None, typer.Option("--source", help="Folder or s3://bucket/prefix to read.")
-]
-SinkOption = Annotated[
-    str | None, typer.Option("--sink", help="Folder or s3://bucket/prefix to write.")
-]
-EngineOption = Annotated[
-    str | None,
-    typer.Option(
-        "--engine",
-        help="Profile name, or URL of an OpenAI-compatible endpoint.",
-        autocompletion=_engines,
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Any key of the pipeline, such as chunk.max_tokens=500."
-    ),
-]
-LimitOption = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Most documents, in path order.")
-]
-ModeOption = Annotated[
-    str | None, typer.Option("--mode", help="Mode of every stage, in place of their own.")
-]
-BudgetUsdOption = Annotated[
-    float | None, typer.Option("--budget-usd", min=0.0, help="Most US dollars to spend.")
-]
-BudgetTokensOption = Annotated[
-    int | None,
-    typer.Option("--budget-tokens", min=1, help="Most tokens to spend, prompts and answers."),
-]
-RunArgument = Annotated[
-    str | None,
-    typer.Argument(
-        help="Id of a run or a part of it; the latest if left out.", autocompletion=_runs
-    ),
-]
-
-
 @app.command(rich_help_panel="Ask")
 def run(
-    pipeline: Annotated[
-        str | None,
-        typer.Argument(
-            help="The pipeline's YAML file, or the name of a known one.", autocompletion=_pipelines
-        ),
-    ] = None,
+    pipeline: OptionalPipelineArgument = None,
     source: SourceOption = None,
     sink: SinkOption = None,
     engine: EngineOption = None,
@@ -115,7 +61,9 @@ def run(
     resume: Annotated[
         str | None,
         typer.Option(
-            "--resume", help="Go on with this run: what it has is kept.", autocompletion=_runs
+            "--resume",
+            help="Go on with this run: what it has is kept.",
+            autocompletion=complete_runs,
         ),
     ] = None,
     prefect: Annotated[
@@ -168,7 +116,7 @@ def run(
             )
         job = make_job(pipeline, options, run_id=run_id)
         if _reports_to_prefect(wanted=prefect):
-            manifest = _in_prefect(pipeline, options, run_id, as_json=as_json)
+            manifest = _in_prefect(job, pipeline, options, as_json=as_json)
         else:
             manifest = _in_process(job, as_json=as_json)
         finish(manifest, as_json=as_json)
@@ -177,7 +125,7 @@ def run(
 @app.command(rich_help_panel="Ask")
 def retry(
     run: RunArgument = None,
-    sink: SinkOption = None,
+    sink: RunSinkOption = None,
     engine: EngineOption = None,
     budget_usd: BudgetUsdOption = None,
     budget_tokens: BudgetTokensOption = None,
@@ -323,41 +271,44 @@ def _check_prefect(api_url: str) -> None:
     Raises:
         PrerequisiteError: It does not answer.
     """
-    import urllib.error
-    import urllib.request
+    from urllib.error import HTTPError
 
     from engine.errors import PrerequisiteError
+    from flows.web import fetch
 
     try:
-        urllib.request.urlopen(f"{api_url.rstrip('/')}/health", timeout=5).close()
-    except urllib.error.HTTPError:
+        fetch(f"{api_url.rstrip('/')}/health", timeout_s=5)
+    except HTTPError:
         # It answers; whether it lets us in, Prefect's client will say.
         return
-    except (urllib.error.URLError, OSError, ValueError) as exc:
+    except (OSError, ValueError) as exc:
         raise PrerequisiteError(
             f"the Prefect server at {api_url} does not answer ({exc}); start one with `headrace up`,"
             " or unset PREFECT_API_URL to run without it"
         ) from exc
 
 
-def _in_prefect(pipeline: str, options: Options, run_id: str, *, as_json: bool) -> Manifest:
+def _in_prefect(job: Job, pipeline: str, options: Options, *, as_json: bool) -> Manifest:
+    """Run the job as a flow run; pipeline and options are the parameters that its page shows.
+
+    Raises:
+        ConfigError: The flow run wrote no manifest.
+    """
     from config.load import find_pipeline
     from connectors.sinks.lake import Lake
-    from flows.run.job import make_job
     from flows.run.resume import manifest_path
     from flows.terminal import ProgressBar
 
     _check_prefect(load_surroundings().prefect_api_url or "")
-    job = make_job(pipeline, options, run_id=run_id)
     with ProgressBar(stderr(), enabled=not as_json) as bar:
         url = (load_surroundings().prefect_api_url or "").removesuffix("/").removesuffix("/api")
         bar.note(f"reporting to the Prefect server, see {url}/runs")
         from flows.corpus import run_here
 
-        run_here(str(find_pipeline(pipeline).resolve()), options, run_id, bar.show)
-    manifest = Lake(job.sink).find_json(manifest_path(run_id))
+        run_here(str(find_pipeline(pipeline).resolve()), options, job.run_id, bar.show)
+    manifest = Lake(job.sink).find_json(manifest_path(job.run_id))
     if manifest is None:
-        raise ConfigError(f"run {run_id} left no manifest; its flow run says why")
+        raise ConfigError(f"run {job.run_id} left no manifest; its flow run says why")
     return manifest
 
 

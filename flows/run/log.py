@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LOGGERS = ("flows", "engine", "connectors")
+"""Names of the loggers that say what a run does."""
 
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s %(message)s"
 

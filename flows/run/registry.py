@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from config.errors import ConfigError
 from config.load import load_surroundings
+from engine.process import ProcessMark, start_mark
 from flows.run.job import Job
 
 RunState = Literal["running", "interrupted", "ended"]
@@ -45,7 +46,8 @@ class RunEntry:
         """Return whether it runs, has ended, or was interrupted."""
         if self.verdict is not None:
             return "ended"
-        return "running" if _start_mark(self.pid) == self.pid_started != "" else "interrupted"
+        process = ProcessMark(pid=self.pid, started=self.pid_started)
+        return "running" if process.is_alive else "interrupted"
 
 
 def register(job: Job, started: str) -> RunEntry:
@@ -57,7 +59,7 @@ def register(job: Job, started: str) -> RunEntry:
         sink=job.sink,
         started=started,
         pid=os.getpid(),
-        pid_started=_start_mark(os.getpid()),
+        pid_started=start_mark(os.getpid()),
     )
     return update(entry)
 
@@ -131,12 +133,3 @@ def find_run(run: str | None) -> RunEntry:
         f"run {run!r} is not known on this machine; the latest are {latest}; `headrace status` lists"
         " them; give --sink for a run made elsewhere"
     )
-
-
-def _start_mark(pid: int) -> str:
-    """Return when the process began, in clock ticks since boot; empty where there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    return stat.rsplit(")", maxsplit=1)[-1].split()[19]
