@@ -22,8 +22,12 @@ class Counter(Protocol):
     def count(self, text: str) -> int:
         """Return the tokens of `text`."""
 
-    def count_many(self, texts: Sequence[str]) -> list[int]:
-        """Return the tokens of each text."""
+    def weigh(self, texts: Sequence[str]) -> list[int]:
+        """Return cheap counts that choose a cut; a count of the finished text decides."""
+
+    @property
+    def weighs_exactly(self) -> bool:
+        """Tell whether `weigh` gives the same numbers as `count`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,9 @@ class ChunkRule:
     name: str
     image_tokens: Callable[[Media], int] | None = None
     """Tokens of an image, for a model that takes images; None for a model that reads text only."""
+
+
+_MAX_REFILLS = 4
 
 
 def render(segments: Iterable[Segment]) -> str:
@@ -83,15 +90,27 @@ def _line(label: str, segment: Segment) -> str:
 
 def _fit(segments: Iterable[Segment], rule: ChunkRule) -> Iterator[Segment]:
     """Cut segments that exceed the budget alone."""
-    # A header row is repeated in front of its rows, so a row may only use half of the budget.
-    limit = max(1, rule.max_tokens // 2 - 8)
+    limit = _segment_limit(rule)
+
+    def weigh(line: str) -> int:
+        # A token is at least one byte, so short text needs no count.
+        num_bytes = len(line.encode())
+        return num_bytes if num_bytes <= limit else rule.counter.weigh([line])[0]
+
     for segment in segments:
-        yield from _cut(segment, limit, rule.counter)
+        yield from _cut(segment, limit, weigh)
 
 
-def _cut(segment: Segment, limit: int, counter: Counter) -> Iterator[Segment]:
-    # A token is at least one byte, so short text needs no count.
-    if len(segment.text.encode()) + 8 <= limit or counter.count(_line("L0000", segment)) <= limit:
+def _segment_limit(rule: ChunkRule) -> int:
+    """Return the most tokens of one segment.
+
+    A header row is repeated in front of its rows, so a row may only use half of the budget.
+    """
+    return max(1, rule.max_tokens // 2 - 8)
+
+
+def _cut(segment: Segment, limit: int, measure: Callable[[str], int]) -> Iterator[Segment]:
+    if len(segment.text) <= 1 or measure(_line("L0000", segment)) <= limit:
         yield segment
         return
     middle = len(segment.text) // 2
@@ -104,7 +123,7 @@ def _cut(segment: Segment, limit: int, counter: Counter) -> Iterator[Segment]:
         span = segment.span
         if start is not None:
             span = replace(span, char_start=start + offset, char_end=start + offset + len(text))
-        yield from _cut(replace(segment, text=text.strip(), span=span), limit, counter)
+        yield from _cut(replace(segment, text=text.strip(), span=span), limit, measure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +133,9 @@ class _Packer:
     rule: ChunkRule
     media: Mapping[str, Media]
 
-    def runs(self, segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    def runs(self, segments: list[Segment]) -> Iterator[list[Segment]]:
         """Yield runs that fit the budget, in order, a sheet's header row in front of its rows."""
-        counts = self.rule.counter.count_many([_line("L0000", segment) for segment in segments])
-        costs = [
-            count + self._image_cost(segment)
-            for segment, count in zip(segments, counts, strict=True)
-        ]
+        costs = self._weighed(segments)
         start = 0
         header: int | None = None
         while start < len(segments):
@@ -134,11 +149,59 @@ class _Packer:
                 dropped = _tail(costs, start, stop, excess)
                 stop -= dropped
                 run = run[:-dropped]
+            if not self.rule.counter.weighs_exactly:
+                pieces = self._pieces(segments[start], run)
+                if len(pieces) > 1:
+                    segments[start : start + 1], costs[start : start + 1] = (
+                        pieces,
+                        self._weighed(pieces),
+                    )
+                    continue
+                stop, run = self._filled(segments, costs, stop, run)
             yield run
             header = next(
                 (i for i in range(stop - 1, start - 1, -1) if _is_header(segments[i])), header
             )
             start = stop
+
+    def _weighed(self, segments: Sequence[Segment]) -> list[int]:
+        """Return what each segment takes, about, its image included."""
+        counts = self.rule.counter.weigh([_line("L0000", segment) for segment in segments])
+        return [
+            count + self._image_cost(segment)
+            for segment, count in zip(segments, counts, strict=True)
+        ]
+
+    def _pieces(self, segment: Segment, run: Sequence[Segment]) -> list[Segment]:
+        """Return the segment cut by its count, where its weight was too low and it does not fit."""
+        if run[-1] is not segment or self.count(_labelled(run)) <= self.rule.max_tokens:
+            return [segment]
+        return list(_cut(segment, _segment_limit(self.rule), self.rule.counter.count))
+
+    def _filled(
+        self, segments: Sequence[Segment], costs: Sequence[int], stop: int, run: list[Segment]
+    ) -> tuple[int, list[Segment]]:
+        """Return a longer run and its end, where cautious weights left room in it.
+
+        At most `_MAX_REFILLS` counts more, each a call of a remote counter.
+        """
+        counted = self.count(_labelled(run))
+        most = len(costs)
+        for _ in range(_MAX_REFILLS):
+            weighed = sum(costs[stop - len(run) : stop]) or 1
+            room = (self.rule.max_tokens - counted) * max(1.0, weighed / max(1, counted))
+            end = stop
+            while end < most and (room := room - costs[end]) >= 0:
+                end += 1
+            if end == stop:
+                break
+            longer = [*run, *segments[stop:end]]
+            num_tokens = self.count(_labelled(longer))
+            if num_tokens > self.rule.max_tokens:
+                most = stop + (end - stop) // 2
+            else:
+                stop, run, counted = end, longer, num_tokens
+        return stop, run
 
     def count(self, segments: Sequence[Segment]) -> int:
         """Return the tokens of the run as it is sent, images included."""

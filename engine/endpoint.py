@@ -12,12 +12,13 @@ from typing import Any, Self
 import httpx
 
 from engine import embedded
-from engine.errors import EngineMisconfigured, EngineUnavailable
+from engine.errors import EngineMisconfigured, EngineUnavailable, PrerequisiteError
 from engine.profile import Profile
 from engine.prompt import repair_text, user_text
 from engine.server import Server, ensure_server
 from engine.status import authorization, map_errors, raise_for_status
-from engine.tokens import ByteCounter, HuggingFaceCounter, TokenCounter
+from engine.tokens import TokenCounter
+from engine.tokens.opening import load_counter, open_counter
 
 TEMPLATE_MARGIN_TOKENS = 64
 """Tokens set aside for the chat template's own marks; the templates seen need 10 to 30."""
@@ -51,7 +52,8 @@ class Endpoint:
         return sum(self.counter.count_many(texts)) + TEMPLATE_MARGIN_TOKENS
 
     def close(self) -> None:
-        """End the engine, if opening the endpoint started it."""
+        """End the engine, if opening the endpoint started it, and close connections."""
+        self.counter.close()
         if self.server is not None:
             self.server.stop()
 
@@ -101,7 +103,7 @@ def open_endpoint(
     try:
         model, served_context = _describe(base_url, profile, api_key)
         context = min(n for n in (profile.context_tokens, served_context) if n is not None)
-        counter = _counter(profile, cache)
+        counter = _counter(profile, base_url, model, api_key, cache=cache, notify=notify)
     except BaseException:
         if server is not None:
             server.stop()
@@ -128,10 +130,11 @@ def plan_endpoint(
         EngineMisconfigured: The endpoint refuses the key, or has another model.
         PrerequisiteError: The profile's tokenizer is missing.
     """
-    model, served_context = profile.model or profile.name, None
+    model, served_context, reached = profile.model or profile.name, None, ""
     if profile.serve is None:
         try:
             model, served_context = _describe(profile.base_url or "", profile, api_key)
+            reached = profile.base_url or ""
         except EngineUnavailable as exc:
             notify(f"planning without the engine: {exc}")
     known = [n for n in (profile.context_tokens, served_context) if n is not None]
@@ -140,7 +143,7 @@ def plan_endpoint(
         base_url=profile.base_url or "",
         model=model,
         context_tokens=min(known, default=DEFAULT_CONTEXT_TOKENS),
-        counter=_counter(profile, cache),
+        counter=_counter(profile, reached, model, api_key, cache=cache, notify=notify),
     )
 
 
@@ -177,8 +180,32 @@ def _describe(base_url: str, profile: Profile, api_key: str | None) -> tuple[str
     return model, None if profile.context_tokens else DEFAULT_CONTEXT_TOKENS
 
 
-def _counter(profile: Profile, cache: Path) -> TokenCounter:
+def _counter(
+    profile: Profile,
+    base_url: str,
+    model: str,
+    api_key: str | None,
+    *,
+    cache: Path,
+    notify: Callable[[str], None],
+) -> TokenCounter:
+    """Return what counts tokens; `base_url` is empty where the endpoint is not up.
+
+    Raises:
+        PrerequisiteError: The vocabulary is missing or broken.
+    """
     if profile.serve == "embedded":
-        folder = embedded.model_folder(cache)
-        return HuggingFaceCounter(folder / "tokenizer.json", f"smollm2/{embedded.VERSION}")
-    return ByteCounter()
+        path = embedded.model_folder(cache) / "tokenizer.json"
+        if not path.is_file():
+            raise PrerequisiteError(
+                f"tokenizer {str(path)!r} is missing; run `headrace engine install`"
+            )
+        return load_counter(path)
+    return open_counter(
+        profile.tokenizer,
+        base_url=base_url,
+        model=model,
+        api_key=api_key,
+        cache=cache,
+        notify=notify,
+    )

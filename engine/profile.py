@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.grammar import Grammar
 from engine.request import ModeName
+from engine.tokens import TokenizerSource
 
 
 class _Model(BaseModel):
@@ -177,6 +178,8 @@ class Profile(_Model):
     capabilities: Capabilities = Field(default_factory=Capabilities)
     image_rule: ImageRule = Field(default_factory=ImageRule)
     """How many tokens an image takes, where the model takes images."""
+    tokenizer: TokenizerSource = Field(default_factory=TokenizerSource)
+    """Where exact token counts come from; without any of it they are estimated, with a margin."""
     refuses: tuple[str, ...] = ()
     """Fields of a request body that the host answers with 400, or fixes: never sent."""
     adapters: Mapping[str, str] = Field(default_factory=dict)
@@ -234,6 +237,7 @@ def profile_for_url(url: str) -> Profile:
         base_url=base_url,
         api_key_env="OPENAI_API_KEY",
         capabilities=Capabilities(structured_output=True),
+        tokenizer=TokenizerSource(tokenize=True),
         modes={
             "instant": ModeSettings(sampling=greedy),
             "thinking": ModeSettings(sampling=greedy, by="prompt"),

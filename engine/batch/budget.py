@@ -15,10 +15,7 @@ from typing import Any
 from engine.errors import BudgetReached, EngineMisconfigured
 from engine.profile import Prices
 from engine.request import Usage
-from engine.tokens import BYTES_PER_TOKEN
-
-IMAGE_TOKENS = 4096
-"""Most tokens of one image: Kimi K2.5 caps it at 16,384 patches of 14 px, four to a token."""
+from engine.tokens import BYTES_PER_TOKEN, MOST_IMAGE_TOKENS
 
 _POLL_S = 0.05
 _MARGIN_TOKENS = 64
@@ -149,5 +146,5 @@ def worst_prompt_tokens(body: Mapping[str, Any]) -> int:
             if part["type"] == "text":
                 tokens += -(-len(part["text"].encode()) // BYTES_PER_TOKEN)
             else:
-                tokens += IMAGE_TOKENS
+                tokens += MOST_IMAGE_TOKENS
     return tokens

@@ -17,7 +17,9 @@ class WordCounter:
         self.calls += 1
         return len(text.split()) + self.merged * text.count("\n")
 
-    def count_many(self, texts):
+    weighs_exactly = True
+
+    def weigh(self, texts):
         return [len(text.split()) for text in texts]
 
 

@@ -1,5 +1,6 @@
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,7 @@ def endpoint_of(engine):
     return open_endpoint(
         profile_for_url(engine.url),
         venv=None,
-        cache=None,
+        cache=Path("no-cache"),
         environment={},
         api_key=None,
         notify=print,
@@ -182,7 +183,9 @@ def test_model_and_context_are_the_endpoint_s_own_when_opened(engine):
 def test_address_is_named_when_nothing_answers():
     profile = profile_for_url("http://127.0.0.1:9")
     with pytest.raises(EngineUnavailable, match="http://127.0.0.1:9/v1 cannot be reached"):
-        open_endpoint(profile, venv=None, cache=None, environment={}, api_key=None, notify=print)
+        open_endpoint(
+            profile, venv=None, cache=Path("no-cache"), environment={}, api_key=None, notify=print
+        )
 
 
 def test_delays_grow_with_jitter_when_calls_fail():

@@ -8,6 +8,7 @@ from engine.batch.budget import amount_of, cost_usd, worst_prompt_tokens
 from engine.errors import BudgetReached, EngineMisconfigured
 from engine.profile import Prices
 from engine.request import Usage
+from engine.tokens import MOST_IMAGE_TOKENS
 
 PRICES = Prices(input_usd=1.0, cached_input_usd=0.1, output_usd=10.0)
 
@@ -85,5 +86,6 @@ def test_images_count_when_the_worst_case_is_made():
         {"type": "text", "text": "abc"},
     ]
     assert (
-        worst_prompt_tokens({"messages": [{"role": "user", "content": content}]}) == 64 + 4096 + 1
+        worst_prompt_tokens({"messages": [{"role": "user", "content": content}]})
+        == 64 + MOST_IMAGE_TOKENS + 1
     )

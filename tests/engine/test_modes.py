@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +35,7 @@ def carry_out(engine, item, **profile):
             yield item
 
         with open_endpoint(
-            host, venv=None, cache=None, environment={}, api_key=None, notify=print
+            host, venv=None, cache=Path("no-cache"), environment={}, api_key=None, notify=print
         ) as endpoint:
             return [r async for r in run(source(), route_to(endpoint), retry=AT_ONCE)]
 

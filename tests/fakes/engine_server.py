@@ -144,6 +144,9 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if not self._allowed():
                 return
+            if not self.path.endswith("/chat/completions"):
+                self._send(404, {"error": {"message": f"no such path {self.path}"}})
+                return
             with engine.lock:
                 number = len(engine.calls)
                 engine.calls.append(body)
