@@ -40,14 +40,14 @@ class Question:
     source: str
     fields: str | None = None
     many: bool = False
-    """Whether one part of a document may give several rows."""
+    """Whether one chunk may give several rows."""
     include: tuple[str, ...] = ()
-    parts: int | None = None
-    """Most parts of one document to ask; None: all."""
+    chunks: int | None = None
+    """Most chunks of one document to ask; None: all."""
 
 
 def job_for(question: Question, options: Options, run_id: str) -> Job:
-    """Return the job that asks the question of every part of every document.
+    """Return the job that asks the question of every chunk of every document.
 
     Raises:
         ConfigError: A field is wrong, or the sink lies in the source.
@@ -66,14 +66,14 @@ def job_for(question: Question, options: Options, run_id: str) -> Job:
             "required": ["rows"],
             "additionalProperties": False,
         }
-    parts = [question.text, source, include, schema, question.parts]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    identity = [question.text, source, include, schema, question.chunks]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     data = {
         "name": f"ask_{digest}",
         "source": source,
         "sink": options.sink or _default_sink(question.text, source, digest),
         "include": list(include),
-        "chunk": {"max_per_document": question.parts},
+        "chunk": {"max_per_document": question.chunks},
         "budget": {"usd": options.budget_usd, "tokens": options.budget_tokens},
         "stages": [
             {
@@ -141,7 +141,7 @@ def _in_words(name: str, spec: Mapping[str, Any]) -> str:
 def answer_rows(job: Job) -> list[dict[str, Any]]:
     """Return the answers, one row each: document, place, then the fields; in reading order.
 
-    Unanswered parts of documents are rows too, with their `outcome` and `error`.
+    Unanswered chunks are rows too, with their `outcome` and `error`.
     """
     lake = Lake(job.sink)
     records, chunks = lake.read_table(f"records/stage={STAGE}"), lake.read_table("chunks")
@@ -186,7 +186,7 @@ def print_answers(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
             f"{MAX_SHOWN_ROWS} of {len(shown)} rows; all: headrace records {manifest['run_id']}"
         )
     if len(answered) > len(shown):
-        lines["empty"] = f"{len(answered) - len(shown)} parts of documents without an answer"
+        lines["empty"] = f"{len(answered) - len(shown)} chunks without an answer"
     skipped = Counter(row["error"] for row in rows if row.get("outcome") == "skipped")
     for number, (why, count) in enumerate(skipped.most_common(3), start=1):
         lines["skipped" + " " * (number - 1)] = f"{count:,} x {why}"

@@ -98,7 +98,7 @@ def test_answers_are_json_when_asked_for(here, engine):
     assert answer["place"].startswith("characters ")
 
 
-def test_one_part_gives_many_rows_when_asked_for(here, engine):
+def test_one_chunk_gives_many_rows_when_asked_for(here, engine):
     arguments = ("ask", "Which goods?", "papers", "--fields", "name: string, amount: decimal")
     shown = as_json(*arguments, "--many", "--engine", engine.url)
     assert {name for row in shown["answers"] for name in row} == {
