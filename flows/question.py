@@ -21,7 +21,7 @@ from config.pipeline import DEFAULT_ENGINE
 from config.shorthand import parse_fields
 from connectors.sinks.lake import Lake
 from connectors.sinks.parquet import span_from_row
-from flows.report.words import place, unit_name
+from flows.report.words import counted, place, unit_name
 from flows.run.job import Job, Options, is_inside, job_of
 from flows.terminal import print_facts, summary_lines
 
@@ -183,10 +183,10 @@ def print_answers(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
     lines = {}
     if len(shown) > MAX_SHOWN_ROWS:
         lines["shown"] = (
-            f"{MAX_SHOWN_ROWS} of {len(shown)} rows; all: headrace records {manifest['run_id']}"
+            f"{MAX_SHOWN_ROWS} of {len(shown):,} rows; all: headrace records {manifest['run_id']}"
         )
     if len(answered) > len(shown):
-        lines["empty"] = f"{len(answered) - len(shown)} chunks without an answer"
+        lines["empty"] = f"{counted(len(answered) - len(shown), 'chunk')} without an answer"
     skipped = Counter(row["error"] for row in rows if row.get("outcome") == "skipped")
     for number, (why, count) in enumerate(skipped.most_common(3), start=1):
         lines["skipped" + " " * (number - 1)] = f"{count:,} x {why}"
