@@ -253,6 +253,21 @@ WRONG = [
     (("ask", "", "papers"), 2, "the question is empty"),
     (("ask", "What?", "nowhere"), 2, "nowhere' does not exist"),
     (
+        ("ask", "papers", "What is it?"),
+        2,
+        "the question comes first: headrace ask 'What is it\\?' papers",
+    ),
+    (
+        ("ask", "What?", "papers", "--include", "*.txt"),
+        2,
+        r"fits no file of source 'papers', which holds 4 files.*--include '\*\*/\*\.txt'",
+    ),
+    (
+        ("ask", "What?", "papers", "--include", "*.docx"),
+        2,
+        "'\\*.docx' fits no file.*or leave it out to read all",
+    ),
+    (
         ("ask", "What?", "papers", "--fields", "a: dat"),
         2,
         "unknown type 'dat'.*did you mean 'date'",
