@@ -24,6 +24,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from config.load import load_surroundings
 from engine.errors import EngineError
 from engine.status import map_errors
+from flows.report.words import counted
 from flows.run.progress import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -111,11 +112,11 @@ def describe(run_id: str, snapshot: Snapshot) -> str:
     """Return the counts as one line, which is all that a card shows, and a small Markdown table."""
     outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(snapshot.outcomes.items()))
     cached = snapshot.cached_tokens / snapshot.prompt_tokens if snapshot.prompt_tokens else 0.0
-    documents = f"{snapshot.num_documents_read:,} of {snapshot.num_documents:,}"
+    documents = f"{snapshot.num_documents_read:,} of {counted(snapshot.num_documents, 'document')}"
     rows = {
         "run": run_id,
         "phase": snapshot.phase,
-        "documents": f"{documents} read",
+        "documents": f"{snapshot.num_documents_read:,} of {snapshot.num_documents:,} read",
         "chunks": f"{snapshot.num_chunks:,}",
         "records": f"{snapshot.num_results:,} of {snapshot.num_requests:,} asked"
         + (f": {outcomes}" if outcomes else ""),
@@ -129,7 +130,7 @@ def describe(run_id: str, snapshot: Snapshot) -> str:
     if snapshot.remaining_s is not None and snapshot.phase == "processing":
         left = f", about {snapshot.remaining_s:,.0f} s left"
         rows["time"] += left
-    head = f"{snapshot.phase}: {documents} documents, {outcomes or 'no answer yet'}{left}"
+    head = f"{snapshot.phase}: {documents}, {outcomes or 'no answer yet'}{left}"
     return f"{head}\n\n{_table(rows)}"
 
 
@@ -183,7 +184,7 @@ def _summary(manifest: Mapping[str, Any], address: str) -> str:
     rows = {
         "run": manifest["run_id"],
         "documents": documents,
-        "chunks": f"{manifest['chunks']:,} in {manifest['shards']} shards",
+        "chunks": f"{manifest['chunks']:,} in {counted(manifest['shards'], 'shard')}",
         "prompt tokens": f"{prompt:,}, {cached / prompt if prompt else 0:.0%} cached",
         "output tokens": f"{sum(stage['completion_tokens'] for stage in stages):,}",
         "cost": _dollars(stages),

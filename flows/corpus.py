@@ -288,8 +288,8 @@ def _state(manifest: Mapping[str, Any], job: Job) -> State[str]:
         return Completed(message=f"run {run_id}; {where}")
     requests = manifest["requests"]
     said = {
-        "over_failure_limit": f"{requests['unanswered']} of {requests['asked']} requests have no"
-        f" answer, more than failure_limit {manifest['failure_limit']}; ask them again with:"
+        "over_failure_limit": f"{requests['unanswered']} of {requests['asked']} requests went"
+        f" unanswered, more than failure_limit {manifest['failure_limit']}; ask them again with:"
         f" headrace retry {run_id}",
         "budget_reached": f"go on with a larger budget: headrace run --resume {run_id}",
         "incomplete": f"outcomes do not add up; go on with: headrace run --resume {run_id}",

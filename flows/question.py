@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,8 +23,10 @@ from config.pipeline import DEFAULT_ENGINE
 from config.shorthand import parse_fields
 from connectors.sinks.lake import Lake
 from connectors.sinks.parquet import span_from_row
-from flows.report.words import place, unit_name
+from connectors.storage import open_storage
+from flows.report.words import counted, place, unit_name
 from flows.run.job import Job, Options, is_inside, job_of
+from flows.run.plan import glob_regex
 from flows.terminal import print_facts, summary_lines
 
 STAGE = "answer"
@@ -30,6 +34,8 @@ MAX_SHOWN_ROWS = 50
 
 _MAX_ROWS_PER_ANSWER = 30
 _TOKENS_PER_ANSWER = 400
+_MAX_LISTED = 10_000
+"""Files looked at before a run for one that `include` fits: ten requests to a bucket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +46,23 @@ class Question:
     source: str
     fields: str | None = None
     many: bool = False
-    """Whether one part of a document may give several rows."""
+    """Whether one chunk may give several rows."""
     include: tuple[str, ...] = ()
-    parts: int | None = None
-    """Most parts of one document to ask; None: all."""
+    chunks: int | None = None
+    """Most chunks of one document to ask; None: all."""
 
 
 def job_for(question: Question, options: Options, run_id: str) -> Job:
-    """Return the job that asks the question of every part of every document.
+    """Return the job that asks the question of every chunk of every document.
 
     Raises:
-        ConfigError: A field is wrong, or the sink lies in the source.
+        ConfigError: Question and source are swapped, a field is wrong, `include` fits no file, or
+            the sink lies in the source.
     """
-    if not question.text.strip():
-        raise ConfigError('the question is empty; ask one, such as "What is it about?"')
+    _check_order(question)
     source, include = _source_and_globs(question)
+    if question.include:
+        _check_include(source, include)
     profile = load_profile(options.engine or DEFAULT_ENGINE)
     schema = parse_fields(question.fields or profile.ask_fields, "--fields")
     prompt = f"{_as_template(question.text)}\n{_wanted(schema, many=question.many)}"
@@ -66,14 +74,14 @@ def job_for(question: Question, options: Options, run_id: str) -> Job:
             "required": ["rows"],
             "additionalProperties": False,
         }
-    parts = [question.text, source, include, schema, question.parts]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    identity = [question.text, source, include, schema, question.chunks]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     data = {
         "name": f"ask_{digest}",
         "source": source,
         "sink": options.sink or _default_sink(question.text, source, digest),
         "include": list(include),
-        "chunk": {"max_per_document": question.parts},
+        "chunk": {"max_per_document": question.chunks},
         "budget": {"usd": options.budget_usd, "tokens": options.budget_tokens},
         "stages": [
             {
@@ -88,6 +96,62 @@ def job_for(question: Question, options: Options, run_id: str) -> Job:
     }
     config = pipeline_from(data, Path("headrace ask"), {"engine": options.engine})
     return job_of(config, origin="headrace ask", limit=options.limit, run_id=run_id)
+
+
+def _check_order(question: Question) -> None:
+    """Check that there is a question, and that it comes first.
+
+    Raises:
+        ConfigError: It is empty, or is a place while the source is none.
+    """
+    if not question.text.strip():
+        raise ConfigError('the question is empty; ask one, such as "What is it about?"')
+    if _is_place(question.text) and not _is_place(question.source):
+        command = shlex.join(["headrace", "ask", question.source, question.text])
+        raise ConfigError(
+            f"the question {question.text!r} is a place, and the source {question.source!r} is none;"
+            f" the question comes first: {command}"
+        )
+
+
+def _is_place(text: str) -> bool:
+    """Tell whether the text is an address, or names a file or folder that is there."""
+    if re.match(r"[a-z0-9]+://", text):
+        return True
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        # Too long for a path, or `~name` of nobody.
+        return False
+
+
+def _check_include(source: str, include: Sequence[str]) -> None:
+    """Check that a file is to be read, by a look at the first ones.
+
+    Raises:
+        ConfigError: No glob fits any, and there are no more.
+    """
+    listed = islice(open_storage(source).list(), _MAX_LISTED)
+    paths = []
+    for item in listed:
+        if any(re.fullmatch(glob_regex(glob), item.path) for glob in include):
+            return
+        paths.append(item.path)
+    # Of an empty source, and one that holds more, the run itself says what it finds.
+    if not paths or len(paths) == _MAX_LISTED:
+        return
+    deep = [f"**/{glob}" for glob in include]
+    fits = [glob for glob in deep if any(re.fullmatch(glob_regex(glob), path) for path in paths)]
+    what = ", ".join(repr(glob) for glob in include)
+    mend = (
+        f"`*` stays in one folder, `**/` goes through all: --include {fits[0]!r}"
+        if fits
+        else "give another glob, or leave it out to read all"
+    )
+    raise ConfigError(
+        f"--include {what} fits no file of source {source!r}, which holds"
+        f" {counted(len(paths), 'file')}, such as {paths[0]!r}; {mend}"
+    )
 
 
 def _source_and_globs(question: Question) -> tuple[str, tuple[str, ...]]:
@@ -141,7 +205,7 @@ def _in_words(name: str, spec: Mapping[str, Any]) -> str:
 def answer_rows(job: Job) -> list[dict[str, Any]]:
     """Return the answers, one row each: document, place, then the fields; in reading order.
 
-    Unanswered parts of documents are rows too, with their `outcome` and `error`.
+    Unanswered chunks are rows too, with their `outcome` and `error`.
     """
     lake = Lake(job.sink)
     records, chunks = lake.read_table(f"records/stage={STAGE}"), lake.read_table("chunks")
@@ -183,10 +247,10 @@ def print_answers(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
     lines = {}
     if len(shown) > MAX_SHOWN_ROWS:
         lines["shown"] = (
-            f"{MAX_SHOWN_ROWS} of {len(shown)} rows; all: headrace records {manifest['run_id']}"
+            f"{MAX_SHOWN_ROWS} of {len(shown):,} rows; all: headrace records {manifest['run_id']}"
         )
     if len(answered) > len(shown):
-        lines["empty"] = f"{len(answered) - len(shown)} parts of documents without an answer"
+        lines["empty"] = f"{counted(len(answered) - len(shown), 'chunk')} without an answer"
     skipped = Counter(row["error"] for row in rows if row.get("outcome") == "skipped")
     for number, (why, count) in enumerate(skipped.most_common(3), start=1):
         lines["skipped" + " " * (number - 1)] = f"{count:,} x {why}"

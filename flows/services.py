@@ -147,12 +147,14 @@ class ObjectStore(_Service):
         ports = self._ports
         return Command(
             name="object store",
-            # Each bucket claims 7 volumes; the default of 8 holds one bucket.
+            # Each bucket claims 7 volumes; the default of 8 holds one bucket. The catalogs, unused
+            # here, have fixed ports: two stores on one machine would not start.
             argv=[
                 str(weed), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
                 f"-master.port={ports['master']}", f"-volume.port={ports['volume']}",
                 f"-filer.port={ports['filer']}", "-master.volumeSizeLimitMB=64",
                 "-volume.max=100", "-s3", f"-s3.port={ports['s3']}", f"-s3.config={identities}",
+                "-s3.port.iceberg=0", "-s3.port.lance=0",
             ],
             cwd=self.folder,
             env=child_environment(),

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from flows.report.words import counted
 from flows.run.progress import Snapshot
 
 NON_TERMINAL_INTERVAL_S = 10.0
@@ -75,9 +76,9 @@ class ProgressBar:
 
 def _counts(snapshot: Snapshot) -> str:
     parts = [
-        f"{snapshot.num_documents_read}/{snapshot.num_documents} documents",
-        f"{snapshot.num_chunks} chunks",
-        f"{snapshot.num_results}/{snapshot.num_requests} answers",
+        f"{snapshot.num_documents_read}/{counted(snapshot.num_documents, 'document')}",
+        counted(snapshot.num_chunks, "chunk"),
+        f"{snapshot.num_results}/{counted(snapshot.num_requests, 'answer')}",
     ]
     if snapshot.num_unanswered:
         parts.append(f"{snapshot.num_unanswered} without answer")
@@ -127,7 +128,7 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
     rejected = ", ".join(f"{count} {reason}" for reason, count in manifest["rejected"].items())
     lines = {
         "documents": documents + (f" ({rejected})" if rejected else ""),
-        "chunks": f"{manifest['chunks']:,} in {manifest['shards']} shards",
+        "chunks": f"{manifest['chunks']:,} in {counted(manifest['shards'], 'shard')}",
         "seconds": f"{manifest['seconds']:.1f}",
     }
     if manifest["spent"]["usd"] is not None:

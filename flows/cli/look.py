@@ -118,6 +118,7 @@ def records(
 
       headrace records 4f2a --csv > answers.csv
     """
+    from flows.report.words import counted
     from flows.run.look import Query, query_records
 
     with exit_codes():
@@ -136,12 +137,13 @@ def records(
         else:
             _print_records(found.as_json(), limit)
             if found.num_skipped:
-                line = f"{found.num_skipped:,} skipped records are not shown; --outcome skipped shows them"
+                line = f"not shown: {counted(found.num_skipped, 'skipped record')}; see --outcome skipped"
                 print_lines([line])
 
 
 def _print_records(found: Mapping[str, Any], limit: int) -> None:
     from flows.question import cell
+    from flows.report.words import counted
 
     console = Console(highlight=False)
     rows = found["records"]
@@ -153,7 +155,7 @@ def _print_records(found: Mapping[str, Any], limit: int) -> None:
     console.print(table)
     more = f"; --limit or --csv shows more than {limit}" if len(rows) > limit else ""
     hidden = f"; further columns: {', '.join(found['hidden'])}" if found["hidden"] else ""
-    console.print(f"{len(rows):,} rows{more}{hidden}", markup=False, soft_wrap=True)
+    console.print(f"{counted(len(rows), 'row')}{more}{hidden}", markup=False, soft_wrap=True)
     console.print(f"tables: {', '.join(found['tables'])}", markup=False, soft_wrap=True)
 
 

@@ -126,8 +126,10 @@ def try_(
 
 
 def _print_trial(shown: Mapping[str, Any], *, full: bool) -> None:
+    from flows.report.words import counted
+
     head = (
-        f"{shown['document']}: {shown['status']}, {shown['chunks']} chunks;"
+        f"{shown['document']}: {shown['status']}, {counted(shown['chunks'], 'chunk')};"
         f" {shown['model']} ({shown['engine']}), context {shown['context_tokens']:,} tokens,"
         f" counted {shown['tokens_counted']}"
     )
@@ -147,13 +149,15 @@ def _print_trial(shown: Mapping[str, Any], *, full: bool) -> None:
 
 
 def _request_lines(request: Mapping[str, Any], *, full: bool) -> list[str]:
+    from flows.report.words import counted
+
     if "waits_for" in request:
         return [f"asked after {', '.join(request['waits_for'])}; without --dry-run it is shown"]
     if "not_sent" in request:
         return [f"not sent: {request['not_sent']}"]
     lines: list[str] = []
     for message in request["messages"]:
-        images = f", {message['images']} images" if message.get("images") else ""
+        images = f", {counted(message['images'], 'image')}" if message.get("images") else ""
         lines += [f"--- {message['role']}{images}", *_shorten(message["content"], full=full)]
     tokens, shared = request["tokens"], request["shared"]
     lines += [

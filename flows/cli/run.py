@@ -161,11 +161,15 @@ def ask(
         ),
     ] = None,
     many: Annotated[
-        bool, typer.Option("--many", help="As many rows as a part of a document holds, not one.")
+        bool, typer.Option("--many", help="As many rows as a chunk of a document holds, not one.")
     ] = False,
-    parts: Annotated[
+    chunks: Annotated[
         int | None,
-        typer.Option("--parts", min=1, help="Ask only the first N parts of each document."),
+        typer.Option(
+            "--chunks",
+            min=1,
+            help="Ask only the first N chunks of each document, pieces that fit into one prompt.",
+        ),
     ] = None,
     include: Annotated[
         list[str] | None,
@@ -184,7 +188,7 @@ def ask(
     with its place), a|b|c (a choice), \[type] (a list); a ? behind a type lets it be empty.
 
     Examples:
-      headrace ask "What is it about?" ./papers --parts 1
+      headrace ask "What is it about?" ./papers --chunks 1
 
       headrace ask "Which invoices exceed 10,000 EUR?" s3://lake/invoices
         --fields "vendor: string, amount: decimal, date: date?" --engine moonshot
@@ -202,7 +206,7 @@ def ask(
             fields=fields,
             many=many,
             include=tuple(include or ()),
-            parts=parts,
+            chunks=chunks,
         )
         options = Options(
             sink=sink,

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from flows.report.words import counted
+
 WIDTH = 320
 
 
@@ -22,7 +24,8 @@ def histogram(seconds: Sequence[float], height: int = 92, num_bins: int = 16) ->
     bars = [
         f'<rect class="bar" x="{i * step + 1:.1f}" y="{base - base * n / most:.1f}"'
         f' width="{step - 2:.1f}" height="{base * n / most:.1f}">'
-        f"<title>{i * top / num_bins:.2g} to {(i + 1) * top / num_bins:.2g} s: {n} requests</title></rect>"
+        f"<title>{i * top / num_bins:.2g} to {(i + 1) * top / num_bins:.2g} s:"
+        f" {counted(n, 'request')}</title></rect>"
         for i, n in enumerate(counts)
         if n
     ]
@@ -34,7 +37,8 @@ def histogram(seconds: Sequence[float], height: int = 92, num_bins: int = 16) ->
         f'<text class="tick" x="0" y="{height - 3}">0 s</text>'
         f'<text class="tick" x="{WIDTH}" y="{height - 3}" text-anchor="end">{top:g} s</text>'
     )
-    label = f"latencies of {len(ordered)} requests, median {quantile(ordered, 0.5):.2f} s"
+    what = counted(len(ordered), "request")
+    label = f"latencies of {what}, median {quantile(ordered, 0.5):.2f} s"
     return _svg(height, label, "".join(bars) + axis + "".join(marks))
 
 

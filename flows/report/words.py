@@ -1,4 +1,4 @@
-"""How a report words places, times and verdicts."""
+"""How reports and the terminal word counts, places, times and verdicts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ _VERDICTS = {
 def verdict(name: str) -> str:
     """Return a verdict in a reader's words."""
     return _VERDICTS.get(name, name)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a count with its noun, in the plural but for one: `1 chunk`, `1,200 chunks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def place(span: Span) -> str:

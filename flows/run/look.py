@@ -13,7 +13,7 @@ import polars as pl
 from config.errors import ConfigError
 from connectors.sinks.lake import Lake
 from connectors.sinks.parquet import RECORD_COLUMNS, RECORD_TAIL, span_from_row
-from flows.report.words import place
+from flows.report.words import counted, place
 from flows.run.job import Job
 from flows.run.plan import glob_regex
 from flows.run.registry import RunEntry, known_runs, runs_folder
@@ -34,13 +34,13 @@ def _brief(entry: RunEntry) -> dict[str, Any]:
     progress = entry.progress or {}
     results, requests = progress.get("num_results", 0), progress.get("num_requests", 0)
     read, documents = progress.get("num_documents_read", 0), progress.get("num_documents", 0)
-    done = f"{read}/{documents} documents, {results}/{requests} answers" if progress else ""
+    done = f"{read}/{counted(documents, 'document')}, {results}/{counted(requests, 'answer')}"
     return {
         "run_id": entry.run_id,
         "pipeline": entry.pipeline,
         "state": state.partition(":")[0].replace("_", " "),
         "error": state.partition(": ")[2] or None,
-        "done": done,
+        "done": done if progress else "",
         "source": entry.source,
         "sink": entry.sink,
         "started": entry.started,

@@ -11,6 +11,7 @@ from typing import Any
 from config.errors import ConfigError
 from connectors.document import SourceRef
 from connectors.storage import ObjectInfo, Storage
+from flows.report.words import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +56,8 @@ def select(
     dropped = [source.path for source in sources[limit:] if source.path in known]
     if dropped:
         raise ConfigError(
-            f"--limit {limit}: the sink already holds {len(dropped)} documents beyond it, such as"
-            f" {dropped[0]!r}, which would be removed; use another --sink or a larger --limit"
+            f"--limit {limit}: the sink already holds {counted(len(dropped), 'document')} beyond it,"
+            f" such as {dropped[0]!r}, which would be removed; use another --sink or a larger --limit"
         )
     return list(sources[:limit])
 

@@ -25,7 +25,7 @@ def test_every_command_works_when_the_tutorial_is_followed(embedded_engine, tmp_
     ]
     assert len(commands) == 11
     shown = {command: run(command, tmp_path) for command in commands}
-    first = shown['headrace ask "What is it about?" papers --parts 1']
+    first = shown['headrace ask "What is it about?" papers --chunks 1']
     assert "harbour-log.md" in first
     assert "3 listed, 3 read" in first
     assert shown["headrace records --csv"].count("succeeded") == 3
@@ -33,7 +33,7 @@ def test_every_command_works_when_the_tutorial_is_followed(embedded_engine, tmp_
 
 
 def test_first_question_of_the_readme_is_the_tutorials_when_read():
-    assert 'headrace ask "What is it about?" ./papers --parts 1' in README
+    assert 'headrace ask "What is it about?" ./papers --chunks 1' in README
 
 
 def run(command, folder):

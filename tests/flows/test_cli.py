@@ -98,7 +98,7 @@ def test_answers_are_json_when_asked_for(here, engine):
     assert answer["place"].startswith("characters ")
 
 
-def test_one_part_gives_many_rows_when_asked_for(here, engine):
+def test_one_chunk_gives_many_rows_when_asked_for(here, engine):
     arguments = ("ask", "Which goods?", "papers", "--fields", "name: string, amount: decimal")
     shown = as_json(*arguments, "--many", "--engine", engine.url)
     assert {name for row in shown["answers"] for name in row} == {
@@ -252,6 +252,21 @@ WRONG = [
     (("status", "7f7f"), 2, "knows no run yet"),
     (("ask", "", "papers"), 2, "the question is empty"),
     (("ask", "What?", "nowhere"), 2, "nowhere' does not exist"),
+    (
+        ("ask", "papers", "What is it?"),
+        2,
+        "the question comes first: headrace ask 'What is it\\?' papers",
+    ),
+    (
+        ("ask", "What?", "papers", "--include", "*.txt"),
+        2,
+        r"fits no file of source 'papers', which holds 4 files.*--include '\*\*/\*\.txt'",
+    ),
+    (
+        ("ask", "What?", "papers", "--include", "*.docx"),
+        2,
+        "'\\*.docx' fits no file.*or leave it out to read all",
+    ),
     (
         ("ask", "What?", "papers", "--fields", "a: dat"),
         2,

@@ -56,5 +56,5 @@ def test_documents_keep_their_shard_when_others_come_and_go():
 def test_limit_is_refused_when_the_sink_holds_documents_beyond_it():
     sources = [ref("a"), ref("b"), ref("c")]
     assert select(sources, {"a": "s00000"}, 1) == sources[:1]
-    with pytest.raises(ConfigError, match="already holds 1 documents beyond it, such as 'c'"):
+    with pytest.raises(ConfigError, match="already holds 1 document beyond it, such as 'c'"):
         select(sources, {"a": "s00000", "c": "s00000"}, 2)
