@@ -76,16 +76,34 @@ def body_of(turn: Turn, request: Request, endpoint: Endpoint) -> dict[str, Any]:
     return {name: value for name, value in body.items() if name not in profile.refuses}
 
 
-def first_messages(request: Request, endpoint: Endpoint) -> list[Message]:
-    """Return the messages that ask a request's question, images in front of the text."""
+def opening(request: Request, endpoint: Endpoint) -> Turn:
+    """Return a request's first call: for its answer, or to think on a host without a switch."""
+    if request.mode == "thinking" and endpoint.profile.modes["thinking"].by == "prompt":
+        text = user_text(request.material, f"{request.question.strip()}\n{THINK}")
+        messages = _messages(request, text)
+        return Turn(mode="thinking", messages=messages, max_tokens=request.max_reasoning_tokens)
+    thinking = request.max_reasoning_tokens if request.mode == "thinking" else 0
+    messages = _first_messages(request, endpoint)
+    return answering(request, request.mode, messages, thinking_tokens=thinking)
+
+
+def answering(
+    request: Request, mode: ModeName, messages: Sequence[Message], *, thinking_tokens: int = 0
+) -> Turn:
+    """Return a call for the request's answer; tokens for thinking come on top of the answer's."""
+    return Turn(
+        mode=mode,
+        messages=messages,
+        max_tokens=request.max_output_tokens + thinking_tokens,
+        thinking_tokens=thinking_tokens if mode == "thinking" else None,
+        schema=request.schema,
+    )
+
+
+def _first_messages(request: Request, endpoint: Endpoint) -> list[Message]:
     enforced = endpoint.profile.capabilities.structured_output
     text = user_text(request.material, request.question, None if enforced else request.schema)
     return _messages(request, text)
-
-
-def thinking_messages(request: Request) -> list[Message]:
-    """Return the messages that ask a model without a switch to think before it answers."""
-    return _messages(request, user_text(request.material, f"{request.question.strip()}\n{THINK}"))
 
 
 THINK = (

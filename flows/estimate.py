@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from config.errors import ConfigError
 from connectors.document import Chunk, Document, SourceRef
 from engine.endpoint import Endpoint
 from flows.run.ask import Asker
 from flows.run.bench import chunk_rule, endpoint_facts, open_room, plan_engine
 from flows.run.job import Job
-from flows.run.plan import list_sources
+from flows.run.plan import list_sources, require_match
 from flows.run.prepare import PreparedStage
 from flows.run.shard import read_chunks
 
@@ -64,11 +63,7 @@ def estimate(job: Job, *, sample: int | None, notify: Callable[[str], None]) -> 
         refs = list_sources(room.source, job.pipeline.include)
         if job.limit is not None:
             refs = refs[: job.limit]
-        if not refs:
-            raise ConfigError(
-                f"source {job.source!r} has no object that matches include"
-                f" {list(job.pipeline.include)}; check the path and the globs"
-            )
+        require_match(refs, job.source, job.pipeline.include)
         chosen = _sample(refs, sample)
         notify(f"reading {len(chosen)} of {len(refs)} documents")
         read = {ref.path: read_chunks(room, "plan", ref, rule)[:2] for ref in chosen}

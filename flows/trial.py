@@ -17,7 +17,7 @@ from connectors.storage import open_storage
 from engine.batch import Amount
 from engine.endpoint import Endpoint
 from engine.prompt import user_text
-from engine.wire import Turn, body_of, first_messages, thinking_messages
+from engine.wire import body_of, opening
 from flows.run.answers import Answers
 from flows.run.ask import Asker
 from flows.run.bench import Bench, chunk_rule, endpoint_facts, open_bench, open_room, plan_engine
@@ -162,9 +162,8 @@ def _request(inquiry: Inquiry, endpoint: Endpoint) -> dict[str, Any]:
     request = inquiry.requests[0]
     enforced = endpoint.profile.capabilities.structured_output
     tail = user_text("", request.question, None if enforced else request.schema)
-    by_prompt = endpoint.profile.modes[request.mode].by == "prompt" and request.mode != "instant"
-    messages = thinking_messages(request) if by_prompt else first_messages(request, endpoint)
-    system, user = messages
+    first = opening(request, endpoint)
+    system, user = first.messages
     text = user["content"] if isinstance(user["content"], str) else user["content"][-1]["text"]
     parts = endpoint.counter.count_many([request.instructions, request.material, tail])
     return {
@@ -177,7 +176,7 @@ def _request(inquiry: Inquiry, endpoint: Endpoint) -> dict[str, Any]:
         ],
         "schema": dict(request.schema),
         "samples": inquiry.stage.samples,
-        "body": _body(inquiry, endpoint, plain=by_prompt),
+        "body": _shown_body(body_of(first, request, endpoint)),
         "tokens": {
             "instructions": parts[0],
             "material": parts[1],
@@ -192,21 +191,10 @@ def _request(inquiry: Inquiry, endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def _body(inquiry: Inquiry, endpoint: Endpoint, *, plain: bool) -> dict[str, Any]:
-    """Return the fields of the first call beside messages and schema, as they are sent."""
-    request = inquiry.requests[0]
-    answer = 0 if plain else request.max_output_tokens
-    turn = Turn(
-        mode=request.mode,
-        messages=[],
-        max_tokens=answer + request.max_reasoning_tokens,
-        thinking_tokens=request.max_reasoning_tokens or None,
-        schema=None if plain else request.schema,
-    )
-    body = body_of(turn, request, endpoint)
-    if "response_format" in body:
-        body["response_format"] = "the schema above"
-    return {name: value for name, value in body.items() if name != "messages"}
+def _shown_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a call beside its messages and schema, which are shown apart."""
+    shown = {name: value for name, value in body.items() if name != "messages"}
+    return shown | ({"response_format": "the schema above"} if "response_format" in body else {})
 
 
 def _answer(answered: Answered) -> dict[str, Any]:

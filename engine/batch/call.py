@@ -122,11 +122,7 @@ class Caller:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _once(self, body: Mapping[str, Any], request: Request, account: Account) -> Reply:
-        prompt_tokens = (
-            request.prompt_tokens
-            or sum(map(len, (request.instructions, request.material, request.question)))
-            // BYTES_PER_TOKEN
-        )
+        prompt_tokens = request.prompt_tokens or worst_prompt_tokens(body)
         breaker = self.line.breaker
         told = False
         try:
@@ -136,7 +132,10 @@ class Caller:
         except EngineUnavailable as exc:
             told = True
             # 'Busy' is an answer: the endpoint is alive.
-            breaker.succeeded() if exc.status == _BUSY else breaker.failed(str(exc))
+            if exc.status == _BUSY:
+                breaker.succeeded()
+            else:
+                breaker.failed(str(exc))
             raise
         except RequestRejected:
             told = True

@@ -6,7 +6,7 @@ Made once per run and shared by its shards, so that all of them see one circuit 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.batch.breaker import Breaker, BreakerRule
 from engine.batch.pace import Pace
@@ -41,7 +41,7 @@ class Line:
 class Route:
     """The endpoint of a run, and its fallbacks in the order in which they are tried."""
 
-    lines: Sequence[Line] = field(default_factory=tuple)
+    lines: Sequence[Line]
 
     @property
     def endpoint(self) -> Endpoint:

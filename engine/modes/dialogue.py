@@ -14,7 +14,7 @@ from engine.modes.mode import Ending, Send
 from engine.modes.sight import Sight, look
 from engine.prompt import repair_text, summary_text
 from engine.request import ModeName, Request
-from engine.wire import Message, Turn, body_of
+from engine.wire import Message, Turn, answering, body_of
 
 MAX_EMPTY_TRIES = 2
 """Further calls after an empty or degenerate reply. Some hosts end a turn right after the thinking
@@ -40,35 +40,14 @@ class Dialogue:
         if note not in self._notes:
             self._notes.append(note)
 
-    async def ask(
-        self,
-        messages: Sequence[Message],
-        mode: ModeName,
-        *,
-        thinking_tokens: int = 0,
-        plain: bool = False,
-    ) -> Sight:
-        """Return what the reply to one turn shows; an empty one is asked for again.
-
-        Args:
-            messages: The whole conversation.
-            mode: How it is to be answered.
-            thinking_tokens: Tokens allowed for thinking, on top of the answer's.
-            plain: Whether plain text is wanted in place of the request's schema.
-        """
-        request = self._request
-        thinks = mode == "thinking" and not plain
-        turn = Turn(
-            mode=mode,
-            messages=messages,
-            max_tokens=thinking_tokens if plain else request.max_output_tokens + thinking_tokens,
-            thinking_tokens=thinking_tokens if thinks else None,
-            schema=None if plain else request.schema,
-        )
-        body = body_of(turn, request, self._endpoint)
+    async def ask(self, turn: Turn) -> Sight:
+        """Return what the reply to one turn shows; an empty one is asked for again."""
+        body = body_of(turn, self._request, self._endpoint)
+        # Plain text is an answer in itself, whatever it is for: nothing is to come in front of it.
+        asked = turn.mode if turn.schema is not None else "instant"
         for _ in range(1 + MAX_EMPTY_TRIES):
             reply = await self._send(body)
-            sight = look(reply, "instant" if plain else mode)
+            sight = look(reply, asked)
             for name in sight.notes:
                 self.note(name)
             if not sight.is_empty:
@@ -104,7 +83,8 @@ class Dialogue:
                 {"role": "user", "content": repair_text(error)},
             ]
             thinking = self._request.max_reasoning_tokens if repair_mode == "thinking" else 0
-            sight = await self.ask(again, repair_mode, thinking_tokens=thinking)
+            turn = answering(self._request, repair_mode, again, thinking_tokens=thinking)
+            sight = await self.ask(turn)
             self.saw(sight)
             output, error_class, error = judge(self._request, sight)
         return Ending(
@@ -126,7 +106,7 @@ class Dialogue:
         if self._request.reasoning == "keep" or mode != "instant":
             return whole
         question = [{"role": "user", "content": summary_text(whole)}]
-        told = await self.ask(question, mode, thinking_tokens=SUMMARY_TOKENS, plain=True)
+        told = await self.ask(Turn(mode=mode, messages=question, max_tokens=SUMMARY_TOKENS))
         return told.answer or whole
 
 

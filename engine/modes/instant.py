@@ -6,7 +6,7 @@ from engine.endpoint import Endpoint
 from engine.modes.dialogue import Dialogue
 from engine.modes.mode import Ending, Send
 from engine.request import Request
-from engine.wire import first_messages
+from engine.wire import answering, opening
 
 UNWANTED_THINKING_TOKENS = 2048
 """Tokens allowed for thinking on a host that thinks although it is told not to, once it is seen."""
@@ -18,12 +18,13 @@ class Instant:
     async def carry_out(self, request: Request, endpoint: Endpoint, send: Send) -> Ending:
         """Ask, check the answer against the schema, and re-ask once with the error."""
         talk = Dialogue(request, endpoint, send)
-        messages = first_messages(request, endpoint)
-        sight = await talk.ask(messages, "instant")
+        first = opening(request, endpoint)
+        sight = await talk.ask(first)
         if sight.ate_budget(0):
             room = endpoint.context_tokens - request.prompt_tokens - request.max_output_tokens
             extra = min(UNWANTED_THINKING_TOKENS, room)
             if extra > 0:
                 talk.note("more_budget")
-                sight = await talk.ask(messages, "instant", thinking_tokens=extra)
-        return await talk.conclude(messages, sight, repair_mode="instant")
+                more = answering(request, "instant", first.messages, thinking_tokens=extra)
+                sight = await talk.ask(more)
+        return await talk.conclude(first.messages, sight, repair_mode="instant")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engine.endpoint import Endpoint
 from engine.modes.dialogue import Dialogue
 from engine.modes.mode import Ending, Send
 from engine.modes.sight import Sight
 from engine.prompt import answer_text
 from engine.request import ModeName, Request
-from engine.wire import Message, first_messages, thinking_messages
+from engine.wire import Message, answering, opening
 
 
 class Thinking:
@@ -19,16 +21,15 @@ class Thinking:
         talk = Dialogue(request, endpoint, send)
         if endpoint.profile.modes["thinking"].by == "prompt":
             return await _by_prompt(talk, request, endpoint)
-        messages = first_messages(request, endpoint)
-        budget = request.max_reasoning_tokens
-        sight = await talk.ask(messages, "thinking", thinking_tokens=budget)
-        if sight.ate_budget(budget):
-            sight = await _within_budget(talk, messages, request, endpoint) or sight
-        return await talk.conclude(messages, sight, repair_mode=_cheapest(endpoint))
+        first = opening(request, endpoint)
+        sight = await talk.ask(first)
+        if sight.ate_budget(request.max_reasoning_tokens):
+            sight = await _within_budget(talk, first.messages, request, endpoint) or sight
+        return await talk.conclude(first.messages, sight, repair_mode=_cheapest(endpoint))
 
 
 async def _within_budget(
-    talk: Dialogue, messages: list[Message], request: Request, endpoint: Endpoint
+    talk: Dialogue, messages: Sequence[Message], request: Request, endpoint: Endpoint
 ) -> Sight | None:
     """Return an answer after thinking ate the budget: with more of it, or without thinking."""
     budget, sight = request.max_reasoning_tokens, None
@@ -36,29 +37,27 @@ async def _within_budget(
     more = min(2 * budget, room)
     if more > budget:
         talk.note("more_budget")
-        sight = await talk.ask(messages, "thinking", thinking_tokens=more)
+        sight = await talk.ask(answering(request, "thinking", messages, thinking_tokens=more))
         if not sight.ate_budget(more):
             return sight
     if "instant" not in endpoint.profile.modes:
         return sight
     talk.note("fell_to_instant")
-    return await talk.ask(messages, "instant")
+    return await talk.ask(answering(request, "instant", messages))
 
 
 async def _by_prompt(talk: Dialogue, request: Request, endpoint: Endpoint) -> Ending:
     """Think in a turn of its own, then answer: for a model that has no switch."""
-    asked = thinking_messages(request)
-    thought = await talk.ask(
-        asked, "thinking", thinking_tokens=request.max_reasoning_tokens, plain=True
-    )
+    first = opening(request, endpoint)
+    thought = await talk.ask(first)
     enforced = endpoint.profile.capabilities.structured_output
     messages = [
-        *asked,
+        *first.messages,
         {"role": "assistant", "content": thought.answer or thought.reasoning or "(nothing)"},
         {"role": "user", "content": answer_text(None if enforced else request.schema)},
     ]
     talk.thought_aloud(thought)
-    sight = await talk.ask(messages, "instant")
+    sight = await talk.ask(answering(request, "instant", messages))
     return await talk.conclude(messages, sight, repair_mode="instant")
 
 

@@ -174,35 +174,34 @@ class Asker:
             question = prepared.question.render(upstream=outputs)
         except jinja2.UndefinedError as exc:
             raise ConfigError(f"stage {stage.name!r}: prompt: {exc.message}") from exc
-        first = self._request(prepared, prepared.way, shown, question=question)
-        again = None
-        if prepared.again is not None:
-            key = request_key(prepared.again.fingerprint, 0, input_keys)
-            again = self._request(prepared, prepared.again, shown, question=question)
-            again = replace(again, request_key=key)
-        keys = (
-            request_key(prepared.way.fingerprint, sample, input_keys)
-            for sample in range(stage.samples)
-        )
+        request = self._request(prepared, shown, question=question)
+
+        def by(way: Way, sample: int) -> Request:
+            return replace(
+                request,
+                request_key=request_key(way.fingerprint, sample, input_keys),
+                mode=way.mode,
+                max_reasoning_tokens=way.max_reasoning_tokens,
+            )
+
         inquiry = Inquiry(
             stage=stage,
             mode=prepared.way.mode,
             fingerprint=prepared.way.fingerprint,
             document=shown.document,
             chunk=None,
-            requests=tuple(replace(first, request_key=key) for key in keys),
-            again=again,
+            requests=tuple(by(prepared.way, sample) for sample in range(stage.samples)),
+            again=by(prepared.again, 0) if prepared.again else None,
             segments={segment.label: segment for segment in shown.segments},
             material_tokens=shown.tokens,
         )
-        too_long = self._too_long(prepared, first)
+        too_long = self._too_long(prepared, request)
         if too_long is not None:
             return replace(inquiry, requests=(), unasked=("rejected", "too_long", too_long))
         return inquiry
 
-    def _request(
-        self, prepared: PreparedStage, way: Way, shown: _Shown, *, question: str
-    ) -> Request:
+    def _request(self, prepared: PreparedStage, shown: _Shown, *, question: str) -> Request:
+        """Return the question, without what differs from one way of asking to the other."""
         stage = prepared.config
         schema = bind_labels(stage.output, shown.segments)
         enforced = self._endpoint.profile.capabilities.structured_output
@@ -211,14 +210,13 @@ class Asker:
         return Request(
             request_key="",
             stage=stage.name,
-            mode=way.mode,
+            mode=prepared.way.mode,
             instructions=self.instructions,
             material=render(shown.segments),
             images=shown.images,
             question=question,
             schema=schema,
             max_output_tokens=stage.max_output_tokens,
-            max_reasoning_tokens=way.max_reasoning_tokens,
             reasoning=stage.reasoning,
             temperature=stage.temperature,
             adapter=stage.adapter,

@@ -200,11 +200,8 @@ def _plan(job: Job) -> tuple[list[ShardPlan], int]:
     table = lake.read_table("documents", ["path", "shard"])
     known = dict(table.iter_rows()) if table is not None else {}
     sources = plan.select(listed, known, job.limit)
-    if not sources and not known:
-        raise ConfigError(
-            f"source {job.source!r} has no object that matches include"
-            f" {list(job.pipeline.include)}; check the path and the globs"
-        )
+    if not known:
+        plan.require_match(sources, job.source, job.pipeline.include)
     return plan.cut_shards(sources, known, job.pipeline.documents_per_shard), len(sources)
 
 

@@ -29,6 +29,19 @@ def list_sources(storage: Storage, include: Sequence[str]) -> list[SourceRef]:
     return sorted((_source(storage, item) for item in found), key=lambda source: source.path)
 
 
+def require_match(sources: Sequence[SourceRef], url: str, include: Sequence[str]) -> None:
+    """Check that the source at `url` holds something to read.
+
+    Raises:
+        ConfigError: It holds nothing that matches.
+    """
+    if not sources:
+        raise ConfigError(
+            f"source {url!r} has no object that matches include"
+            f" {list(include)}; check the path and the globs"
+        )
+
+
 def _source(storage: Storage, item: ObjectInfo) -> SourceRef:
     return SourceRef(
         uri=storage.uri(item.path), path=item.path, size_bytes=item.size_bytes, etag=item.etag

@@ -94,9 +94,9 @@ def check_fit(stage: StageConfig, profile: Profile) -> None:
     Raises:
         ConfigError: It cannot; the message says what, the limit and what to do.
     """
-    problem = next((text for text in _misfits(stage, profile)), None)
-    if problem is not None:
-        raise ConfigError(f"stage {stage.name!r}: {problem}")
+    problems = _misfits(stage, profile)
+    if problems:
+        raise ConfigError(f"stage {stage.name!r}: {problems[0]}")
 
 
 def _misfits(stage: StageConfig, profile: Profile) -> list[str]:

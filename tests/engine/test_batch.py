@@ -34,9 +34,9 @@ def request(number, **changes):
     return replace(base, **changes)
 
 
-def endpoint_of(engine):
+def endpoint_of(engine, profile=None):
     return open_endpoint(
-        profile_for_url(engine.url),
+        profile or profile_for_url(engine.url),
         venv=None,
         cache=Path("no-cache"),
         environment={},
@@ -45,8 +45,10 @@ def endpoint_of(engine):
     )
 
 
-def carry_out(engine, requests, *, max_in_flight=4, retry=AT_ONCE, fallback=(), rule=None):
-    endpoints = [endpoint_of(engine), *map(endpoint_of, fallback)]
+def carry_out(
+    engine, requests, *, max_in_flight=4, retry=AT_ONCE, fallback=(), rule=None, profile=None
+):
+    endpoints = [endpoint_of(engine, profile), *map(endpoint_of, fallback)]
 
     async def collect():
         async def source():

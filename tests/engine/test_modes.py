@@ -1,24 +1,18 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from engine.grammar import inexpressible
 from engine.modes.spectrum import Shape, choose
-from engine.profile import ModeSettings, Profile
+from engine.profile import Capabilities, ModeSettings, Profile
 from engine.wire import WHY
-from tests.engine.test_batch import AT_ONCE, request
+from tests.engine import test_batch
+from tests.engine.test_batch import request
 from tests.fakes.engine_server import FakeEngine, Fault
 
 
 def carry_out(engine, item, **profile):
     """Return the result of one request on a host that switches its own thinking."""
-    import asyncio
-
-    from engine.batch import route_to, run
-    from engine.endpoint import open_endpoint
-    from engine.profile import Capabilities
-
     host = Profile(
         name="host",
         base_url=engine.url,
@@ -29,17 +23,7 @@ def carry_out(engine, item, **profile):
         },
         **profile,
     )
-
-    async def one():
-        async def source():
-            yield item
-
-        with open_endpoint(
-            host, venv=None, cache=Path("no-cache"), environment={}, api_key=None, notify=print
-        ) as endpoint:
-            return [r async for r in run(source(), route_to(endpoint), retry=AT_ONCE)]
-
-    (result,) = asyncio.run(one())
+    (result,) = test_batch.carry_out(engine, [item], profile=host)
     return result
 
 
