@@ -217,7 +217,8 @@ def open_bench(
         )
         asker = Asker(job.pipeline, endpoint)
         budget = Budget(max_usd=limits.usd, max_tokens=limits.tokens, spent=spent)
-        at_once = min(at_once, endpoint.profile.max_in_flight)
+        route = route_to(endpoint, *fallbacks)
+        at_once = min(at_once, route.max_in_flight)
         cancelled, in_work = threading.Event(), Shift(at_once)
         stack.callback(in_work.wait, SETTLE_S)
         stack.callback(cancelled.set)
@@ -227,7 +228,7 @@ def open_bench(
             lake=room.lake,
             readers=room.readers,
             scratch=room.scratch,
-            route=route_to(endpoint, *fallbacks),
+            route=route,
             asker=asker,
             rule=chunk_rule(job, endpoint, asker),
             progress=progress,

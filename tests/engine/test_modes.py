@@ -80,6 +80,18 @@ def test_field_is_never_sent_when_the_host_refuses_it(engine):
     assert not {"stream_options", "stream_interval"} & set(engine.calls[0])
 
 
+def test_tier_limits_what_is_in_flight_when_the_account_has_one():
+    host = Profile(
+        name="host",
+        max_in_flight=50,
+        tiers=[{"name": "0", "max_in_flight": 1, "requests_per_minute": 3}],
+        modes={"instant": ModeSettings()},
+    )
+    assert host.limits.max_in_flight == 50
+    bound = host.model_copy(update={"tier": "0"}).limits
+    assert (bound.max_in_flight, bound.requests_per_minute) == (1, 3)
+
+
 SHAPE = Shape(
     is_reduce=False,
     num_needs=0,
