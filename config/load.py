@@ -26,6 +26,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROFILES = REPOSITORY / "config" / "profiles"
 PIPELINES = REPOSITORY / "config" / "pipelines"
 
+_YAML_SUFFIXES = {".yaml", ".yml"}
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -44,6 +46,8 @@ class Surroundings:
     where neither names one."""
     pipelines: tuple[Path, ...]
     """Folders whose pipelines are known by name: the shipped ones, then HEADRACE_PIPELINES."""
+    profiles: tuple[Path, ...]
+    """Folders whose profiles are known by name: the shipped ones, then HEADRACE_PROFILES."""
     reports_url: str | None
     """Address under which `headrace up` serves reports; None where it does not."""
 
@@ -54,15 +58,19 @@ def load_surroundings(environment: Mapping[str, str] | None = None) -> Surroundi
     home = Path(env.get("HOME", "~")).expanduser()
     cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache")
     state = Path(env.get("XDG_STATE_HOME") or home / ".local" / "state")
-    named = [Path(name) for name in env.get("HEADRACE_PIPELINES", "").split(os.pathsep) if name]
     return Surroundings(
         cache=Path(env.get("HEADRACE_CACHE") or cache / "headrace"),
         state=Path(env.get("HEADRACE_STATE") or state / "headrace"),
         engine_venv=Path(env.get("HEADRACE_ENGINE_VENV") or REPOSITORY / ".venv-engine"),
         prefect_api_url=env.get("PREFECT_API_URL") or _active_prefect_url(env, home),
-        pipelines=(PIPELINES, *named),
+        pipelines=(PIPELINES, *_folders(env, "HEADRACE_PIPELINES")),
+        profiles=(PROFILES, *_folders(env, "HEADRACE_PROFILES")),
         reports_url=env.get("HEADRACE_REPORTS_URL") or None,
     )
+
+
+def _folders(env: Mapping[str, str], name: str) -> list[Path]:
+    return [Path(folder) for folder in env.get(name, "").split(os.pathsep) if folder]
 
 
 def _active_prefect_url(env: Mapping[str, str], home: Path) -> str | None:
@@ -102,7 +110,7 @@ def find_pipeline(name: str | Path) -> Path:
         ConfigError: There is no such file and no pipeline of that name.
     """
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.is_file() or len(path.parts) != 1:
+    if path.suffix in _YAML_SUFFIXES or path.is_file() or len(path.parts) != 1:
         return path
     known = known_pipelines()
     if str(name) not in known:
@@ -120,9 +128,11 @@ def known_pipelines() -> dict[str, Path]:
     return {file.stem: file for file in files}
 
 
-def known_profiles() -> list[str]:
-    """Return the names of all profiles."""
-    return sorted(file.stem for file in PROFILES.glob("*.yaml"))
+def known_profiles() -> dict[str, Path]:
+    """Return the profiles that can be given by name, by name."""
+    folders = load_surroundings().profiles
+    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    return {file.stem: file for file in files}
 
 
 def load_pipeline(
@@ -154,6 +164,7 @@ def pipeline_from(
     Raises:
         ConfigError: A file is missing or a key is wrong.
     """
+    _resolve_engines(data, path)
     for key, value in (overrides or {}).items():
         if value is not None:
             _assign(data, key, value, f"{path}: {key}")
@@ -173,6 +184,23 @@ def pipeline_from(
         if isinstance(stage, dict):
             _read_stage_files(stage, path, f"stages[{number}]")
     return _validate(PipelineConfig, data, path)
+
+
+def _resolve_engines(data: dict[str, Any], path: Path) -> None:
+    """Make the paths of profiles independent of where the command runs."""
+    fallback = data.get("fallback")
+    if isinstance(data.get("engine"), str):
+        data["engine"] = _resolve(data["engine"], path)
+    if isinstance(fallback, list):
+        data["fallback"] = [
+            _resolve(engine, path) if isinstance(engine, str) else engine for engine in fallback
+        ]
+
+
+def _resolve(engine: str, path: Path) -> str:
+    if "://" in engine or Path(engine).suffix not in _YAML_SUFFIXES:
+        return engine
+    return str((path.parent / engine).absolute())
 
 
 def _assign(data: dict[str, Any], key: str, value: object, where: str) -> None:
@@ -205,21 +233,35 @@ def _below(target: object, key: str) -> list[Any]:
 
 
 def load_profile(engine: str) -> Profile:
-    """Return the profile `engine`, or one for the endpoint where `engine` is a URL.
+    """Return the profile of that name or file, or one for the endpoint where `engine` is a URL.
 
     Raises:
-        ConfigError: There is no such profile.
+        ConfigError: There is no such profile, or a key in it is wrong.
     """
     if engine.startswith(("http://", "https://")):
-        return profile_for_url(engine)
-    path = PROFILES / f"{engine}.yaml"
-    names = known_profiles()
-    if engine not in names:
-        raise ConfigError(
-            f"engine {engine!r} is no profile; profiles: {', '.join(names)}"
-            f"{_nearest(engine, names)}; or give the URL of an OpenAI-compatible endpoint"
-        )
-    return _validate(Profile, _read_yaml(path), path)
+        return _from_url(engine)
+    path = Path(engine)
+    if path.suffix not in _YAML_SUFFIXES:
+        known = known_profiles()
+        if engine not in known:
+            raise ConfigError(
+                f"engine {engine!r} is no profile; profiles: {', '.join(known)}"
+                f"{_nearest(engine, [*known])}; or give the path of a profile's YAML file, or the URL"
+                " of an OpenAI-compatible endpoint"
+            )
+        path = known[engine]
+    profile = _validate(Profile, _read_yaml(path), path)
+    if profile.name != path.stem:
+        raise ConfigError(f"{path}: name: {profile.name!r}; expected the file's own, {path.stem!r}")
+    return profile
+
+
+def _from_url(url: str) -> Profile:
+    try:
+        return profile_for_url(url)
+    except ValidationError as exc:
+        (error,) = exc.errors(include_input=False)
+        raise ConfigError(f"--engine: {error['msg'].removeprefix('Value error, ')}") from None
 
 
 def _read_stage_files(stage: dict[str, Any], path: Path, key: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import httpx
 
-from engine import embedded
-from engine.errors import EngineMisconfigured, EngineUnavailable, PrerequisiteError
+from engine.errors import EngineMisconfigured, EngineUnavailable
+from engine.local_models import LOCAL_MODELS
 from engine.profile import Profile
 from engine.prompt import repair_text, user_text
 from engine.server import Server, ensure_server
@@ -194,13 +194,8 @@ def _counter(
     Raises:
         PrerequisiteError: The vocabulary is missing or broken.
     """
-    if profile.serve == "embedded":
-        path = embedded.model_folder(cache) / "tokenizer.json"
-        if not path.is_file():
-            raise PrerequisiteError(
-                f"tokenizer {str(path)!r} is missing; run `headrace engine install`"
-            )
-        return load_counter(path)
+    if profile.serve is not None:
+        return load_counter(LOCAL_MODELS[profile.serve].model_folder(cache) / "tokenizer.json")
     return open_counter(
         profile.tokenizer,
         base_url=base_url,

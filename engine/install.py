@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import embedded
+from engine import embedded, tiny
 from engine.errors import PrerequisiteError
 
 LOCKS = Path(__file__).resolve().parent.parent / "requirements"
@@ -36,7 +36,7 @@ _STAMP = "installed.json"
 
 
 def install(venv: Path, cache: Path, environment: Mapping[str, str]) -> None:
-    """Create or complete the environment, then write the embedded model.
+    """Create or complete the environment, then write the models that it serves.
 
     Args:
         venv: Folder of the environment; made anew where its locks have changed.
@@ -60,7 +60,8 @@ def install(venv: Path, cache: Path, environment: Mapping[str, str]) -> None:
         facts = {"lock": wanted, "torch": way, "seconds": seconds, "megabytes": size_mb}
         (venv / _STAMP).write_text(json.dumps(facts), encoding="utf-8")
         _say(f"installed {size_mb} MB in {seconds} s ({way})")
-    embedded.prepare(venv / "bin" / "python", cache, environment, _say)
+    for model in (embedded, tiny):
+        model.prepare(venv / "bin" / "python", cache, environment, _say)
     _say("ready")
 
 

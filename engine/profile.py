@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from engine.grammar import Grammar
+from engine.local_models import LocalModelName
 from engine.request import ModeName
 from engine.tokens import TokenizerSource
 
@@ -154,7 +156,7 @@ class Profile(_Model):
     """The model and the host, for people."""
     model: str | None = None
     """Model as named in requests; None: the first one the endpoint lists."""
-    serve: Literal["embedded"] | None = None
+    serve: LocalModelName | None = None
     """What this machine starts by itself; None for an endpoint that is there already."""
     server_flags: tuple[str, ...] = ()
     """Flags of `vllm serve` for an engine that this machine starts."""
@@ -198,6 +200,16 @@ class Profile(_Model):
     """Licence of the model or terms of the host; None: not recorded."""
     data_sheet: DataSheet = Field(default_factory=DataSheet)
     """What is disclosed, certified and known to be weak."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        if url is not None and "@" in urlsplit(url).netloc:
+            raise ValueError(
+                "the URL holds a user name or password; a key belongs into the environment variable"
+                " that api_key_env names (for a plain URL: OPENAI_API_KEY)"
+            )
+        return url
 
     @model_validator(mode="after")
     def _check(self) -> Self:

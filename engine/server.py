@@ -18,8 +18,8 @@ from pathlib import Path
 
 import httpx
 
-from engine import embedded
 from engine.errors import PrerequisiteError
+from engine.local_models import LOCAL_MODELS
 from engine.process import ChildProcess, Command, ProcessMark
 from engine.profile import Profile
 
@@ -29,7 +29,8 @@ READY_LIMIT_S = 600.0
 _CACHE_METRIC = "vllm:cache_config_info"
 
 KV_CACHE_GIB = 1
-"""Memory for the KV cache: SmolLM2 needs 22.5 KiB a token, so 1 GiB holds 46,000 tokens."""
+"""Memory for the KV cache: 46,000 tokens of SmolLM2 at 22.5 KiB, 233,000 of the tiny K2.5 at 4.5 KiB.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +160,9 @@ def _command(
             f"the engine's environment {str(venv)!r} is missing; run `headrace engine install`,"
             " or give the URL of an engine that runs elsewhere with --engine"
         )
-    model = embedded.prepare(python, cache, environment, notify)
+    assert profile.serve is not None
+    model = LOCAL_MODELS[profile.serve]
+    folder = model.prepare(python, cache, environment, notify)
     port = _free_port()
     work = cache / "engine" / "work"
     work.mkdir(parents=True, exist_ok=True)
@@ -168,8 +171,8 @@ def _command(
         name="engine",
         argv=[
             str(python), "-m", "vllm.entrypoints.openai.api_server",
-            f"--model={model}", f"--served-model-name={name}",
-            f"--dtype={embedded.dtype()}", f"--max-model-len={profile.context_tokens}",
+            f"--model={folder}", f"--served-model-name={name}",
+            f"--dtype={model.dtype()}", f"--max-model-len={profile.context_tokens}",
             "--host=127.0.0.1", f"--port={port}", *profile.server_flags,
         ],
         cwd=work,

@@ -102,9 +102,16 @@ def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "HEADRACE_CACHE": surroundings.cache,
         "HEADRACE_ENGINE_VENV": surroundings.engine_venv,
     }
-    pipelines = os.pathsep.join(str(folder.absolute()) for folder in surroundings.pipelines[1:])
     named = {name: str(folder.absolute()) for name, folder in folders.items()}
-    return {**kept, **named, "HEADRACE_PIPELINES": pipelines}
+    lists = {
+        "HEADRACE_PIPELINES": surroundings.pipelines[1:],
+        "HEADRACE_PROFILES": surroundings.profiles[1:],
+    }
+    joined = {
+        name: os.pathsep.join(str(folder.absolute()) for folder in listed)
+        for name, listed in lists.items()
+    }
+    return {**kept, **named, **joined}
 
 
 def piece_file(folder: Path, name: str) -> Path:

@@ -48,12 +48,8 @@ class HuggingFaceCounter(LocalCounter):
         """Read the vocabulary.
 
         Raises:
-            PrerequisiteError: It is missing, or no tokenizer.
+            PrerequisiteError: It is no tokenizer.
         """
-        if not path.is_file():
-            raise PrerequisiteError(
-                f"tokenizer {str(path)!r} is missing; run `headrace engine install`"
-            )
         self.name = name
         try:
             self._tokenizer = Tokenizer.from_file(str(path))

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from engine.errors import EngineMisconfigured, EngineUnavailable
+from engine.errors import EngineUnavailable
 from engine.status import authorization, map_errors, raise_for_status
 from engine.tokens.estimate import EstimateCounter
 
@@ -43,8 +43,6 @@ class RemoteCounter(ABC):
         self, url: str, *, api_key: str | None, at_once: int, estimate: EstimateCounter
     ) -> None:
         self._url = url
-        # A URL may carry a password; messages name the host without it.
-        self._shown = _without_password(url)
         self._estimate = estimate
         self._at_once = at_once
         self._kept: OrderedDict[bytes, int] = OrderedDict()
@@ -126,14 +124,14 @@ class RemoteCounter(ABC):
         Raises:
             EngineUnavailable: No answer, or one that is not a count.
         """
-        with map_errors(self._shown):
+        with map_errors(self._url):
             answer = self._http.post(self._url, json=self._body(text))
-        raise_for_status(answer, self._shown)
+        raise_for_status(answer, self._url)
         try:
             return self._read(answer.json())
         except (ValueError, KeyError, TypeError) as exc:
             raise EngineUnavailable(
-                f"{self._shown} answered 200 with a body that is not a token count"
+                f"{self._url} answered 200 with a body that is not a token count"
                 f" ({len(answer.content)} bytes)"
             ) from exc
 
@@ -204,16 +202,3 @@ def _positive(value: object) -> int:
     if not isinstance(value, int) or value < 1:
         raise ValueError(value)
     return value
-
-
-def _without_password(url: str) -> str:
-    """Return the URL without user and password.
-
-    Raises:
-        EngineMisconfigured: It cannot be a URL.
-    """
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as exc:
-        raise EngineMisconfigured(f"the engine's URL is not usable: {exc}") from exc
-    return str(parsed.copy_with(userinfo=b"")) if parsed.userinfo else url

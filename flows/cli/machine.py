@@ -232,10 +232,12 @@ def _served(name: str) -> Profile:
         ConfigError: It names an engine elsewhere.
     """
     from config.errors import ConfigError
+    from engine.local_models import LOCAL_MODELS
 
     profile = load_profile(name)
     if profile.serve is None:
         raise ConfigError(
-            f"--profile {name!r} is an engine elsewhere; this machine serves 'embedded'"
+            f"--profile {name!r} is an engine elsewhere; this machine serves"
+            f" {' and '.join(LOCAL_MODELS)}"
         )
     return profile

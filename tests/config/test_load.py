@@ -96,6 +96,35 @@ def test_url_is_an_engine_when_it_is_given():
     assert load_profile("http://127.0.0.1:9/v1").base_url == "http://127.0.0.1:9/v1"
 
 
+def test_password_is_refused_and_not_shown_when_it_is_in_the_url():
+    with pytest.raises(ConfigError, match="belongs into the environment variable") as caught:
+        load_profile("https://me:sk-canary@host/v1")
+    assert "canary" not in str(caught.value)
+
+
+PROFILE = "name: ours\nbase_url: http://gpu/v1\nmodes: {instant: {}}\n"
+
+
+def test_profile_is_found_beside_the_pipeline_when_it_names_the_file(tmp_path):
+    (tmp_path / "ours.yaml").write_text(PROFILE, encoding="utf-8")
+    text = PIPELINE + "engine: ours.yaml\nfallback: [ours.yaml, moonshot, 'http://h/x.yaml']\n"
+    pipeline = load_pipeline(write(tmp_path, text))
+    assert load_profile(pipeline.engine).base_url == "http://gpu/v1"
+    assert pipeline.fallback == (str(tmp_path / "ours.yaml"), "moonshot", "http://h/x.yaml")
+
+
+def test_profile_is_known_by_name_when_its_folder_is_named(tmp_path, monkeypatch):
+    (tmp_path / "ours.yaml").write_text(PROFILE, encoding="utf-8")
+    monkeypatch.setenv("HEADRACE_PROFILES", str(tmp_path))
+    assert load_profile("ours").base_url == "http://gpu/v1"
+
+
+def test_profile_is_refused_when_its_name_is_not_the_files(tmp_path):
+    (tmp_path / "theirs.yaml").write_text(PROFILE, encoding="utf-8")
+    with pytest.raises(ConfigError, match="name: 'ours'; expected the file's own, 'theirs'"):
+        load_profile(str(tmp_path / "theirs.yaml"))
+
+
 def test_surroundings_follow_the_environment_when_it_says_something():
     plain = load_surroundings({"HOME": "/home/u"})
     assert plain.cache == Path("/home/u/.cache/headrace")

@@ -119,13 +119,11 @@ def test_text_is_rejected_when_the_host_refuses_it():
 
 def test_no_message_holds_a_secret_when_the_host_refuses():
     with TokenServer(api_key="sk-right") as host:
-        url = host.base_url.replace("http://", "http://user:sk-url@")
-        for base_url, key in ((url, None), (host.base_url, "sk-wrong")):
-            counter = ServerCounter(base_url, model="m", api_key=key)
-            with pytest.raises(EngineMisconfigured) as caught:
-                counter.count("a")
-            counter.close()
-            assert "sk-" not in str(caught.value)
+        counter = ServerCounter(host.base_url, model="m", api_key="sk-wrong")
+        with pytest.raises(EngineMisconfigured) as caught:
+            counter.count("a")
+        counter.close()
+        assert "sk-" not in str(caught.value)
         counter = ServerCounter(host.base_url, model="m", api_key="sk-right")
         assert counter.count("a") == 1
         counter.close()
