@@ -164,7 +164,7 @@ def pipeline_from(
     Raises:
         ConfigError: A file is missing or a key is wrong.
     """
-    _resolve_engines(data, path)
+    _resolve_paths(data, path)
     for key, value in (overrides or {}).items():
         if value is not None:
             _assign(data, key, value, f"{path}: {key}")
@@ -186,18 +186,22 @@ def pipeline_from(
     return _validate(PipelineConfig, data, path)
 
 
-def _resolve_engines(data: dict[str, Any], path: Path) -> None:
-    """Make the paths of profiles independent of where the command runs."""
+def _resolve_paths(data: dict[str, Any], path: Path) -> None:
+    """Make relative paths those of the file, wherever the command runs."""
+    for key in ("source", "sink"):
+        if isinstance(data.get(key), str) and "://" not in data[key]:
+            data[key] = str((path.parent / Path(data[key]).expanduser()).absolute())
     fallback = data.get("fallback")
     if isinstance(data.get("engine"), str):
-        data["engine"] = _resolve(data["engine"], path)
+        data["engine"] = _resolve_engine(data["engine"], path)
     if isinstance(fallback, list):
         data["fallback"] = [
-            _resolve(engine, path) if isinstance(engine, str) else engine for engine in fallback
+            _resolve_engine(engine, path) if isinstance(engine, str) else engine
+            for engine in fallback
         ]
 
 
-def _resolve(engine: str, path: Path) -> str:
+def _resolve_engine(engine: str, path: Path) -> str:
     if "://" in engine or Path(engine).suffix not in _YAML_SUFFIXES:
         return engine
     return str((path.parent / engine).absolute())

@@ -182,7 +182,8 @@ class PipelineConfig(_Model):
     name: StageName
     """What runs, tables and the run page call it. A sink keeps to one pipeline by this name."""
     source: str | None = None
-    """Folder or bucket to read; `--source` overrides it."""
+    """Folder or bucket to read; `--source` overrides it. A relative path in the file is relative to the
+    file, on the command line to the folder one is in."""
     sink: str | None = None
     """Folder or bucket to write; `--sink` overrides it."""
     include: tuple[str, ...] = ("**/*",)

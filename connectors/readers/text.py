@@ -1,4 +1,4 @@
-"""Reads plain text and Markdown: sentences with their offsets in the decoded text."""
+"""Reads plain text, Markdown and logs: sentences or entries, with their offsets in the decoded text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from connectors.document import Content, Segment, SegmentKind, Span, Unit
 from connectors.errors import DocumentRejected
 from connectors.readers import ReaderOptions
 from connectors.readers.decoding import find_encoding
-from connectors.readers.sentences import split_sentences
+from connectors.readers.sentences import MAX_SENTENCE_CHARS, split_sentences
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MAX_BYTES = 256 << 20
@@ -21,6 +21,17 @@ _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(?P<text>.*?)[ \t]*#*[ \t]*$")
 _LIST_ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+")
 _FENCE = re.compile(r" {0,3}(?:```|~~~)")
 _RULE = re.compile(r"[ \t]*(?:[-=_*][ \t]*){3,}$|[ \t]*\|?[ \t:|-]*-{3,}[ \t:|-]*$")
+_ENTRY = re.compile(
+    r"\{\s*\""  # a line of JSON
+    r"|(?:\S+ ){0,3}[\[(<\"']?(?:"  # a time, behind at most a host and a user as web servers write them
+    r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}"
+    r"|\d{4}/\d{2}/\d{2} \d{2}:\d{2}"
+    r"|\d{1,2}/[A-Z][a-z]{2}/\d{4}:\d{2}:\d{2}"
+    r"|[A-Z][a-z]{2} [ \d]\d \d{2}:\d{2}:\d{2}"
+    r"|\d{1,2}:\d{2}:\d{2}\b)"
+    r"|[IWEF]\d{4} \d{2}:\d{2}:\d{2}"  # glog and klog
+)
+"""How an entry of a log begins; lines without a time that follow, such as a stack trace, belong to it."""
 
 
 class _Passage(NamedTuple):
@@ -29,6 +40,8 @@ class _Passage(NamedTuple):
     kind: SegmentKind
     start: int
     end: int
+    is_entry: bool = False
+    """Whether it is an entry of a log, which stays whole unless it is long."""
 
 
 def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:  # noqa: ARG001
@@ -72,19 +85,24 @@ def _passages(text: str, *, is_markdown: bool) -> Iterator[_Passage]:
     """Yield headings, table rows, list items and paragraphs in order."""
     start: int | None = None
     end = 0
+    is_entry = False
     for line_start, line_end in _line_spans(text):
         line = text[line_start:line_end]
         whole = _whole_line(line, line_start) if is_markdown else None
-        if start is not None and (whole or not line.strip() or _LIST_ITEM.match(line)):
-            yield _Passage("paragraph", start, end)
+        begins = _ENTRY.match(line) is not None
+        if start is not None and (
+            whole or begins or not line.strip() or (_LIST_ITEM.match(line) and not is_entry)
+        ):
+            yield _Passage("paragraph", start, end, is_entry)
             start = None
         if whole is not None:
             yield whole
         elif line.strip() and not _RULE.match(line):
-            start = line_start if start is None else start
+            if start is None:
+                start, is_entry = line_start, begins
             end = line_end
     if start is not None:
-        yield _Passage("paragraph", start, end)
+        yield _Passage("paragraph", start, end, is_entry)
 
 
 def _line_spans(text: str) -> Iterator[tuple[int, int]]:
@@ -107,9 +125,9 @@ def _whole_line(line: str, start: int) -> _Passage | None:
 
 def _segments(text: str, passage: _Passage) -> Iterator[Segment]:
     passage_text = text[passage.start : passage.end]
-    spans = (
-        split_sentences(passage_text) if passage.kind == "paragraph" else [(0, len(passage_text))]
-    )
+    is_short_entry = passage.is_entry and len(passage_text) <= MAX_SENTENCE_CHARS
+    is_whole = passage.kind != "paragraph" or is_short_entry
+    spans = [(0, len(passage_text))] if is_whole else split_sentences(passage_text)
     for start, end in spans:
         words = " ".join(_printable(passage_text[start:end]).split())
         if words:

@@ -38,7 +38,7 @@ def test_every_profile_loads_under_its_file_name_when_shipped(file):
 
 def test_overrides_win_when_they_are_given(tmp_path):
     config = load_pipeline(write(tmp_path, PIPELINE), {"source": "s3://lake/in", "sink": None})
-    assert (config.source, config.sink) == ("s3://lake/in", "out")
+    assert (config.source, config.sink) == ("s3://lake/in", str(tmp_path / "out"))
 
 
 def test_files_are_read_relative_to_the_pipeline_when_named(tmp_path):

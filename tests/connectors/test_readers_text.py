@@ -56,6 +56,32 @@ def test_offsets_find_the_text_again(tmp_path, encoding, newline):
         assert " ".join(found.split()) == segment.text
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "2026-03-02T06:06:13Z pump-2 ERROR stop. Emergency.",
+        "[2026-03-02 06:06] stop",
+        "2026/03/02 06:06:13 stop",
+        "Mar  2 06:06:13 host kernel: stop",
+        '10.0.0.7 - - [02/Mar/2026:06:06:13 +0000] "GET / HTTP/1.1" 200 12',
+        "06:06:13 stop",
+        "E0302 06:06:13.000001 1 main.go:7] stop",
+        '{"time": 1772431573, "level": "error"}',
+    ],
+)
+def test_each_entry_is_one_segment_when_the_text_is_a_log(tmp_path, line):
+    trace = "  - at main\n  at start"
+    data = f"{line}\n{trace}\n{line}\n".encode()
+    found = [segment.text for segment in _read(tmp_path, data, "text/plain").segments]
+    assert found == [f"{line} - at main at start".replace("  ", " "), line.replace("  ", " ")]
+
+
+def test_long_entry_is_cut_into_sentences_when_it_is_a_transcript(tmp_path):
+    data = ("10:02:03 Ann: " + "It was a long day. " * 60).encode()
+    found = [segment.text for segment in _read(tmp_path, data, "text/plain").segments]
+    assert len(found) == 60
+
+
 def test_headings_are_plain_lines_when_the_file_is_plain_text(tmp_path):
     segments = _read(tmp_path, b"# 1 is not a heading", "text/plain").segments
     assert [(s.kind, s.text) for s in segments] == [("paragraph", "# 1 is not a heading")]
