@@ -1,12 +1,13 @@
-"""Writes docs/pipeline.md and docs/profile.md from the models, so that they cannot drift.
+"""Writes docs/pipeline.md and docs/profile.md from the models, and the tables of docs/modes.md.
 
-`python -m config.reference` prints both, `--write` puts them into docs/; a test compares them.
+`python -m config.reference` prints them, `--write` puts them into docs/; a test compares them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
@@ -17,7 +18,9 @@ from pydantic.fields import FieldInfo
 
 from config.load import REPOSITORY
 from config.pipeline import PipelineConfig
+from engine.modes.sight import NOTES
 from engine.profile import Profile
+from engine.wire import WHY
 
 _WORDS: Mapping[object, str] = {
     str: "text",
@@ -129,7 +132,24 @@ def profile_page() -> str:
     return _page(_PROFILE_TOP, Profile)
 
 
-PAGES = {"docs/pipeline.md": pipeline_page, "docs/profile.md": profile_page}
+def modes_page() -> str:
+    """Return docs/modes.md with its tables written anew; the rest of it is written by hand."""
+    text = (REPOSITORY / "docs" / "modes.md").read_text(encoding="utf-8")
+    for name, words in (("NOTES", NOTES), ("WHY", WHY)):
+        table = "\n".join(f"| `{key}` | {meaning} |" for key, meaning in words.items())
+        text = re.sub(
+            rf"(<!-- {name}: [^\n]*-->\n\n\|[^\n]*\n\|[^\n]*\n)(?:\|[^\n]*\n)*",
+            lambda found, table=table: f"{found.group(1)}{table}\n",
+            text,
+        )
+    return text
+
+
+PAGES = {
+    "docs/pipeline.md": pipeline_page,
+    "docs/profile.md": profile_page,
+    "docs/modes.md": modes_page,
+}
 """What writes a page, by its path in the repository."""
 
 

@@ -34,7 +34,7 @@ WHY: Mapping[str, str] = {
     "priority": "keeps the requests about one chunk together in the server's queue (lower is"
     " earlier)",
 }
-"""Every field that may be sent, with its reason; docs/engines.md shows it."""
+"""Every field that may be sent, with its reason; docs/modes.md shows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,14 @@ import yaml
 from config.load import REPOSITORY, load_pipeline
 from config.pipeline import PipelineConfig
 from config.reference import PAGES, PIPELINE_EXAMPLE, pipeline_page
+from engine.modes.sight import NOTES
 from engine.profile import Profile
+from engine.wire import WHY
+
+
+def test_every_note_and_field_has_a_row_when_the_page_is_written():
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", PAGES["docs/modes.md"](), re.MULTILINE)
+    assert set({**NOTES, **WHY}.items()) <= set(rows)
 
 
 @pytest.mark.parametrize("path", PAGES)

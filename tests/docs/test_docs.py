@@ -97,11 +97,3 @@ def test_readme_opens_with_the_two_commands_when_read():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert lines[3].startswith("make demo ")
     assert lines[4].startswith("make test ")
-
-
-def test_notes_and_fields_are_documented_when_the_engine_has_them():
-    from engine.modes.sight import NOTES
-    from engine.wire import WHY
-
-    text = (ROOT / "docs" / "modes.md").read_text(encoding="utf-8")
-    assert [name for name in (*NOTES, *WHY) if f"`{name}`" not in text] == []
