@@ -21,8 +21,9 @@ WHY: Mapping[str, str] = {
     " since Moonshot does not take `max_completion_tokens`",
     "temperature": "as the model's maker advises for the mode; never where the host fixes it",
     "top_p": "as the model's maker advises for the mode; never where the host fixes it",
-    "chat_template_kwargs": "switches Thinking off under vLLM and SGLang: Kimi's template reads"
-    " `thinking` and nothing else",
+    "chat_template_kwargs": "switches Thinking off under vLLM and SGLang: the template of K2.5 reads"
+    " `thinking` and nothing else, that of K3 `thinking_effort`",
+    "reasoning_effort": "how much Kimi K3 thinks on Moonshot's API, where it cannot be switched off",
     "thinking": "switches Thinking off on Moonshot's API",
     "thinking_token_budget": "ends the thinking by force, so that it cannot eat the answer's tokens;"
     " only where the host takes it",

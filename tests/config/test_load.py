@@ -3,7 +3,15 @@ from pathlib import Path
 import pytest
 
 from config.errors import ConfigError
-from config.load import REPOSITORY, load_pipeline, load_profile, load_surroundings
+from config.load import (
+    REPOSITORY,
+    known_profiles,
+    load_pipeline,
+    load_profile,
+    load_surroundings,
+)
+from engine.wire import WHY
+from flows.run.prepare import check_fit
 
 PIPELINE = """
 name: invoices
@@ -34,6 +42,19 @@ def test_every_pipeline_loads_when_shipped(file):
 )
 def test_every_profile_loads_under_its_file_name_when_shipped(file):
     assert load_profile(file.stem).name == file.stem
+
+
+@pytest.mark.parametrize("name", known_profiles())
+def test_reason_is_known_for_every_field_when_a_shipped_profile_sends_it(name):
+    profile = load_profile(name)
+    sent = {key for mode in profile.modes.values() for key in (*mode.sampling, *mode.wire)}
+    assert sent <= set(WHY)
+
+
+def test_stage_is_refused_when_the_model_cannot_stop_thinking(tmp_path):
+    stage = load_pipeline(write(tmp_path, PIPELINE)).stages[0]
+    with pytest.raises(ConfigError, match="instant"):
+        check_fit(stage, load_profile("kimi-k3"))
 
 
 def test_overrides_win_when_they_are_given(tmp_path):

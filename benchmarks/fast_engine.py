@@ -1,0 +1,116 @@
+"""A fake engine that costs next to nothing: fixed answers over a socket, thousands a second.
+
+`python -m benchmarks.fast_engine PORT` serves until it is killed. Answers look like vLLM's, streamed in
+events of 16 tokens or in one piece, as the request asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+MODEL = "fast"
+_ANSWER = json.dumps({"topic": "b"})
+_USAGE = {
+    "prompt_tokens": 500,
+    "completion_tokens": 7,
+    "total_tokens": 507,
+    "prompt_tokens_details": {"cached_tokens": 384},
+}
+
+
+def _response(kind: str, payload: bytes) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(payload)}\r\n\r\n"
+    return head.encode() + payload
+
+
+def _chunked(payload: list[bytes]) -> bytes:
+    head = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    chunks = (b"%x\r\n%s\r\n" % (len(part), part) for part in payload)
+    return head + b"".join(chunks) + b"0\r\n\r\n"
+
+
+def _event(choices: list[dict[str, object]], **more: object) -> bytes:
+    body = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1_760_000_000,
+        "model": MODEL,
+        "choices": choices,
+        **more,
+    }
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+def _delta(delta: dict[str, object], finish: str | None = None) -> list[dict[str, object]]:
+    return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
+
+
+_STREAM = _chunked([
+    _event(_delta({"role": "assistant", "content": ""})),
+    _event(_delta({"content": _ANSWER})),
+    _event(_delta({"content": ""}, "stop")),
+    _event([], usage=_USAGE),
+    b"data: [DONE]\n\n",
+])
+_WHOLE = _response(
+    "application/json",
+    json.dumps({
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1_760_000_000,
+        "model": MODEL,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": _ANSWER},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": _USAGE,
+    }).encode(),
+)
+_MODELS = _response(
+    "application/json",
+    json.dumps({"data": [{"id": MODEL, "object": "model", "max_model_len": 32_768}]}).encode(),
+)
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self) -> None:
+        self._held = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._held += data
+        while (end := self._held.find(b"\r\n\r\n")) >= 0:
+            head = self._held[:end].lower()
+            length = 0
+            if (at := head.find(b"content-length:")) >= 0:
+                length = int(head[at + 15 :].split(b"\r\n", 1)[0])
+            if len(self._held) < end + 4 + length:
+                return
+            body = self._held[end + 4 : end + 4 + length]
+            self._held = self._held[end + 4 + length :]
+            if head.startswith(b"get"):
+                self._transport.write(_MODELS)
+            else:
+                streamed = b'"stream":true' in body.replace(b" ", b"")
+                self._transport.write(_STREAM if streamed else _WHOLE)
+
+
+async def _serve(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", port)
+    async with server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(int(sys.argv[1])))
