@@ -136,12 +136,11 @@ def modes_page() -> str:
     """Return docs/modes.md with its tables written anew; the rest of it is written by hand."""
     text = (REPOSITORY / "docs" / "modes.md").read_text(encoding="utf-8")
     for name, words in (("NOTES", NOTES), ("WHY", WHY)):
-        table = "\n".join(f"| `{key}` | {meaning} |" for key, meaning in words.items())
-        text = re.sub(
-            rf"(<!-- {name}: [^\n]*-->\n\n\|[^\n]*\n\|[^\n]*\n)(?:\|[^\n]*\n)*",
-            lambda found, table=table: f"{found.group(1)}{table}\n",
-            text,
-        )
+        mark = rf"<!-- {name}: [^\n]*-->\n\n\|[^\n]*\n\|[^\n]*\n"
+        before, head, after = re.split(f"({mark})", text, maxsplit=1)
+        rest = re.sub(r"\A(?:\|[^\n]*\n)*", "", after)
+        table = "".join(f"| `{key}` | {meaning} |\n" for key, meaning in words.items())
+        text = before + head + table + rest
     return text
 
 

@@ -24,7 +24,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from config.load import load_surroundings
 from engine.errors import EngineError
 from engine.status import map_errors
-from flows.report.words import counted
+from flows.report.words import counted, mode_story
 from flows.run.progress import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -185,6 +185,7 @@ def _summary(manifest: Mapping[str, Any], address: str) -> str:
         "run": manifest["run_id"],
         "documents": documents,
         "chunks": f"{manifest['chunks']:,} in {counted(manifest['shards'], 'shard')}",
+        **mode_rows(manifest),
         "prompt tokens": f"{prompt:,}, {cached / prompt if prompt else 0:.0%} cached",
         "output tokens": f"{sum(stage['completion_tokens'] for stage in stages):,}",
         "cost": _dollars(stages),
@@ -193,6 +194,15 @@ def _summary(manifest: Mapping[str, Any], address: str) -> str:
         "report": f"[open]({address})" if address.startswith("http") else f"`{address}`",
     }
     return _table({name: value for name, value in rows.items() if value is not None})
+
+
+def mode_rows(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return one row per stage on the modes its answers came in."""
+    return {
+        f"stage {name}": f"{stage['mode']}; "
+        + "; ".join(f"{what}: {told}" for what, told in mode_story(stage).items())
+        for name, stage in manifest["stages"].items()
+    }
 
 
 def _dollars(stages: Sequence[Mapping[str, Any]]) -> str | None:

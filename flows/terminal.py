@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flows.report.words import counted
+from flows.report.words import counted, mode_story
 from flows.run.progress import Snapshot
 
 NON_TERMINAL_INTERVAL_S = 10.0
@@ -133,6 +133,11 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
     }
     if manifest["spent"]["usd"] is not None:
         lines["cost"] = f"{dollars(manifest['spent']['usd'])} USD"
+    for name, stage in manifest["stages"].items():
+        told = {what: words for what, words in mode_story(stage).items() if what != "observed"}
+        if told:
+            rest = "; ".join(f"{what}: {words}" for what, words in told.items())
+            lines[name] = f"observed {mode_story(stage)['observed']}; {rest}"
     for number, failure in enumerate(manifest["failures"][:3]):
         text = f"{failure['count']} {failure['outcome']} ({failure['error_class']}) in stage"
         lines[f"failure {number + 1}"] = f"{text} {failure['stage']}, such as {failure['example']}"

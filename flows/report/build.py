@@ -17,7 +17,7 @@ from connectors.sinks.parquet import RESERVED_COLUMNS, span_from_row
 from flows.report.data import Answer, Citation, DocumentCard, Field, ReportData, StageSummary
 from flows.report.markdown import render_markdown
 from flows.report.page import MAX_CARDS, render_html
-from flows.report.words import unit_name
+from flows.report.words import mode_story, unit_name
 from flows.run.bench import Room, open_room
 from flows.run.resume import load_job, manifest_path
 
@@ -122,6 +122,7 @@ def _stages(room: Room, manifest: Mapping[str, Any]) -> tuple[StageSummary, ...]
             name=stage.name,
             over=stage.over,
             mode=manifest["stages"][stage.name]["mode"],
+            modes=mode_story(manifest["stages"][stage.name]),
             outcomes=manifest["stages"][stage.name]["outcomes"],
             prompt_tokens=manifest["stages"][stage.name]["prompt_tokens"],
             cached_tokens=manifest["stages"][stage.name]["cached_tokens"],

@@ -80,6 +80,8 @@ class StageSummary:
     name: str
     over: str
     mode: str
+    modes: Mapping[str, str]
+    """What is known of the modes that were observed, by a short name: flows.report.words.mode_story."""
     outcomes: Mapping[str, int]
     prompt_tokens: int
     cached_tokens: int | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.report.data import Citation, DocumentCard, ReportData
+from flows.report.data import Citation, DocumentCard, ReportData, StageSummary
 from flows.report.words import duration, place, verdict
 
 _SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
@@ -17,19 +17,24 @@ def render_markdown(data: ReportData) -> str:
         f" `{data.source}`, engine {_text(data.engine)} ({_text(data.model)}).",
         "",
         *[f"> {_text(note)}\n" for note in data.notes],
-        "| stage | outcomes | prompt tokens | cached | output tokens |",
-        "| --- | --- | ---: | ---: | ---: |",
+        "| stage | outcomes | modes | prompt tokens | cached | output tokens |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
     ]
     for stage in data.stages:
         outcomes = ", ".join(f"{count} {name}" for name, count in stage.outcomes.items())
         cached = "not reported" if stage.cached_tokens is None else f"{stage.cached_tokens:,}"
         lines.append(
-            f"| {stage.name} | {outcomes} | {stage.prompt_tokens:,} | {cached}"
+            f"| {stage.name} | {outcomes} | {_text(_modes(stage))} | {stage.prompt_tokens:,} | {cached}"
             f" | {stage.completion_tokens:,} |"
         )
     for card in data.documents:
         lines += ["", *_document(card)]
     return "\n".join(lines) + "\n"
+
+
+def _modes(stage: StageSummary) -> str:
+    rest = (f"{name}: {told}" for name, told in stage.modes.items() if name != "observed")
+    return "; ".join([stage.modes["observed"], *rest])
 
 
 def _document(card: DocumentCard) -> list[str]:

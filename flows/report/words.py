@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from connectors.document import Span
 
@@ -22,6 +23,31 @@ def verdict(name: str) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a count with its noun, in the plural but for one: `1 chunk`, `1,200 chunks`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def mode_story(stage: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a stage's entry in the manifest tells of its modes, by a short name.
+
+    Always the modes that were observed; the rest only where it happened.
+    """
+    seen = {name: count for name, count in stage["modes_observed"].items() if count}
+    story = {"observed": _tally(seen) or "no answer"}
+    if stage["mode_mismatches"]:
+        story["not as asked"] = counted(stage["mode_mismatches"], "answer")
+    if stage["escalated"]:
+        share = stage["escalated"] / stage["inputs"]
+        story["escalated"] = f"{stage['escalated']:,} of {stage['inputs']:,} ({share:.0%})"
+    if stage["by_fallback"]:
+        story["by a fallback"] = counted(stage["by_fallback"], "answer")
+    if stage["mode_notes"]:
+        story["notes"] = _tally(stage["mode_notes"])
+    if stage["usage_guessed"]:
+        story["tokens estimated"] = counted(stage["usage_guessed"], "call")
+    return story
+
+
+def _tally(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
 
 
 def place(span: Span) -> str:

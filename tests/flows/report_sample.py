@@ -83,11 +83,12 @@ def sample(**changes):
         "documents": documents,
         "stages": (
             StageSummary(
-                name="merge", over="document", mode="instant", outcomes={"succeeded": 2, "failed": 1},
+                name="merge", over="document", mode="instant",
+                modes={"observed": "1 instant, 1 thinking", "escalated": "1 of 3 (33%)"}, outcomes={"succeeded": 2, "failed": 1},
                 prompt_tokens=1000, cached_tokens=400, completion_tokens=60, latencies_s=(0.5, 1.2, 9.0),
             ),
             StageSummary(
-                name="topic", over="chunk", mode="instant", outcomes={"skipped": 1},
+                name="topic", over="chunk", mode="instant", modes={"observed": "no answer"}, outcomes={"skipped": 1},
                 prompt_tokens=0, cached_tokens=None, completion_tokens=0, latencies_s=(),
             ),
         ),

@@ -6,8 +6,11 @@ import polars as pl
 import pytest
 
 from config.errors import ConfigError
+from flows.artifacts import mode_rows
+from flows.report.words import mode_story
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
+from flows.terminal import summary_lines
 from tests.fakes.engine_server import FakeEngine, Fault
 
 PIPELINE = """\
@@ -120,3 +123,25 @@ def test_key_is_nowhere_when_a_run_has_ended(tmp_path, source, monkeypatch, stat
     assert [file for file in files if canary.encode() in file.read_bytes()] == []
     tables = [p for p in files if p.suffix == ".parquet"]
     assert all(canary not in str(pl.read_parquet(p).to_dicts()) for p in tables)
+
+
+def test_report_and_run_page_tell_the_modes_when_answers_came_otherwise(tmp_path, source):
+    def script(number, body):
+        thinks = "step by step" in json.dumps(body["messages"])
+        return answer(kind="c") if thinks else Fault(content="no JSON") if number % 2 else None
+
+    with FakeEngine(script=script) as engine:
+        manifest, _, sink = run(
+            tmp_path, source, engine, "    escalate: {max_share: 0.5}\n", failure_limit=1.0
+        )
+    stage = manifest["stages"]["kind"]
+    told = mode_story(stage)
+    assert told["escalated"] == f"{stage['escalated']} of 8 ({stage['escalated'] / 8:.0%})"
+    assert "thinking" in told["observed"]
+    folder = sink / "reports" / manifest["run_id"]
+    for name in ("index.html", "report.md"):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert told["escalated"].split()[0] in text
+        assert told["observed"] in text
+    assert told["escalated"] in summary_lines(manifest)["kind"]
+    assert told["escalated"] in mode_rows(manifest)["stage kind"]

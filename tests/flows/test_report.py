@@ -93,7 +93,10 @@ def test_markdown_is_escaped_when_text_is_hostile():
     text = render_markdown(sample())
     assert "\\<script\\>" in text
     assert HOSTILE not in text
-    assert "| merge | 2 succeeded, 1 failed | 1,000 | 400 | 60 |" in text
+    assert (
+        "| merge | 2 succeeded, 1 failed | 1 instant, 1 thinking; escalated: 1 of 3 (33%) | 1,000 |"
+        in text
+    )
 
 
 @pytest.mark.parametrize("size", [(300, 400), (17, 5)])
