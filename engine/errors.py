@@ -4,7 +4,8 @@ EngineError
 ├── PrerequisiteError     the operator: something is not installed, not free or not allowed
 ├── EngineUnavailable     the scheduler: no answer, 408, 409, 429 or 5xx (retryable)
 ├── EngineMisconfigured   the operator: 401, 403 or 404: the key, the URL or the model is wrong
-├── RequestRejected       this request: another 4xx, such as a prompt beyond the context
+├── RequestRejected       this request: another 4xx
+│   └── RequestTooLong    this request: prompt and answer exceed the endpoint's context
 └── BudgetReached         the operator: the run's budget does not cover this request
 """
 
@@ -59,10 +60,21 @@ class RequestRejected(EngineError):
         return (_rebuild_rejected, (str(self), self.status))
 
 
+class RequestTooLong(RequestRejected):
+    """Prompt and answer exceed the endpoint's context: its count of tokens is not ours."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_too_long, (str(self), self.status))
+
+
 def _rebuild_unavailable(
     message: str, retry_after_s: float | None, status: int | None
 ) -> EngineUnavailable:
     return EngineUnavailable(message, retry_after_s=retry_after_s, status=status)
+
+
+def _rebuild_too_long(message: str, status: int) -> RequestTooLong:
+    return RequestTooLong(message, status=status)
 
 
 def _rebuild_rejected(message: str, status: int) -> RequestRejected:

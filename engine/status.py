@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,11 +11,24 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from engine.errors import EngineError, EngineMisconfigured, EngineUnavailable, RequestRejected
+from engine.errors import (
+    EngineError,
+    EngineMisconfigured,
+    EngineUnavailable,
+    RequestRejected,
+    RequestTooLong,
+)
 
 _MISCONFIGURED = {401: "the API key", 403: "the API key's rights", 404: "URL and model"}
+_ABOUT_BODY = frozenset({400, 413, 422})
 _LATER = frozenset({408, 409, 425, 429})
 _MAX_SAID = 300
+_TOO_LONG = re.compile(
+    r"context[ _](?:length|size|window)|maximum (?:context|model|input) length|max_model_len"
+    r"|token limit|prompt is too long|longer than the (?:model|context)",
+    re.IGNORECASE,
+)
+"""How vLLM, SGLang, llama.cpp, Moonshot and OpenAI say that prompt and answer exceed the context."""
 
 
 def authorization(api_key: str | None) -> dict[str, str]:
@@ -81,7 +95,7 @@ def status_error(
     """Return the error of an answer that is not a 2xx.
 
     EngineMisconfigured for 401, 403 and 404, EngineUnavailable for 408, 409, 425, 429 and 5xx,
-    RequestRejected for any other.
+    RequestTooLong for a 400, 413 or 422 about the context's length, RequestRejected for any other.
 
     Args:
         status: HTTP status.
@@ -95,6 +109,8 @@ def status_error(
         return EngineMisconfigured(f"{text}; check {_MISCONFIGURED[status]}")
     if status in _LATER or status >= 500:
         return EngineUnavailable(text, retry_after_s=_retry_after(retry_after), status=status)
+    if status in _ABOUT_BODY and _TOO_LONG.search(text):
+        return RequestTooLong(text, status=status)
     return RequestRejected(text, status=status)
 
 

@@ -16,7 +16,7 @@ from engine.batch.budget import Budget
 from engine.batch.call import Account, Caller, RetryRule
 from engine.batch.route import Route
 from engine.client import Client
-from engine.errors import BudgetReached, EngineUnavailable, RequestRejected
+from engine.errors import BudgetReached, EngineUnavailable, RequestRejected, RequestTooLong
 from engine.modes import MODES
 from engine.modes.mode import Ending
 from engine.reply import Reply
@@ -174,6 +174,8 @@ class _Sender:
         try:
             mode = MODES[request.mode]
             return await mode.carry_out(request, caller.line.endpoint, send), None
+        except RequestTooLong as exc:
+            return _ended("rejected", "too_long", exc, _counted_here(request)), str(exc)
         except RequestRejected as exc:
             return _ended("failed", "request_rejected", exc), str(exc)
         except EngineUnavailable as exc:
@@ -188,5 +190,14 @@ def _told(ending: Ending, reasons: Sequence[str]) -> str | None:
     return f"{ending.error}; fallback: {others}" if ending.error and others else ending.error
 
 
-def _ended(outcome: Outcome, error_class: str, exc: Exception) -> Ending:
-    return Ending(outcome=outcome, error_class=error_class, error=str(exc))
+def _ended(outcome: Outcome, error_class: str, exc: Exception, more: str = "") -> Ending:
+    return Ending(outcome=outcome, error_class=error_class, error=f"{exc}{more}")
+
+
+def _counted_here(request: Request) -> str:
+    answer = request.max_output_tokens + request.max_reasoning_tokens
+    return (
+        f"; counted here: {request.prompt_tokens:,} for the prompt, up to {answer:,} for the answer."
+        " Lower chunk.max_tokens, or give the model's own vocabulary (docs/engines.md) so that tokens"
+        " are counted exactly"
+    )

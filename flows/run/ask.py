@@ -16,6 +16,7 @@ from connectors.document import Chunk, Document, Segment
 from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
 from engine.prompt import instructions, user_text
 from engine.request import Request, request_key
+from flows.report.words import counted
 from flows.run.labels import bind_labels
 from flows.run.prepare import PreparedStage, Way, prepare
 from flows.run.rows import Answered, Inquiry
@@ -144,15 +145,16 @@ class Asker:
             for name, group in upstream.items()
         }
         num_tokens = self._endpoint.counter.count(render(segments))
-        room = self.room(stage)
         shown = _Shown(document=document, segments=segments, tokens=num_tokens)
-        inquiry = self._ask(stage, shown, input_keys=_request_keys(answers), outputs=outputs)
-        if num_tokens > room:
-            error = (
-                f"the {len(segments)} quoted lines of {len(answers)} answers have {num_tokens:,}"
-                f" tokens; the context leaves {room:,}; use larger chunks or a longer context"
-            )
-            return replace(inquiry, requests=(), unasked=("failed", "too_many_inputs", error))
+        inquiry = self._ask(
+            stage,
+            shown,
+            input_keys=_request_keys(answers),
+            outputs=outputs,
+            advice=f"it holds the {counted(len(segments), 'line')} that"
+            f" {counted(len(answers), 'answer')} quoted: use larger chunks, so that there are fewer,"
+            " or an engine with a longer context",
+        )
         return replace(inquiry, saw="text")
 
     def room(self, stage: StageConfig) -> int:
@@ -168,6 +170,7 @@ class Asker:
         *,
         input_keys: Sequence[str],
         outputs: Mapping[str, Any],
+        advice: str = "lower chunk.max_tokens, or put less of the upstream answers into the prompt",
     ) -> Inquiry:
         prepared = self.stages[stage.name]
         try:
@@ -195,7 +198,7 @@ class Asker:
             segments={segment.label: segment for segment in shown.segments},
             material_tokens=shown.tokens,
         )
-        too_long = self._too_long(prepared, request)
+        too_long = self._too_long(prepared, request, advice)
         if too_long is not None:
             return replace(inquiry, requests=(), unasked=("rejected", "too_long", too_long))
         return inquiry
@@ -223,7 +226,7 @@ class Asker:
             prompt_tokens=self.instructions_tokens + shown.tokens + own_tokens,
         )
 
-    def _too_long(self, prepared: PreparedStage, request: Request) -> str | None:
+    def _too_long(self, prepared: PreparedStage, request: Request, advice: str) -> str | None:
         """Return why the request does not fit the context, such as a question full of answers."""
         needed = request.prompt_tokens + prepared.answer_tokens
         limit = self._endpoint.context_tokens
@@ -232,7 +235,7 @@ class Asker:
         return (
             f"the prompt has {request.prompt_tokens:,} tokens and the answer may have"
             f" {prepared.answer_tokens:,}; engine {self._endpoint.profile.name!r} allows {limit:,};"
-            " lower chunk.max_tokens, or put less of the upstream answers into the prompt"
+            f" {advice}"
         )
 
     def _unasked(

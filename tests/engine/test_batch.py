@@ -1,4 +1,5 @@
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,11 +114,30 @@ def test_request_fails_with_a_reason_when_the_endpoint_stays_unavailable():
     assert len(engine.calls) == result.attempts == AT_ONCE.max_attempts
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens.",
+        "The input (9000 tokens) is longer than the model's context length (8192 tokens).",
+        "Invalid request: Your request exceeded model token limit: 262144",
+        "the request exceeds the available context size. try increasing it",
+    ],
+)
+def test_request_is_rejected_with_numbers_when_the_endpoint_finds_it_too_long(message):
+    body = json.dumps({"error": {"message": message}}).encode()
+    with FakeEngine(script=lambda *_: Fault(status=400, body=body)) as engine:
+        (result,) = carry_out(engine, [request(0, prompt_tokens=7_500)])
+    assert (result.outcome, result.error_class) == ("rejected", "too_long")
+    assert message[:20] in result.error
+    assert "counted here: 7,500 for the prompt, up to 16 for the answer" in result.error
+    assert len(engine.calls) == 1
+
+
 def test_only_the_refused_request_fails_when_one_is_too_long(engine):
     engine.max_model_len = 300
     results = carry_out(engine, [request(0), request(1, material="[L1] " + "x" * 2000), request(2)])
     by_key = {r.request_key: r for r in results}
-    assert by_key["key-1"].error_class == "request_rejected"
+    assert by_key["key-1"].error_class == "too_long"
     assert "longer than the context" in by_key["key-1"].error
     assert [by_key[k].outcome for k in ("key-0", "key-2")] == ["succeeded", "succeeded"]
 
