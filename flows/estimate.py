@@ -53,7 +53,13 @@ def estimate(job: Job, *, sample: int | None, notify: Callable[[str], None]) -> 
     Raises:
         ConfigError: Nothing matches, or chunk, question and answer do not fit the context.
     """
-    endpoint = plan_engine(job.pipeline.engine, notify)
+    with plan_engine(job.pipeline.engine, notify) as endpoint:
+        return _estimate(job, endpoint, sample=sample, notify=notify)
+
+
+def _estimate(
+    job: Job, endpoint: Endpoint, *, sample: int | None, notify: Callable[[str], None]
+) -> dict[str, Any]:
     asker = Asker(job.pipeline, endpoint)
     rule = chunk_rule(job, endpoint, asker)
     with (

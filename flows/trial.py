@@ -90,7 +90,11 @@ def _find(trial: Trial) -> tuple[str, SourceRef]:
 
 
 def _dry(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None]) -> dict[str, Any]:
-    endpoint = plan_engine(job.pipeline.engine, notify)
+    with plan_engine(job.pipeline.engine, notify) as endpoint:
+        return _planned(job, trial, ref, endpoint)
+
+
+def _planned(job: Job, trial: Trial, ref: SourceRef, endpoint: Endpoint) -> dict[str, Any]:
     asker = Asker(job.pipeline, endpoint)
     with open_room(job) as room:
         document, chunks, media_dir = read_chunks(
