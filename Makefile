@@ -6,7 +6,7 @@ PORT ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-main install-engine demo test lint type format docs reference check check-system lock clean
+.PHONY: help install install-main install-engine demo test lint type format docs reference bench check check-system lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,10 @@ docs: install-main ## run the commands and code that README and docs show
 
 reference: install-main ## write docs/pipeline.md and docs/profile.md from the models
 	@$(BIN)/python -m config.reference --write
+
+bench: install ## measure against peers in one run, about half an hour; benchmarks/README.md has the numbers
+	@$(BIN)/python -m benchmarks.client_cost
+	@$(BIN)/python -m benchmarks.run_against_loop --offline
 
 check: install ## longer tests: a folder of real files, named by HEADRACE_CORPUS
 	@$(BIN)/python -m pytest -m corpus --timeout 3600

@@ -121,10 +121,10 @@ def _measure(arm: str, url: str, requests: int) -> dict[str, Any]:
 async def _headrace(
     url: str, requests: int, count: Callable[[int], None], *, streamed: bool
 ) -> None:
-    from engine.batch import route_to, run  # noqa: PLC0415 - an arm imports only what it measures
-    from engine.endpoint import open_endpoint  # noqa: PLC0415
-    from engine.profile import Capabilities, ModeSettings, Profile  # noqa: PLC0415
-    from engine.request import Request  # noqa: PLC0415
+    from engine.batch import route_to, run
+    from engine.endpoint import open_endpoint
+    from engine.profile import Capabilities, ModeSettings, Profile
+    from engine.request import Request
 
     profile = Profile(
         name="fast",
@@ -164,13 +164,9 @@ async def _headrace(
 
 
 async def _openai(url: str, requests: int, count: Callable[[int], None], *, streamed: bool) -> None:
-    import httpx  # noqa: PLC0415
-    from openai import AsyncOpenAI  # noqa: PLC0415
+    from openai import AsyncOpenAI
 
-    limits = httpx.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
-    client = AsyncOpenAI(
-        base_url=url, api_key="none", http_client=httpx.AsyncClient(limits=limits, timeout=60)
-    )
+    client = AsyncOpenAI(base_url=url, api_key="none", timeout=60)
     done = 0
     todo = iter(range(requests))
 

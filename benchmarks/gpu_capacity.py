@@ -56,7 +56,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         model = Path(folder) / "model"
-        _write(model, asked.layers, asked.experts)
+        write_checkpoint(model, layers=asked.layers, experts=asked.experts)
         log = Path(folder) / "vllm.log"
         with _served(asked, model, log) as url:
             tokens = cache_tokens(url) or 0
@@ -65,7 +65,7 @@ def main() -> None:
     show("gpu_capacity", _capacity(asked, tokens, text), rows)
 
 
-def _write(model: Path, layers: int, experts: int) -> None:
+def write_checkpoint(model: Path, *, layers: int, experts: int) -> None:
     """Write the small checkpoint with the real shapes of a layer."""
     tiny.write(model)
     file = model / "config.json"
@@ -117,7 +117,9 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 async def _prefix(url: str, length: int) -> dict[str, object]:
     """Return the seconds to the first token for a prompt of `length` tokens, new and seen before."""
-    cold, warm, cached = [], [], []
+    cold: list[float] = []
+    warm: list[float] = []
+    cached: list[int] = []
     async with Client(url, api_key=None, max_connections=1) as client:
         for number in range(_REPEATS):
             # The tokenizer of engine.tiny makes one token of each byte.

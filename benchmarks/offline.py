@@ -13,8 +13,8 @@ from pathlib import Path
 
 def main() -> None:
     """Answer all bodies in one call and print tokens and seconds."""
-    from vllm import LLM, SamplingParams  # noqa: PLC0415 - only the engine's environment has it
-    from vllm.sampling_params import StructuredOutputsParams  # noqa: PLC0415
+    from vllm import LLM, SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     model, dtype, context, max_seqs, bodies_file = sys.argv[1:]
     bodies = json.loads(Path(bodies_file).read_text(encoding="utf-8"))

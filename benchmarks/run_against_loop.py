@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.machine import ROOT, show
 from config.load import child_environment, load_profile, load_surroundings
-from engine.client import Client
+from engine.client import Client, Patience
 from engine.local_models import LOCAL_MODELS
 from engine.profile import Profile
 from engine.reply import Reply
@@ -133,9 +133,15 @@ def _record(folder: Path, url: str) -> list[dict[str, Any]]:
     bodies: list[dict[str, Any]] = []
     complete = Client.complete
 
-    async def recording(self: Client, body: Mapping[str, Any], *, prompt_tokens: int) -> Reply:
+    async def recording(
+        self: Client,
+        body: Mapping[str, Any],
+        *,
+        prompt_tokens: int,
+        patience: Patience | None = None,
+    ) -> Reply:
         bodies.append(dict(body))
-        return await complete(self, body, prompt_tokens=prompt_tokens)
+        return await complete(self, body, prompt_tokens=prompt_tokens, patience=patience)
 
     Client.complete = recording  # type: ignore[method-assign]
     try:
@@ -191,7 +197,7 @@ def _run_loop(folder: Path, url: str, salt: str) -> Mapping[str, float]:
 
 async def _loop(url: str, bodies_file: Path, answers_file: Path, salt: str) -> dict[str, float]:
     """Send the bodies as a script would that has nothing to read and one file to write."""
-    from openai import AsyncOpenAI  # noqa: PLC0415 - only this arm has it
+    from openai import AsyncOpenAI
 
     bodies = json.loads(bodies_file.read_text(encoding="utf-8"))
     in_flight = load_profile("embedded").max_in_flight

@@ -28,7 +28,8 @@ _TOO_LONG = re.compile(
     r"|token limit|prompt is too long|longer than the (?:model|context)",
     re.IGNORECASE,
 )
-"""How vLLM, SGLang, llama.cpp, Moonshot and OpenAI say that prompt and answer exceed the context."""
+"""How vLLM, SGLang, llama.cpp, Moonshot and OpenAI say that prompt and answer exceed the context. The
+protocol has no status for it. No retry hangs on it, only what the record says."""
 
 
 def authorization(api_key: str | None) -> dict[str, str]:
