@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from connectors.control_marks import disarm
 from connectors.document import Chunk, Content, Media, Segment
 
 
@@ -85,7 +86,7 @@ def _by_modality(
 
 
 def _line(label: str, segment: Segment) -> str:
-    return f"[{label}] {segment.text or '(image)'}\n"
+    return f"[{label}] {disarm(segment.text) or '(image)'}\n"
 
 
 def _fit(segments: Iterable[Segment], rule: ChunkRule) -> Iterator[Segment]:

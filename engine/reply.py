@@ -138,7 +138,7 @@ def _count(value: object) -> int | None:
     """Return a count; None for what is none, such as -1, true or "12"."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return int(value) if value >= 0 and value == int(value) else None
+    return int(value) if value >= 0 and float(value).is_integer() else None
 
 
 def _text(value: object) -> str:

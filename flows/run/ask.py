@@ -12,6 +12,7 @@ import jinja2
 from config.errors import ConfigError
 from config.pipeline import PipelineConfig, StageConfig
 from connectors.chunker import render
+from connectors.control_marks import disarm
 from connectors.document import Chunk, Document, Segment
 from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
 from engine.prompt import instructions, user_text
@@ -174,7 +175,8 @@ class Asker:
     ) -> Inquiry:
         prepared = self.stages[stage.name]
         try:
-            question = prepared.question.render(upstream=outputs)
+            # Earlier answers repeat what documents say.
+            question = prepared.question.render(upstream=_disarmed(outputs))
         except jinja2.UndefinedError as exc:
             raise ConfigError(f"stage {stage.name!r}: prompt: {exc.message}") from exc
         request = self._request(prepared, shown, question=question)
@@ -256,6 +258,15 @@ class Asker:
             chunk=chunk,
             unasked=("skipped", error_class, error),
         )
+
+
+def _disarmed(value: object) -> object:
+    """Return the value with the marks in all of its texts made harmless."""
+    if isinstance(value, str):
+        return disarm(value)
+    if isinstance(value, Mapping):
+        return {key: _disarmed(item) for key, item in value.items()}
+    return [_disarmed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _request_keys(answers: Iterable[Answered]) -> list[str]:
