@@ -1,8 +1,10 @@
 """What one request costs this process: CPU and memory, beside the plain openai client.
 
-`python -m benchmarks.client_cost [--requests 100000] [--peer-requests 20000]`. Every arm sends the same bodies, 256 at a time, to
-the same fake engine in a process of its own. Headrace's arm is the whole of a batch: order, pace, breaker,
-budget, the mode's verdict and the check against the schema; the peers only parse the answer's JSON.
+`python -m benchmarks.client_cost [--requests 100000] [--peer-requests 20000]`. Every arm sends the same
+bodies, 256 at a time, from a process of its own to the same fake engine. Headrace's arm is the whole of a
+batch: order, pace, breaker, budget, the mode's verdict and the check against the schema; the peers only
+parse the answer's JSON. The plain client rides on httpx; its aiohttp variant is there to tell how much of
+the difference is the transport.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT, show
+from benchmarks.machine import ROOT, machine, show
 
 IN_FLIGHT = 256
 _MATERIAL = "".join(f"[L{n}] The quick brown fox jumps over line {n}.\n" for n in range(40))
@@ -30,7 +33,13 @@ _SCHEMA = {
     "required": ["topic"],
     "additionalProperties": False,
 }
-_ARMS = ("headrace streamed", "headrace whole", "openai streamed", "openai whole")
+_ARMS = (
+    "headrace streamed",
+    "headrace whole",
+    "openai streamed",
+    "openai whole",
+    "openai-aiohttp whole",
+)
 
 
 def main() -> None:
@@ -46,6 +55,9 @@ def main() -> None:
     if asked.arm:
         sys.stdout.write(json.dumps(_measure(asked.arm, asked.url, asked.requests)))
         return
+    if asked.requests < 2 * IN_FLIGHT or asked.peer_requests < 2 * IN_FLIGHT:
+        parser.error(f"at least {2 * IN_FLIGHT} requests, twice those in flight")
+    measured_on = machine()
     with _engine() as url:
         rows = [
             _in_process(
@@ -59,8 +71,9 @@ def main() -> None:
         "cpu headrace streamed / openai streamed": cpu[_ARMS[0]] / cpu[_ARMS[2]],
         "cpu headrace streamed / openai whole": cpu[_ARMS[0]] / cpu[_ARMS[3]],
         "cpu headrace whole / openai whole": cpu[_ARMS[1]] / cpu[_ARMS[3]],
+        "cpu headrace whole / openai-aiohttp whole": cpu[_ARMS[1]] / cpu[_ARMS[4]],
     }
-    show("client_cost", facts, rows)
+    show("client_cost", measured_on, facts, rows)
 
 
 @contextmanager
@@ -92,7 +105,12 @@ def _in_process(arm: str, url: str, requests: int) -> dict[str, Any]:
 
 def _measure(arm: str, url: str, requests: int) -> dict[str, Any]:
     who, how = arm.split()
-    send = _headrace if who == "headrace" else _openai
+    arms: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
+        "headrace": _headrace,
+        "openai": _openai,
+        "openai-aiohttp": partial(_openai, over_aiohttp=True),
+    }
+    send = arms[who]
     marks: dict[int, float] = {}
     started: list[float] = []
     warm = max(IN_FLIGHT, requests // 20)
@@ -163,10 +181,21 @@ async def _headrace(
         count(done)
 
 
-async def _openai(url: str, requests: int, count: Callable[[int], None], *, streamed: bool) -> None:
-    from openai import AsyncOpenAI
+async def _openai(
+    url: str,
+    requests: int,
+    count: Callable[[int], None],
+    *,
+    streamed: bool,
+    over_aiohttp: bool = False,
+) -> None:
+    from httpx2 import Limits
+    from openai import AsyncOpenAI, DefaultAioHttpClient, DefaultAsyncHttpxClient
 
-    client = AsyncOpenAI(base_url=url, api_key="none", timeout=60)
+    # As many connections kept as there are requests in flight; its default keeps 100.
+    kind = DefaultAioHttpClient if over_aiohttp else DefaultAsyncHttpxClient
+    limits = Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
+    client = AsyncOpenAI(base_url=url, api_key="none", timeout=60, http_client=kind(limits=limits))
     done = 0
     todo = iter(range(requests))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.machine import show
+from benchmarks.machine import machine, show
 from engine import tiny
 from engine.client import Client
 from engine.server import cache_tokens
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--cpu", action="store_true")
     asked = parser.parse_args()
+    measured_on = machine()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         model = Path(folder) / "model"
         write_checkpoint(model, layers=asked.layers, experts=asked.experts)
@@ -62,7 +63,7 @@ def main() -> None:
             tokens = cache_tokens(url) or 0
             rows = [asyncio.run(_prefix(url, length)) for length in asked.lengths]
         text = log.read_text(encoding="utf-8", errors="replace")
-    show("gpu_capacity", _capacity(asked, tokens, text), rows)
+    show("gpu_capacity", measured_on, _capacity(asked, tokens, text), rows)
 
 
 def write_checkpoint(model: Path, *, layers: int, experts: int) -> None:

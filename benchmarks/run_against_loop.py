@@ -1,15 +1,15 @@
 """A `headrace run` beside a plain loop of the openai client: same server, same requests.
 
 `python -m benchmarks.run_against_loop [--documents 40] [--repeats 3] [--offline]`. The loop sends the very
-bodies that the run sends, in the same order and as many at a time; it reads nothing, chunks nothing and
-writes one line per answer. Each arm has a cache salt of its own, so that none finds another's prefixes in
-the server's cache. `--offline` measures vLLM's own `LLM.chat` on the same prompts as well, for information.
+bodies that the run sends, in the run's order, chunk by chunk, and as many at a time, but not streamed; it
+reads nothing, chunks nothing and writes one line per answer. Each arm has a cache salt of its own, so that
+none finds another's prefixes in the server's cache. `seconds` of the run are its manifest's, from listing to
+the last record, the report left out; `process_s` is from the start of the process to its end. `--offline` measures vLLM's own `LLM.chat` on the same prompts as well, for information.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import statistics
 import subprocess
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT, show
+from benchmarks.machine import ROOT, machine, show
 from config.load import child_environment, load_profile, load_surroundings
 from engine.client import Client, Patience
 from engine.local_models import LOCAL_MODELS
@@ -52,17 +52,13 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--offline", action="store_true")
-    parser.add_argument("--loop", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.loop:
-        url, bodies, answers, salt = asked.loop
-        sys.stdout.write(json.dumps(asyncio.run(_loop(url, Path(bodies), Path(answers), salt))))
-        return
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         _compare(Path(folder), asked.documents, asked.repeats, offline=asked.offline)
 
 
 def _compare(folder: Path, documents: int, repeats: int, *, offline: bool) -> None:
+    measured_on = machine()
     _write_source(folder / "source", documents)
     (folder / "bench.yaml").write_text(_PIPELINE, encoding="utf-8")
     runs: list[Mapping[str, float]] = []
@@ -90,7 +86,7 @@ def _compare(folder: Path, documents: int, repeats: int, *, offline: bool) -> No
         "tokens/s of headrace run / loop, median of pairs": statistics.median(ratios),
         "pairs": [round(ratio, 3) for ratio in ratios],
     }
-    show("run_against_loop", facts, rows)
+    show("run_against_loop", measured_on, facts, rows)
 
 
 def _note(line: str) -> None:
@@ -168,6 +164,8 @@ def _run(folder: Path, url: str, salt: str) -> Mapping[str, float]:
             HEADRACE, "run", str(folder / "bench.yaml"), "--json", f"--engine={engine}",
             f"--source={folder / 'source'}", f"--sink={folder / salt}",
         ],
+        # Without a Prefect server, whatever this machine has set.
+        env=child_environment(PREFECT_API_URL="", PREFECT_PROFILES_PATH="/dev/null"),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     process_s = time.monotonic() - started
@@ -186,41 +184,14 @@ def _run(folder: Path, url: str, salt: str) -> Mapping[str, float]:
 
 
 def _run_loop(folder: Path, url: str, salt: str) -> Mapping[str, float]:
-    argv = [sys.executable, "-m", "benchmarks.run_against_loop", "--loop", url]
+    in_flight = str(load_profile("embedded").max_in_flight)
+    argv = [sys.executable, str(ROOT / "benchmarks" / "plain_loop.py"), url, in_flight]
     started = time.monotonic()
     result = subprocess.run(
         [*argv, str(folder / "bodies.json"), str(folder / f"{salt}.jsonl"), salt],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return {**json.loads(result.stdout), "process_s": time.monotonic() - started}
-
-
-async def _loop(url: str, bodies_file: Path, answers_file: Path, salt: str) -> dict[str, float]:
-    """Send the bodies as a script would that has nothing to read and one file to write."""
-    from openai import AsyncOpenAI
-
-    bodies = json.loads(bodies_file.read_text(encoding="utf-8"))
-    in_flight = load_profile("embedded").max_in_flight
-    started = time.monotonic()
-    client = AsyncOpenAI(base_url=url, api_key="none", timeout=600)
-    places = asyncio.Semaphore(in_flight)
-    extra = {"priority", "cache_salt", "stream_interval"}
-    totals = {"tokens": 0, "cached": 0}
-
-    async def one(body: dict[str, Any]) -> None:
-        async with places:
-            body = {k: v for k, v in body.items() if k not in {"stream", "stream_options"}}
-            plain = {k: v for k, v in body.items() if k not in extra}
-            more = {"priority": body.get("priority", 0), "cache_salt": salt}
-            answer = await client.chat.completions.create(**plain, extra_body=more)
-            totals["tokens"] += answer.usage.total_tokens
-            totals["cached"] += answer.usage.prompt_tokens_details.cached_tokens or 0
-            file.write(json.dumps(json.loads(answer.choices[0].message.content)) + "\n")
-
-    with answers_file.open("w", encoding="utf-8") as file:
-        await asyncio.gather(*map(one, bodies))
-    seconds = time.monotonic() - started
-    return {"tokens_per_s": totals["tokens"] / seconds, **totals, "seconds": seconds}
 
 
 def _offline(folder: Path) -> dict[str, float]:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_client_cost_gives_each_arm_its_figures_when_run_in_small():
     result = subprocess.run(
         [
-            sys.executable, "-m", "benchmarks.client_cost", "--requests=300", "--peer-requests=300",
+            sys.executable, "-m", "benchmarks.client_cost", "--requests=512", "--peer-requests=512",
         ],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -22,6 +22,7 @@ def test_client_cost_gives_each_arm_its_figures_when_run_in_small():
     found = json.loads(result.stdout.splitlines()[-1])
     assert [arm["arm"] for arm in found["arms"]] == [
         "headrace streamed", "headrace whole", "openai streamed", "openai whole",
+        "openai-aiohttp whole",
     ]  # fmt: skip
     assert all(arm["cpu_ms"] > 0 and arm["rss_end_mb"] > 0 for arm in found["arms"])
 
