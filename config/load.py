@@ -164,7 +164,7 @@ def pipeline_from(
     Raises:
         ConfigError: A file is missing or a key is wrong.
     """
-    _resolve_paths(data, path)
+    _resolve_paths(data, path.parent, str(path))
     for key, value in (overrides or {}).items():
         if value is not None:
             _assign(data, key, value, f"{path}: {key}")
@@ -178,6 +178,8 @@ def pipeline_from(
             _assign(data, key.strip(), parse_yaml(text), f"--set {setting!r}")
         except YAMLError as exc:
             raise ConfigError(f"--set {setting!r}: the value is not YAML") from exc
+    # What is relative still comes from the command line.
+    _resolve_paths(data, Path.cwd(), "--engine")
     for name, text in _mapping(data, "shared", path).items():
         data["shared"][name] = _file_or_text(text, path, f"shared.{name}")
     for number, stage in enumerate(_sequence(data, "stages", path)):
@@ -186,25 +188,44 @@ def pipeline_from(
     return _validate(PipelineConfig, data, path)
 
 
-def _resolve_paths(data: dict[str, Any], path: Path) -> None:
-    """Make relative paths those of the file, wherever the command runs."""
+def _resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
+    """Make relative paths absolute, so that they mean the same on any day and in any folder.
+
+    Raises:
+        ConfigError: An engine's URL holds a password.
+    """
     for key in ("source", "sink"):
         if isinstance(data.get(key), str) and "://" not in data[key]:
-            data[key] = str((path.parent / Path(data[key]).expanduser()).absolute())
-    fallback = data.get("fallback")
+            data[key] = str((folder / Path(data[key]).expanduser()).absolute())
     if isinstance(data.get("engine"), str):
-        data["engine"] = _resolve_engine(data["engine"], path)
-    if isinstance(fallback, list):
+        data["engine"] = resolve_engine(data["engine"], folder, f"{where}: engine")
+    if isinstance(data.get("fallback"), list):
         data["fallback"] = [
-            _resolve_engine(engine, path) if isinstance(engine, str) else engine
-            for engine in fallback
+            resolve_engine(engine, folder, f"{where}: fallback[{number}]")
+            if isinstance(engine, str)
+            else engine
+            for number, engine in enumerate(data["fallback"])
         ]
 
 
-def _resolve_engine(engine: str, path: Path) -> str:
-    if "://" in engine or Path(engine).suffix not in _YAML_SUFFIXES:
-        return engine
-    return str((path.parent / engine).absolute())
+def resolve_engine(engine: str, folder: Path, where: str) -> str:
+    """Return an engine as it is given, the path of a profile made absolute.
+
+    Raises:
+        ConfigError: It is a URL with a password.
+    """
+    # Nothing of it is shown: what stands before the @ may be the key itself.
+    scheme, slashes, rest = engine.rpartition("://")
+    if "@" in rest.split("/", 1)[0]:
+        host = rest.split("/", 1)[0].rpartition("@")[2]
+        raise ConfigError(
+            f"{where}: the URL of {host!r} holds a user name or password, which would reach logs and"
+            " records; put the key into the environment variable OPENAI_API_KEY, or into that which"
+            " a profile's api_key_env names"
+        )
+    if slashes or Path(engine).suffix not in _YAML_SUFFIXES:
+        return f"{scheme.lower()}{slashes}{rest}"
+    return str((folder / Path(engine).expanduser()).absolute())
 
 
 def _assign(data: dict[str, Any], key: str, value: object, where: str) -> None:
@@ -242,6 +263,7 @@ def load_profile(engine: str) -> Profile:
     Raises:
         ConfigError: There is no such profile, or a key in it is wrong.
     """
+    engine = resolve_engine(engine, Path.cwd(), "--engine")
     if engine.startswith(("http://", "https://")):
         return _from_url(engine)
     path = Path(engine)
@@ -265,7 +287,7 @@ def _from_url(url: str) -> Profile:
         return profile_for_url(url)
     except ValidationError as exc:
         (error,) = exc.errors(include_input=False)
-        raise ConfigError(f"--engine: {error['msg'].removeprefix('Value error, ')}") from None
+        raise ConfigError(f"engine {url!r}: {error['msg'].removeprefix('Value error, ')}") from None
 
 
 def _read_stage_files(stage: dict[str, Any], path: Path, key: str) -> None:

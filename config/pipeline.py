@@ -189,7 +189,7 @@ class PipelineConfig(_Model):
     include: tuple[str, ...] = ("**/*",)
     """Globs on the path below the source; what matches none is not listed at all."""
     engine: str = DEFAULT_ENGINE
-    """A profile's name, or the URL of an OpenAI-compatible endpoint."""
+    """A profile's name or the path of its file, or the URL of an OpenAI-compatible endpoint."""
     fallback: tuple[str, ...] = ()
     """Engines that stand in, in this order, for requests that `engine` refuses or cannot answer. The
     record says which one answered and why. They see the same documents: name only engines that

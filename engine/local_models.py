@@ -14,6 +14,9 @@ LocalModelName = Literal["embedded", "kimi-k2.5-tiny"]
 class LocalModel(Protocol):
     """A model folder that is made on this machine."""
 
+    FILES: tuple[str, ...]
+    """What its folder must hold."""
+
     def dtype(self) -> str:
         """Return the type of its weights, as vLLM's `--dtype` names it."""
 

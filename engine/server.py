@@ -7,6 +7,7 @@ this project's package names shadows its imports.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import platform
 import re
@@ -43,6 +44,8 @@ class ServerState:
     base_url: str
     model: str
     log: str
+    flags: str = ""
+    """Hash of its command line but for the port, which tells whether it is what a profile asks for."""
 
     @property
     def mark(self) -> ProcessMark:
@@ -92,19 +95,25 @@ def ensure_server(
         detached: Whether an engine that is started outlives this process; see `end_server`.
 
     Raises:
-        PrerequisiteError: The environment is missing, or the engine does not start.
+        PrerequisiteError: The environment is missing, the engine does not start, or it runs with
+            other flags than the profile's.
     """
     cache = cache.absolute()
     state_file = _state_file(profile, cache)
     state_file.parent.mkdir(parents=True, exist_ok=True)
     with _lock(state_file.with_suffix(".lock")):
         running = _running(state_file)
-        if running is not None:
-            notify(f"engine: already running at {running.base_url} (log: {running.log})")
-            return Server(running.base_url, None)
         command, base_url = _command(
             profile, venv=venv, cache=cache, environment=environment, notify=notify
         )
+        if running is not None:
+            if running.flags != _flags_of(command):
+                raise PrerequisiteError(
+                    f"engine {profile.name!r} runs at {running.base_url} with other flags than its"
+                    f" profile has now; run: headrace engine stop --profile {profile.name}"
+                )
+            notify(f"engine: already running at {running.base_url} (log: {running.log})")
+            return Server(running.base_url, None)
         state, child = _start(profile, command, base_url, detached=detached, notify=notify)
         state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
         return Server(base_url, None if detached else child)
@@ -207,7 +216,13 @@ def _start(
         base_url=base_url,
         model=model,
         log=str(command.log),
+        flags=_flags_of(command),
     ), child
+
+
+def _flags_of(command: Command) -> str:
+    told = [word for word in command.argv[1:] if not word.startswith("--port=")]
+    return hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
 
 
 def _variables(cache: Path) -> dict[str, str]:

@@ -23,13 +23,17 @@ _MISCONFIGURED = {401: "the API key", 403: "the API key's rights", 404: "URL and
 _ABOUT_BODY = frozenset({400, 413, 422})
 _LATER = frozenset({408, 409, 425, 429})
 _MAX_SAID = 300
+_TOO_LONG_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error"})
+"""`code` or `type` of an error at OpenAI and in llama.cpp."""
+
 _TOO_LONG = re.compile(
-    r"context[ _](?:length|size|window)|maximum (?:context|model|input) length|max_model_len"
-    r"|token limit|prompt is too long|longer than the (?:model|context)",
+    r"maximum context length is \d|(?:longer|greater) than the (?:model|context)"
+    r"|exceed(?:s|ed)? (?:the available context size|(?:the )?model token limit)"
+    r"|input tokens exceed|`?inputs`? tokens \+ `?max_new_tokens`? must",
     re.IGNORECASE,
 )
-"""How vLLM, SGLang, llama.cpp, Moonshot and OpenAI say that prompt and answer exceed the context. The
-protocol has no status for it. No retry hangs on it, only what the record says."""
+"""How vLLM, SGLang, llama.cpp, Moonshot and TGI say it; the protocol has no status for it. No retry
+hangs on it, only what the record says."""
 
 
 def authorization(api_key: str | None) -> dict[str, str]:
@@ -110,7 +114,7 @@ def status_error(
         return EngineMisconfigured(f"{text}; check {_MISCONFIGURED[status]}")
     if status in _LATER or status >= 500:
         return EngineUnavailable(text, retry_after_s=_retry_after(retry_after), status=status)
-    if status in _ABOUT_BODY and _TOO_LONG.search(text):
+    if status in _ABOUT_BODY and _is_about_length(body):
         return RequestTooLong(text, status=status)
     return RequestRejected(text, status=status)
 
@@ -126,6 +130,17 @@ def said(body: bytes, secret: str | None) -> str:
     if secret:
         text = text.replace(secret, "[key]")
     return " ".join(text.split())[:_MAX_SAID] or "no message"
+
+
+def _is_about_length(body: bytes) -> bool:
+    """Tell whether the server says that prompt and answer exceed the context."""
+    text = body.decode("utf-8", "replace")
+    try:
+        error = json.loads(text)["error"]
+        codes = {str(error.get("code")), str(error.get("type"))}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        codes = set()
+    return bool(codes & _TOO_LONG_CODES) or _TOO_LONG.search(text) is not None
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -19,8 +19,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.errors import PrerequisiteError
+
 VERSION = "1"
 """Counts up where the files made here change, so that an older folder is not taken for this one."""
+
+FILES: tuple[str, ...] = (
+    "config.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+)
+"""What the model's folder must hold."""
 
 NUM_LAYERS = 4
 LATENT_SIZE = 512 + 64
@@ -142,11 +152,24 @@ def prepare(
     environment: Mapping[str, str],  # noqa: ARG001 - as above
     notify: Callable[[str], None],
 ) -> Path:
-    """Return the checkpoint's folder, after writing it where it is missing."""
+    """Return the checkpoint's folder, after writing it where it is missing.
+
+    Raises:
+        PrerequisiteError: It cannot be written.
+    """
     folder = model_folder(cache)
-    if not folder.is_dir():
-        notify("engine: writing the tiny K2.5 checkpoint (once, about 1 s)")
+    if folder.is_dir():
+        return folder
+    notify("engine: writing the tiny K2.5 checkpoint (once, about 1 s)")
+    try:
         write(folder)
+    except OSError as exc:
+        # Another process may have written it in the meantime.
+        if not folder.is_dir():
+            raise PrerequisiteError(
+                f"the tiny K2.5 checkpoint cannot be written to {str(folder)!r} ({exc.strerror});"
+                " free space or set HEADRACE_CACHE to another folder"
+            ) from exc
     return folder
 
 
@@ -154,7 +177,7 @@ def write(folder: Path) -> None:
     """Write the checkpoint; the folder appears whole or not at all.
 
     Raises:
-        FileExistsError: There is a folder with files in it.
+        OSError: It cannot be written, or there is a folder with files in it.
     """
     files = {
         "config.json": _config(),

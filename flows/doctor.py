@@ -17,6 +17,7 @@ from config.errors import ConfigError
 from config.load import Surroundings, load_profile, load_secret, load_surroundings
 from connectors.errors import ConnectorError
 from engine.errors import EngineError
+from engine.local_models import LOCAL_MODELS
 from engine.profile import Profile
 from flows.checks import endpoint, install, machine, services, storage
 from flows.checks.finding import Check, Finding, warn
@@ -88,11 +89,11 @@ def _checks(
     }
     if profile.serve is not None:
         checks |= {
-            "cpu": machine.check_cpu,
+            "cpu": partial(machine.check_cpu, LOCAL_MODELS[profile.serve].dtype()),
             "gpu": machine.check_gpu,
             "memory": machine.check_memory,
             "engine environment": partial(install.check_engine_environment, surroundings),
-            "embedded model": partial(install.check_model, surroundings),
+            f"{profile.serve} model": partial(install.check_model, surroundings, profile.serve),
         }
     checks["engine"] = partial(endpoint.check_engine, profile, surroundings)
     if source is not None:

@@ -137,7 +137,7 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
         told = {what: words for what, words in mode_story(stage).items() if what != "observed"}
         if told:
             rest = "; ".join(f"{what}: {words}" for what, words in told.items())
-            lines[name] = f"observed {mode_story(stage)['observed']}; {rest}"
+            lines[f"stage {name}"] = f"observed {mode_story(stage)['observed']}; {rest}"
     for number, failure in enumerate(manifest["failures"][:3]):
         text = f"{failure['count']} {failure['outcome']} ({failure['error_class']}) in stage"
         lines[f"failure {number + 1}"] = f"{text} {failure['stage']}, such as {failure['example']}"

@@ -21,17 +21,21 @@ _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(?P<text>.*?)[ \t]*#*[ \t]*$")
 _LIST_ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+")
 _FENCE = re.compile(r" {0,3}(?:```|~~~)")
 _RULE = re.compile(r"[ \t]*(?:[-=_*][ \t]*){3,}$|[ \t]*\|?[ \t:|-]*-{3,}[ \t:|-]*$")
-_ENTRY = re.compile(
-    r"\{\s*\""  # a line of JSON
-    r"|(?:\S+ ){0,3}[\[(<\"']?(?:"  # a time, behind at most a host and a user as web servers write them
-    r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}"
-    r"|\d{4}/\d{2}/\d{2} \d{2}:\d{2}"
-    r"|\d{1,2}/[A-Z][a-z]{2}/\d{4}:\d{2}:\d{2}"
-    r"|[A-Z][a-z]{2} [ \d]\d \d{2}:\d{2}:\d{2}"
-    r"|\d{1,2}:\d{2}:\d{2}\b)"
-    r"|[IWEF]\d{4} \d{2}:\d{2}:\d{2}"  # glog and klog
+_ENTRIES = (
+    re.compile(
+        r"(?:[A-Z]{4,8}\s+)?[\[(<]?(?:"  # a level may stand in front of the time
+        r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}"
+        r"|\d{4}/\d{2}/\d{2} \d{2}:\d{2}"
+        r"|[A-Z][a-z]{2} [ \d]\d \d{2}:\d{2}:\d{2}"
+        r"|\d{1,2}:\d{2}:\d{2}\b)"
+        r"|[IWEF]\d{4} \d{2}:\d{2}:\d{2}"  # glog and klog
+        r"|\S+ \S+ \S+ \[\d{1,2}/[A-Z][a-z]{2}/\d{4}:\d{2}:\d{2}"  # web servers
+    ),
+    re.compile(r"\{\s*\""),  # one JSON object a line
 )
-"""How an entry of a log begins; lines without a time that follow, such as a stack trace, belong to it."""
+"""How an entry of a log begins. Lines that follow without one, such as a stack trace, belong to it."""
+
+_LEAST_ENTRIES = 2
 
 
 class _Passage(NamedTuple):
@@ -62,7 +66,9 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     is_markdown = media_type == "text/markdown"
     segments = tuple(
         segment
-        for passage in _passages(text, is_markdown=is_markdown)
+        for passage in _passages(
+            text, is_markdown=is_markdown, entry=None if is_markdown else _entry_form(text)
+        )
         for segment in _segments(text, passage)
     )
     if not segments:
@@ -81,15 +87,25 @@ def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | Non
     return None
 
 
-def _passages(text: str, *, is_markdown: bool) -> Iterator[_Passage]:
-    """Yield headings, table rows, list items and paragraphs in order."""
+def _entry_form(text: str) -> re.Pattern[str] | None:
+    """Return how entries begin, if the text is a log: half of its lines do, but for indented ones."""
+    starts = [line for line in text.splitlines() if line.strip() and not line[0].isspace()]
+    for form in _ENTRIES:
+        count = sum(form.match(line) is not None for line in starts)
+        if count >= _LEAST_ENTRIES and 2 * count >= len(starts):
+            return form
+    return None
+
+
+def _passages(text: str, *, is_markdown: bool, entry: re.Pattern[str] | None) -> Iterator[_Passage]:
+    """Yield headings, table rows, list items, paragraphs and a log's entries in order."""
     start: int | None = None
     end = 0
     is_entry = False
     for line_start, line_end in _line_spans(text):
         line = text[line_start:line_end]
         whole = _whole_line(line, line_start) if is_markdown else None
-        begins = _ENTRY.match(line) is not None
+        begins = entry is not None and entry.match(line) is not None
         if start is not None and (
             whole or begins or not line.strip() or (_LIST_ITEM.match(line) and not is_entry)
         ):

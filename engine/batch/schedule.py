@@ -16,6 +16,7 @@ from engine.batch.budget import Budget
 from engine.batch.call import Account, Caller, RetryRule
 from engine.batch.route import Route
 from engine.client import Client
+from engine.endpoint import Endpoint
 from engine.errors import BudgetReached, EngineUnavailable, RequestRejected, RequestTooLong
 from engine.modes import MODES
 from engine.modes.mode import Ending
@@ -175,7 +176,9 @@ class _Sender:
             mode = MODES[request.mode]
             return await mode.carry_out(request, caller.line.endpoint, send), None
         except RequestTooLong as exc:
-            return _ended("rejected", "too_long", exc, _counted_here(request)), str(exc)
+            return _ended(
+                "rejected", "too_long", exc, _counted_here(request, caller.line.endpoint)
+            ), str(exc)
         except RequestRejected as exc:
             return _ended("failed", "request_rejected", exc), str(exc)
         except EngineUnavailable as exc:
@@ -194,10 +197,12 @@ def _ended(outcome: Outcome, error_class: str, exc: Exception, more: str = "") -
     return Ending(outcome=outcome, error_class=error_class, error=f"{exc}{more}")
 
 
-def _counted_here(request: Request) -> str:
+def _counted_here(request: Request, endpoint: Endpoint) -> str:
     answer = request.max_output_tokens + request.max_reasoning_tokens
+    exact = endpoint.counter.exact
+    how = "" if exact else " by estimate; the model's vocabulary makes it exact (docs/engines.md)"
     return (
-        f"; counted here: {request.prompt_tokens:,} for the prompt, up to {answer:,} for the answer."
-        " Lower chunk.max_tokens, or give the model's own vocabulary (docs/engines.md) so that tokens"
-        " are counted exactly"
+        f"; counted here for the first call: {request.prompt_tokens:,} for the prompt, up to"
+        f" {answer:,} for the answer{how}. For a stage over chunks lower chunk.max_tokens; for one"
+        " over documents raise it, so that fewer lines are quoted"
     )

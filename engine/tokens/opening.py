@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.errors import EngineError, PrerequisiteError
+from engine.errors import EngineError
 from engine.tokens.counter import TokenCounter
 from engine.tokens.estimate import EstimateCounter
 from engine.tokens.local import HuggingFaceCounter, TiktokenCounter
@@ -71,12 +71,8 @@ def load_counter(path: Path) -> TokenCounter:
     """Return the counter of a vocabulary, named after the file's content.
 
     Raises:
-        PrerequisiteError: The file is missing, or cannot be read as what its name says.
+        PrerequisiteError: The file cannot be read as what its name says.
     """
-    if not path.is_file():
-        raise PrerequisiteError(
-            f"tokenizer {str(path)!r} is missing; run `headrace engine install`"
-        )
     key = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     if path.suffix == ".json":
         return HuggingFaceCounter(path, f"tokenizer.json/{key}")

@@ -10,8 +10,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from config.load import Surroundings, child_environment
-from engine.embedded import model_folder
 from engine.install import LOCKS, gpu_names, hash_of, installed_facts, lock_for
+from engine.local_models import LOCAL_MODELS, LocalModelName
 from flows.checks.finding import Finding, fail, ok, warn
 from flows.checks.machine import GPU_LIMIT_S
 
@@ -20,7 +20,6 @@ _REINSTALL = "rm -f .venv/installed && make install-main"
 _LOCKED = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)", re.MULTILINE)
 _SHOWN = 3
 _IMPORT_LIMIT_S = 4.5
-_MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 
 
 def check_packages() -> Sequence[Finding]:
@@ -94,25 +93,22 @@ def check_engine_environment(surroundings: Surroundings) -> Sequence[Finding]:
     return [ok(check, f"{venv}, {facts.get('torch')}")]
 
 
-def check_model(surroundings: Surroundings) -> Sequence[Finding]:
-    """Return whether the embedded model lies in the cache and can be read."""
-    folder = model_folder(surroundings.cache)
+def check_model(surroundings: Surroundings, name: LocalModelName) -> Sequence[Finding]:
+    """Return whether a model that this machine serves lies in the cache and can be read."""
+    model = LOCAL_MODELS[name]
+    folder, check = model.model_folder(surroundings.cache), f"{name} model"
     if not folder.is_dir():
-        return [
-            warn(
-                "embedded model", f"not yet in {folder.parent}; the first start writes it", INSTALL
-            )
-        ]
-    for name in _MODEL_FILES:
+        return [warn(check, f"not yet in {folder.parent}; the first start writes it", INSTALL)]
+    for file_name in model.FILES:
         try:
-            with (folder / name).open("rb") as file:
+            with (folder / file_name).open("rb") as file:
                 empty = not file.read(1)
         except OSError as exc:
-            return [_broken_model(folder, f"{name}: {exc.strerror}")]
+            return [_broken_model(check, folder, f"{file_name}: {exc.strerror}")]
         if empty:
-            return [_broken_model(folder, f"{name} is empty")]
-    return [ok("embedded model", str(folder))]
+            return [_broken_model(check, folder, f"{file_name} is empty")]
+    return [ok(check, str(folder))]
 
 
-def _broken_model(folder: Path, what: str) -> Finding:
-    return fail("embedded model", f"{folder}: {what}", f"rm -r {folder} && {INSTALL}")
+def _broken_model(check: str, folder: Path, what: str) -> Finding:
+    return fail(check, f"{folder}: {what}", f"rm -r {folder} && {INSTALL}")

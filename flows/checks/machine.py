@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config.load import Surroundings
-from engine.embedded import dtype
 from engine.install import gpu_names
 from flows.checks.finding import Finding, fail, ok, warn
 
@@ -40,8 +39,8 @@ def check_python() -> Sequence[Finding]:
     return [ok("python", f"{found} in {sys.prefix}")]
 
 
-def check_cpu() -> Sequence[Finding]:
-    """Return whether the embedded engine runs on this processor, and in which type of number."""
+def check_cpu(dtype: str) -> Sequence[Finding]:
+    """Return whether an engine runs on this processor; its numbers are of type `dtype`."""
     system = f"{platform.system()} {platform.machine()}"
     if system != "Linux x86_64":
         return [fail("cpu", f"{system}; the embedded engine needs Linux x86_64", ELSEWHERE)]
@@ -50,7 +49,7 @@ def check_cpu() -> Sequence[Finding]:
         return [fail("cpu", "no AVX2, which the embedded engine needs", ELSEWHERE)]
     widest = "AVX-512" if "avx512f" in flags else "AVX2"
     cores = len(os.sched_getaffinity(0))
-    return [ok("cpu", f"{cores} cores with {widest}; the embedded model runs in {dtype()}")]
+    return [ok("cpu", f"{cores} cores with {widest}; the model runs in {dtype}")]
 
 
 def check_gpu() -> Sequence[Finding]:

@@ -69,7 +69,7 @@ _PIPELINE = typer.Argument(
 )
 _ENGINE = typer.Option(
     "--engine",
-    help="Profile name, or URL of an OpenAI-compatible endpoint.",
+    help="Profile, by name or file, or URL of an OpenAI-compatible endpoint.",
     autocompletion=complete_profiles,
 )
 

@@ -24,7 +24,7 @@ class Options:
     source: str | None = None
     sink: str | None = None
     engine: str | None = None
-    """Profile name or URL."""
+    """Profile by name or file, or URL."""
     mode: ModeName | None = None
     """Mode of every stage, in place of their own."""
     limit: int | None = None

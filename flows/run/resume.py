@@ -6,9 +6,11 @@ What the run has done is read from its folder in the sink; the machine that made
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from config.errors import ConfigError
+from config.load import resolve_engine
 from connectors.sinks.lake import Lake
 from engine.batch import Amount
 from engine.request import Result
@@ -118,7 +120,7 @@ def _changed(job: Job, options: Options) -> Job:
     changed = {name: value for name, value in changes.items() if value is not None}
     update: dict[str, object] = {"budget": budget.model_copy(update=changed)} if changed else {}
     if options.engine is not None:
-        update["engine"] = options.engine
+        update["engine"] = resolve_engine(options.engine, Path.cwd(), "--engine")
     if options.failure_limit is not None:
         update["failure_limit"] = options.failure_limit
     return replace(job, pipeline=pipeline.model_copy(update=update))

@@ -117,10 +117,31 @@ def test_url_is_an_engine_when_it_is_given():
     assert load_profile("http://127.0.0.1:9/v1").base_url == "http://127.0.0.1:9/v1"
 
 
-def test_password_is_refused_and_not_shown_when_it_is_in_the_url():
-    with pytest.raises(ConfigError, match="belongs into the environment variable") as caught:
-        load_profile("https://me:sk-canary@host/v1")
+@pytest.mark.parametrize("scheme", ["https://", "HTTP://", ""])
+def test_password_is_refused_and_not_shown_when_it_is_in_the_url(tmp_path, scheme):
+    url = f"{scheme}me:sk-canary@host/v1"
+    with pytest.raises(ConfigError, match="--engine: the URL of 'host' holds") as caught:
+        load_profile(url)
     assert "canary" not in str(caught.value)
+    for keys, where in (
+        (f"engine: '{url}'", "engine"),
+        (f"fallback: ['{url}']", "fallback\\[0\\]"),
+    ):
+        with pytest.raises(ConfigError, match=rf"p\.yaml: {where}: the URL of 'host'") as caught:
+            load_pipeline(write(tmp_path, f"{PIPELINE}{keys}\n"))
+        assert "canary" not in str(caught.value)
+    with pytest.raises(ConfigError, match="the URL of 'host'") as caught:
+        load_pipeline(write(tmp_path, PIPELINE), {"engine": url})
+    assert "canary" not in str(caught.value)
+
+
+def test_path_of_a_profile_is_absolute_when_the_command_line_gives_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path, PIPELINE)
+    assert load_pipeline(file, {"engine": "ours.yaml"}).engine == str(tmp_path / "ours.yaml")
+    assert load_pipeline(file, settings=["engine=o.yaml"]).engine == str(tmp_path / "o.yaml")
+    home = load_pipeline(write(tmp_path, f"{PIPELINE}engine: ~/o.yaml\n"))
+    assert home.engine == str(Path.home() / "o.yaml")
 
 
 PROFILE = "name: ours\nbase_url: http://gpu/v1\nmodes: {instant: {}}\n"

@@ -65,6 +65,7 @@ def test_offsets_find_the_text_again(tmp_path, encoding, newline):
         "Mar  2 06:06:13 host kernel: stop",
         '10.0.0.7 - - [02/Mar/2026:06:06:13 +0000] "GET / HTTP/1.1" 200 12',
         "06:06:13 stop",
+        "INFO  [2026-03-02 06:06:13] stop",
         "E0302 06:06:13.000001 1 main.go:7] stop",
         '{"time": 1772431573, "level": "error"}',
     ],
@@ -76,10 +77,51 @@ def test_each_entry_is_one_segment_when_the_text_is_a_log(tmp_path, line):
     assert found == [f"{line} - at main at start".replace("  ", " "), line.replace("  ", " ")]
 
 
+@pytest.mark.parametrize(
+    ("text", "segments"),
+    [
+        (
+            "We left. It opened the session\nshortly after at 10:15:30 and closed. They rose.",
+            [
+                "We left.",
+                "It opened the session shortly after at 10:15:30 and closed.",
+                "They rose.",
+            ],
+        ),
+        (
+            "Date: 2026-03-02 14:00\n1. Ann opened.\n2. Bob reported. They rose.",
+            ["Date: 2026-03-02 14:00", "1. Ann opened.", "2. Bob reported.", "They rose."],
+        ),
+        (
+            "Sent: 2026-03-02 14:05\nDear Ms Tamm,\nthank you. It came.",
+            ["Sent: 2026-03-02 14:05 Dear Ms Tamm, thank you.", "It came."],
+        ),
+        (
+            "10:20:30 is the mix. Then water.\nRepeat it weekly. Stop in May.\nThank you.",
+            [
+                "10:20:30 is the mix.",
+                "Then water.",
+                "Repeat it weekly.",
+                "Stop in May.",
+                "Thank you.",
+            ],
+        ),
+    ],
+)
+def test_prose_stays_prose_when_it_names_times(tmp_path, text, segments):
+    found = _read(tmp_path, text.encode(), "text/plain").segments
+    assert [segment.text for segment in found] == segments
+
+
+def test_markdown_is_no_log_when_it_begins_with_times(tmp_path):
+    text = b"10:00:00 Ann opened. She spoke.\n\n10:05:00 Bob spoke. They rose.\n"
+    assert len(_read(tmp_path, text).segments) == 4
+
+
 def test_long_entry_is_cut_into_sentences_when_it_is_a_transcript(tmp_path):
-    data = ("10:02:03 Ann: " + "It was a long day. " * 60).encode()
+    data = ("10:02:03 Ann: " + "It was a long day. " * 60 + "\n10:09:00 Bob: Yes.").encode()
     found = [segment.text for segment in _read(tmp_path, data, "text/plain").segments]
-    assert len(found) == 60
+    assert len(found) == 61
 
 
 def test_headings_are_plain_lines_when_the_file_is_plain_text(tmp_path):

@@ -121,16 +121,35 @@ def test_request_fails_with_a_reason_when_the_endpoint_stays_unavailable():
         "The input (9000 tokens) is longer than the model's context length (8192 tokens).",
         "Invalid request: Your request exceeded model token limit: 262144",
         "the request exceeds the available context size. try increasing it",
+        "Input tokens exceed the configured limit of 272000 tokens.",
+        "`inputs` tokens + `max_new_tokens` must be <= 4096",
+        {"message": "Please reduce it.", "code": "context_length_exceeded"},
     ],
 )
 def test_request_is_rejected_with_numbers_when_the_endpoint_finds_it_too_long(message):
-    body = json.dumps({"error": {"message": message}}).encode()
+    error = message if isinstance(message, dict) else {"message": message}
+    body = json.dumps({"error": error}).encode()
     with FakeEngine(script=lambda *_: Fault(status=400, body=body)) as engine:
         (result,) = carry_out(engine, [request(0, prompt_tokens=7_500)])
     assert (result.outcome, result.error_class) == ("rejected", "too_long")
-    assert message[:20] in result.error
-    assert "counted here: 7,500 for the prompt, up to 16 for the answer" in result.error
+    assert error["message"][:20] in result.error
+    assert "for the first call: 7,500 for the prompt, up to 16 for the answer" in result.error
     assert len(engine.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Invalid json_schema: unknown keyword in property 'context_window'",
+        "chat_template_kwargs.context_length is not known",
+        "max_tokens 40000 exceeds the output token limit of 32768",
+    ],
+)
+def test_request_is_refused_for_another_reason_when_length_is_only_named(message):
+    body = json.dumps({"error": {"message": message}}).encode()
+    with FakeEngine(script=lambda *_: Fault(status=400, body=body)) as engine:
+        (result,) = carry_out(engine, [request(0)])
+    assert (result.outcome, result.error_class) == ("failed", "request_rejected")
 
 
 def test_only_the_refused_request_fails_when_one_is_too_long(engine):

@@ -7,7 +7,13 @@ import httpx
 import pytest
 
 from engine.client import Client, Patience, _map_errors
-from engine.errors import EngineError, EngineMisconfigured, EngineUnavailable, RequestRejected
+from engine.errors import (
+    EngineError,
+    EngineMisconfigured,
+    EngineUnavailable,
+    RequestRejected,
+    RequestTooLong,
+)
 from engine.status import map_errors, raise_for_status
 from tests.fakes.engine_server import FakeEngine, Fault
 
@@ -129,6 +135,7 @@ def test_errors_survive_when_pickled():
     for error in (
         EngineUnavailable("later", retry_after_s=3.0),
         RequestRejected("no", status=400),
+        RequestTooLong("long", status=400),
         EngineMisconfigured("key"),
     ):
         again = pickle.loads(pickle.dumps(error))

@@ -204,20 +204,23 @@ def test_late_request_overtakes_the_queue_when_its_priority_is_lower(endpoint):
                 finished.append(name)
 
             queued = [asyncio.create_task(one(f"queued {n}", 10)) for n in range(24)]
-            await asyncio.sleep(1.0)
+            # Eight are answered at a time, so that most of them wait when the first is done.
+            await asyncio.wait(queued, return_when=asyncio.FIRST_COMPLETED)
             await one("late", 0)
             await asyncio.gather(*queued)
         return finished
 
     finished = asyncio.run(race())
     assert len(finished) == 25
+    # Before the last eight of those that waited: in the order of arrival it would come last.
     assert finished.index("late") < 17
 
 
 def test_cache_holds_what_the_formula_says_when_the_server_reports(endpoint):
-    block = 16
-    blocks = KV_CACHE_GIB * 2**30 // tiny.KV_BYTES_PER_TOKEN // block
-    assert cache_tokens(endpoint.base_url) == blocks * block == 233_008
+    formula = KV_CACHE_GIB * 2**30 / tiny.KV_BYTES_PER_TOKEN
+    # Whole blocks only: of 16 tokens, or 32 and more on a CPU with AMX.
+    assert 0 <= formula - cache_tokens(endpoint.base_url) < 64
+    assert round(formula) == 233_017
 
 
 PIPELINE = """\
