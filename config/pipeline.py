@@ -67,6 +67,9 @@ class ChunkConfig(_Model):
     max_tokens: int | None = Field(default=None, ge=64)
     """Most tokens of one chunk as sent, labels included. None: what the engine's context leaves
     beside instructions, question and answer."""
+    overlap_tokens: int = Field(default=0, ge=0)
+    """Most tokens of running text that a chunk repeats from the end of the one before it, up to a
+    quarter of it: for questions whose answer may lie across a border. Repeated text is paid twice."""
     max_per_document: int | None = Field(default=None, ge=1)
     """Most chunks of one document that are asked about; the others become `skipped` records with the
     reason `beyond_limit`. None: all."""

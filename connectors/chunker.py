@@ -41,8 +41,19 @@ class ChunkRule:
     image_tokens: Callable[[Media], int] | None = None
     """Tokens of an image, for a model that takes images; None for a model that reads text only."""
 
+    overlap_tokens: int = 0
+    """Most tokens of running text that a chunk repeats from the end of the one before it."""
+
+
+VERSION = 2
+"""Raised whenever the same content gives other chunks; it enters their keys."""
 
 _MAX_REFILLS = 4
+_BORDER_SHARE = 0.75
+"""A chunk may end at a heading if it is at least so full; else it is filled to the end."""
+_HEADING_SHARE = 8
+_OVERLAP_SHARE = 4
+"""A repeated heading takes at most this part of a chunk, an overlap at most that."""
 
 
 def render(segments: Iterable[Segment]) -> str:
@@ -58,9 +69,11 @@ def chunk_document(document_key: str, content: Content, rule: ChunkRule) -> list
     about. For a model that takes images, the image stands in place of the text read off it.
 
     Returns:
-        Chunks in reading order. Each segment that can be shown lies in exactly one chunk, but
-        for the header row of a sheet, which each chunk of its rows repeats, and for a segment
-        larger than the budget, which is cut at word boundaries.
+        Chunks in reading order, which end in front of a heading where that leaves them three
+        quarters full. Each segment that can be shown lies in exactly one chunk, but for what is
+        repeated: a sheet's header row in each chunk of its rows, the last heading in front of
+        text that goes on, and the overlap. A segment larger than the budget is cut at word
+        boundaries and its rest marked.
     """
     media = {item.name: item for item in content.media}
     shown, mute = _by_modality(content.segments, with_images=rule.image_tokens is not None)
@@ -86,7 +99,8 @@ def _by_modality(
 
 
 def _line(label: str, segment: Segment) -> str:
-    return f"[{label}] {disarm(segment.text) or '(image)'}\n"
+    rest = "(goes on) " if segment.is_rest else ""
+    return f"[{label}] {rest}{disarm(segment.text) or '(image)'}\n"
 
 
 def _fit(segments: Iterable[Segment], rule: ChunkRule) -> Iterator[Segment]:
@@ -124,7 +138,10 @@ def _cut(segment: Segment, limit: int, measure: Callable[[str], int]) -> Iterato
         span = segment.span
         if start is not None:
             span = replace(span, char_start=start + offset, char_end=start + offset + len(text))
-        yield from _cut(replace(segment, text=text.strip(), span=span), limit, measure)
+        piece = replace(
+            segment, text=text.strip(), span=span, is_rest=segment.is_rest or offset > 0
+        )
+        yield from _cut(piece, limit, measure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +152,17 @@ class _Packer:
     media: Mapping[str, Media]
 
     def runs(self, segments: list[Segment]) -> Iterator[list[Segment]]:
-        """Yield runs that fit the budget, in order, a sheet's header row in front of its rows."""
+        """Yield runs that fit the budget, in order, each behind the context that it repeats."""
         costs = self._weighed(segments)
         start = 0
-        header: int | None = None
+        heading: int | None = None
         while start < len(segments):
-            repeated = self._repeated_header(segments, header, start)
+            repeated = self._repeated(segments, costs, heading, start)
+            context = [segments[index] for index in repeated]
+            if context and not self._fits([*context, segments[start]]):
+                context, repeated = [], []
             stop = self._stop(costs, start, sum(costs[index] for index in repeated))
-            run = [*(segments[index] for index in repeated), *segments[start:stop]]
+            run = [*context, *segments[start:stop]]
             while (
                 stop - start > 1
                 and (excess := self.count(_labelled(run)) - self.rule.max_tokens) > 0
@@ -159,11 +179,16 @@ class _Packer:
                     )
                     continue
                 stop, run = self._filled(segments, costs, stop, run)
-            yield run
-            header = next(
-                (i for i in range(stop - 1, start - 1, -1) if _is_header(segments[i])), header
+            border = _border(segments, costs, start, stop)
+            yield run[: len(run) - (stop - border)]
+            heading = next(
+                (i for i in range(border - 1, start - 1, -1) if segments[i].kind == "heading"),
+                heading,
             )
-            start = stop
+            start = border
+
+    def _fits(self, run: Sequence[Segment]) -> bool:
+        return self.count(_labelled(run)) <= self.rule.max_tokens
 
     def _weighed(self, segments: Sequence[Segment]) -> list[int]:
         """Return what each segment takes, about, its image included."""
@@ -175,7 +200,7 @@ class _Packer:
 
     def _pieces(self, segment: Segment, run: Sequence[Segment]) -> list[Segment]:
         """Return the segment cut by its count, where its weight was too low and it does not fit."""
-        if run[-1] is not segment or self.count(_labelled(run)) <= self.rule.max_tokens:
+        if run[-1] is not segment or self._fits(run):
             return [segment]
         return list(_cut(segment, _segment_limit(self.rule), self.rule.counter.count))
 
@@ -216,13 +241,27 @@ class _Packer:
             stop += 1
         return stop
 
-    def _repeated_header(
-        self, segments: Sequence[Segment], header: int | None, start: int
+    def _repeated(
+        self, segments: Sequence[Segment], costs: Sequence[int], heading: int | None, start: int
     ) -> list[int]:
+        """Return what a chunk that begins at `start` repeats: its heading, then the overlap."""
         first = segments[start]
-        if header is None or first.kind != "table":
+        if first.kind == "heading":
             return []
-        return [header] if segments[header].span.sheet == first.span.sheet else []
+        found: list[int] = []
+        if heading is not None and segments[heading].span.sheet == first.span.sheet:
+            # Rows mean nothing without the names of their columns, whatever those cost.
+            limit = self.rule.max_tokens // _HEADING_SHARE
+            if first.span.sheet is not None or costs[heading] <= limit:
+                found.append(heading)
+        left = min(self.rule.overlap_tokens, self.rule.max_tokens // _OVERLAP_SHARE)
+        index = start - 1
+        overlap: list[int] = []
+        while index >= 0 and segments[index].kind == "paragraph" and costs[index] <= left:
+            left -= costs[index]
+            overlap.append(index)
+            index -= 1
+        return [*found, *reversed(overlap)] if first.kind == "paragraph" else found
 
     def _image_cost(self, segment: Segment) -> int:
         if self.rule.image_tokens is None or segment.kind != "image" or segment.media is None:
@@ -232,7 +271,15 @@ class _Packer:
     def chunk(self, document_key: str, reader: str, ordinal: int, run: Sequence[Segment]) -> Chunk:
         """Label the run and give it its key and its exact count."""
         segments = tuple(_labelled(run))
-        parts = ["chunk", document_key, reader, self.rule.name, self.rule.max_tokens, ordinal]
+        parts = [
+            f"chunk/{VERSION}",
+            document_key,
+            reader,
+            self.rule.name,
+            self.rule.max_tokens,
+            self.rule.overlap_tokens,
+            ordinal,
+        ]
         return Chunk(
             chunk_key=hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
             document_key=document_key,
@@ -242,8 +289,22 @@ class _Packer:
         )
 
 
-def _is_header(segment: Segment) -> bool:
-    return segment.kind == "heading" and segment.span.sheet is not None
+def _border(segments: Sequence[Segment], costs: Sequence[int], start: int, stop: int) -> int:
+    """Return where a run from `start` to `stop` ends best: in front of a heading near its end."""
+    if stop == len(segments):
+        return stop
+    least = _BORDER_SHARE * sum(costs[start:stop])
+    taken = sum(costs[start:stop])
+    for index in range(stop - 1, start, -1):
+        taken -= costs[index]
+        if taken < least:
+            break
+        if segments[index].kind == "heading":
+            stop = index
+            break
+    while stop - 1 > start and segments[stop - 1].kind == "heading":
+        stop -= 1
+    return stop
 
 
 def _tail(costs: Sequence[int], start: int, stop: int, excess: int) -> int:

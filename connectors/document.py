@@ -49,6 +49,8 @@ class Segment:
     """How the text was won; `none` for an image segment, whose text is in the segments after it."""
     media: str | None = None
     """Name of the JPEG in the document's media folder, for an image or the text read off it."""
+    is_rest: bool = False
+    """Whether it goes on with a segment that was cut, since it alone exceeded the budget."""
     label: str = ""
     """Name a model can quote, unique in a chunk; given by the chunker."""
 

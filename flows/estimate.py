@@ -15,9 +15,16 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from connectors.document import Chunk, Document, SourceRef
+from connectors.sinks.lake import Lake
 from engine.endpoint import Endpoint
 from flows.run.ask import Asker
-from flows.run.bench import chunk_rule, endpoint_facts, open_room, plan_engine
+from flows.run.bench import (
+    chunk_rule,
+    endpoint_facts,
+    kept_chunk_tokens,
+    open_room,
+    plan_engine,
+)
 from flows.run.job import Job
 from flows.run.plan import list_sources, require_match
 from flows.run.prepare import PreparedStage
@@ -61,7 +68,8 @@ def _estimate(
     job: Job, endpoint: Endpoint, *, sample: int | None, notify: Callable[[str], None]
 ) -> dict[str, Any]:
     asker = Asker(job.pipeline, endpoint)
-    rule = chunk_rule(job, endpoint, asker)
+    kept = kept_chunk_tokens(Lake(job.sink), endpoint)
+    rule = chunk_rule(job, endpoint, asker, kept=kept)
     with (
         tempfile.TemporaryDirectory(prefix="headrace-plan-") as sink,
         open_room(replace(job, sink=sink)) as room,

@@ -5,6 +5,7 @@ Opened once per run; holds clients and processes, so it never crosses a process 
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -19,10 +20,11 @@ from connectors.chunker import ChunkRule
 from connectors.document import Media
 from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
-from connectors.storage import Storage, open_storage
+from connectors.storage import STAGING_PREFIX, Storage, open_storage
 from engine.batch import Amount, Budget, Route, route_to
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint
 from engine.profile import Profile
+from engine.server import cache_tokens
 from engine.tokens import image_tokens
 from flows.run.ask import Asker
 from flows.run.job import Job
@@ -35,6 +37,13 @@ NUM_READERS = 2
 NUM_SHARDS_AT_ONCE = 2
 """Shards in work at the same time, so that one is read while the other is asked about."""
 
+
+CHUNKS_IN_CACHE = 4
+"""Chunks that the KV cache should hold at once where their size is left open: 8xH200 hold 2.7 of the
+longest that Kimi K2.5 takes, and 4 of 178,000 tokens."""
+
+PROMPT_GROWTH_TOKENS = 2048
+"""Most tokens that chunks of open size leave free for prompts that are edited later."""
 
 SETTLE_S = 3.0
 """Seconds that shards in work get to save their answers when a run is interrupted."""
@@ -230,7 +239,7 @@ def open_bench(
             scratch=room.scratch,
             route=route,
             asker=asker,
-            rule=chunk_rule(job, endpoint, asker),
+            rule=chunk_rule(job, endpoint, asker, kept=kept_chunk_tokens(room.lake, endpoint)),
             progress=progress,
             budget=budget,
             cancelled=cancelled,
@@ -256,16 +265,39 @@ def _check_engine(job: Job, engine: str) -> None:
             check_fit(stage, profile)
 
 
-def chunk_rule(job: Job, endpoint: Endpoint, asker: Asker) -> ChunkRule:
+def chunk_size_path(endpoint: Endpoint) -> str:
+    """Return where a sink keeps the size of its chunks, as this endpoint's tokens count it."""
+    name = hashlib.sha256(endpoint.counter.name.encode()).hexdigest()[:16]
+    return f"{STAGING_PREFIX.split('/', maxsplit=1)[0]}/chunk-size/{name}.json"
+
+
+def kept_chunk_tokens(lake: Lake, endpoint: Endpoint) -> int | None:
+    """Return the size of the chunks that the sink holds already; None for a new sink or counter."""
+    held = lake.find_json(chunk_size_path(endpoint))
+    return None if held is None else int(held["max_tokens"])
+
+
+def chunk_rule(job: Job, endpoint: Endpoint, asker: Asker, *, kept: int | None = None) -> ChunkRule:
     """Return how to cut chunks.
+
+    Args:
+        job: The pipeline; its `chunk.max_tokens` goes before all else.
+        endpoint: Who counts, and how much fits.
+        asker: Knows what stands beside a chunk.
+        kept: The size that the sink's chunks have, so that an edited prompt does not move them all.
 
     Raises:
         ConfigError: A chunk, its question and its answer do not fit the engine's context.
     """
     room = min(asker.room(stage) for stage in job.pipeline.stages)
-    max_tokens = job.pipeline.chunk.max_tokens or min(
-        room, endpoint.profile.max_chunk_tokens or room
-    )
+    max_tokens = job.pipeline.chunk.max_tokens or kept or _auto_chunk_tokens(endpoint, room)
+    if kept is not None and max_tokens == kept and room < kept:
+        raise ConfigError(
+            f"sink {job.sink!r} holds chunks of up to {kept:,} tokens, and beside instructions,"
+            f" question and answer only {room:,} are left of the context of"
+            f" {endpoint.context_tokens:,}; shorten the prompts or max_output_tokens, or set"
+            " chunk.max_tokens, which cuts all documents anew"
+        )
     if room < max_tokens or room < 1:
         raise ConfigError(
             f"chunk.max_tokens {max_tokens:,} does not fit: engine {endpoint.profile.name!r} has a"
@@ -276,8 +308,24 @@ def chunk_rule(job: Job, endpoint: Endpoint, asker: Asker) -> ChunkRule:
         max_tokens=max_tokens,
         counter=endpoint.counter,
         name=endpoint.counter.name,
+        overlap_tokens=job.pipeline.chunk.overlap_tokens,
         image_tokens=_image_tokens(endpoint.profile),
     )
+
+
+def _auto_chunk_tokens(endpoint: Endpoint, room: int) -> int:
+    """Return the largest chunk that fits, and of which the KV cache holds several at once.
+
+    One long prompt at a time would leave the engine with nothing to decode beside it. Some of the
+    context is left free: chunks keep their size, and prompts grow.
+    """
+    growth = min(PROMPT_GROWTH_TOKENS, endpoint.context_tokens // 16)
+    limits = [max(1, room - growth), endpoint.profile.max_chunk_tokens or room]
+    if endpoint.profile.capabilities.priority and endpoint.base_url:
+        held = cache_tokens(endpoint.base_url)
+        if held is not None:
+            limits.append(max(1, held // CHUNKS_IN_CACHE))
+    return min(limits)
 
 
 def _image_tokens(profile: Profile) -> Callable[[Media], int] | None:

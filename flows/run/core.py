@@ -21,7 +21,7 @@ from connectors.storage import STAGING_PREFIX, Storage, open_storage
 from engine.errors import EngineError
 from flows.report.build import write_report
 from flows.run import commit, plan, registry
-from flows.run.bench import NUM_SHARDS_AT_ONCE, Bench, open_bench
+from flows.run.bench import NUM_SHARDS_AT_ONCE, Bench, chunk_size_path, open_bench
 from flows.run.commit import ShardReport
 from flows.run.job import Job
 from flows.run.log import run_log
@@ -214,6 +214,15 @@ def _begin(bench: Bench, shards: Sequence[ShardPlan]) -> None:
     job, lake = bench.job, bench.lake
     identity = _identity(job, bench.source)
     _check_sink(lake, lake.claim(SINK_FILE, identity), identity)
+    if job.pipeline.chunk.max_tokens is None:
+        # Two first runs may begin at once, with prompts that leave different room.
+        size = {"max_tokens": bench.rule.max_tokens, "counter": bench.rule.name}
+        held = lake.claim(chunk_size_path(bench.endpoint), size)
+        if held != size:
+            raise ConfigError(
+                f"sink {lake.url!r} has just been given chunks of {held['max_tokens']:,} tokens by"
+                f" another run, and this one meant {bench.rule.max_tokens:,}; start it again"
+            )
     if job.start == "new":
         lake.put_json(job_path(job.run_id), job.as_json())
         lake.put_json(plan_path(job.run_id), plan.plan_as_json(shards))

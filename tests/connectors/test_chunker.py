@@ -1,4 +1,6 @@
+import itertools
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -137,3 +139,109 @@ def test_finished_chunks_are_counted_few_times_when_text_is_long():
     long = ChunkRule(max_tokens=4000, counter=counter, name="words")
     chunks = chunk_document("doc", content(*[line("a b c d e f g")] * 5000), long)
     assert counter.calls <= 4 * len(chunks) + 5000 // 100
+
+
+def heading(text, **span):
+    return Segment(kind="heading", text=text, span=Span(**(span or {"page": 1})))
+
+
+def test_chunk_ends_in_front_of_a_heading_when_it_is_nearly_full():
+    # A line is a label and three words: four tokens. Sixteen lines are 64.
+    segments = [*[line("a b c")] * 13, heading("d e f"), *[line("g h i")] * 10]
+    first, second = chunk_document("doc", content(*segments), rule(64))
+    assert (len(first.segments), second.segments[0].text) == (13, "d e f")
+
+
+def test_chunk_is_filled_when_the_last_heading_is_far_from_its_end():
+    segments = [*[line("a b c")] * 5, heading("d e f"), *[line("g h i")] * 20]
+    first, *_ = chunk_document("doc", content(*segments), rule(64))
+    assert len(first.segments) == 16
+
+
+def test_no_heading_stands_last_when_its_text_is_in_the_next_chunk():
+    segments = [*[line("a b c")] * 15, heading("d e f"), *[line("g h i")] * 9]
+    first, second = chunk_document("doc", content(*segments), rule(64))
+    assert first.segments[-1].kind == "paragraph"
+    assert second.segments[0].text == "d e f"
+
+
+def test_heading_is_repeated_when_its_text_goes_on():
+    segments = [heading("d e f"), *[line("g h i")] * 40]
+    chunks = chunk_document("doc", content(*segments), rule(64))
+    assert [chunk.segments[0].text for chunk in chunks] == ["d e f"] * 3
+    assert all(chunk.num_tokens <= 64 for chunk in chunks)
+
+
+def test_heading_is_not_repeated_when_it_would_take_much_of_the_chunk():
+    segments = [heading("long " * 12), *[line("g h i")] * 40]
+    chunks = chunk_document("doc", content(*segments), rule(64))
+    assert [chunk.segments[0].kind for chunk in chunks][1:] == ["paragraph"] * (len(chunks) - 1)
+
+
+def test_end_is_repeated_when_an_overlap_is_asked_for():
+    segments = [line(f"w{number} b c") for number in range(40)]
+    chunks = chunk_document("doc", content(*segments), rule(64, overlap_tokens=8))
+    for before, after in itertools.pairwise(chunks):
+        assert [s.text for s in after.segments[:2]] == [s.text for s in before.segments[-2:]]
+    assert max(chunk.num_tokens for chunk in chunks) <= 64
+    plain = chunk_document("doc", content(*segments), rule(64))
+    assert {c.chunk_key for c in chunks} & {c.chunk_key for c in plain} == set()
+
+
+def test_rest_of_a_segment_is_marked_when_it_was_cut():
+    text = " ".join(f"w{number}" for number in range(200))
+    chunks = chunk_document("doc", content(line(text)), rule(64))
+    pieces = [segment for chunk in chunks for segment in chunk.segments]
+    assert [piece.is_rest for piece in pieces] == [False] + [True] * (len(pieces) - 1)
+    assert "] (goes on) w" in render(chunks[1].segments)
+
+
+def random_content(random):
+    """Return text, tables and pages in any order, long and short, with numbers that tell them apart."""
+    segments, number = [], 0
+    for _ in range(random.randint(1, 60)):
+        shape = random.choice(["paragraph", "heading", "rows", "giant"])
+        if shape == "rows":
+            sheet = f"S{number}"
+            segments.append(heading(f"{sheet} columns a b", sheet=sheet, cells="A1:B1"))
+            for row in range(2, random.randint(3, 30)):
+                number += 1
+                span = Span(sheet=sheet, cells=f"A{row}:B{row}")
+                segments.append(Segment(kind="table", text=f"{row},n{number}", span=span))
+            continue
+        number += 1
+        words = {"paragraph": random.randint(1, 25), "heading": 3, "giant": random.randint(60, 300)}
+        text = " ".join(f"n{number}.{word}" for word in range(words[shape]))
+        kind = "heading" if shape == "heading" else "paragraph"
+        span = Span(page=number, char_start=0, char_end=len(text))
+        segments.append(Segment(kind=kind, text=text, span=span))
+    return content(*segments)
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("merged", [0, 1])
+def test_every_word_is_shown_once_within_the_budget_when_content_is_anything(seed, merged):
+    random = Random(seed)
+    what, limit = random_content(random), random.choice([64, 80, 200, 1000])
+    asked = ChunkRule(max_tokens=limit, counter=WordCounter(merged), name="words")
+    chunks = chunk_document("doc", what, asked)
+    assert chunks == chunk_document("doc", what, asked)
+    assert all(chunk.num_tokens <= limit for chunk in chunks)
+    for chunk in chunks:
+        assert asked.counter.count(render(chunk.segments)) == chunk.num_tokens
+        labels = [segment.label for segment in chunk.segments]
+        assert len(set(labels)) == len(labels)
+        for label in labels:
+            assert f"[{label}] " in render(chunk.segments)
+    # Without what is repeated, the chunks are the document: each word once, in order.
+    seen, words = set(), []
+    for chunk in chunks:
+        for segment in chunk.segments:
+            key = (segment.kind, segment.text, segment.span)
+            if key in seen and segment.kind == "heading":
+                continue
+            assert key not in seen
+            seen.add(key)
+            words += segment.text.split()
+    assert words == [word for segment in what.segments for word in segment.text.split()]
+    assert len({chunk.chunk_key for chunk in chunks}) == len(chunks)
