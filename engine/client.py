@@ -7,6 +7,7 @@ kind of failure; whether and when it is sent again is engine.batch's to decide.
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ STALL_TIMEOUT_S = 180.0
 """Seconds between two events of a stream. vLLM may put a request back behind more urgent ones."""
 MAX_BODY_BYTES = 64 << 20
 """Longest answer that is read; a 256K-token answer has about 1 MiB."""
+
+LARGE_BODY_BYTES = 1 << 20
+"""Prompts of about 250K tokens, and any with several images, are larger."""
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -89,7 +93,7 @@ class Client:
             async with (
                 asyncio.timeout(wait.first_s) as clock,
                 self._http.post(
-                    f"{self._base_url}/chat/completions", data=orjson.dumps(body), headers=_JSON
+                    f"{self._base_url}/chat/completions", data=_payload(body), headers=_JSON
                 ) as answer,
             ):
                 if not answer.ok:
@@ -220,6 +224,12 @@ class _Reader:
         return EngineUnavailable(
             f"{self._base_url} broke the answer off: {said(line, self._secret)}"
         )
+
+
+def _payload(body: Mapping[str, Any]) -> bytes | io.BytesIO:
+    """Return the body's JSON; a large one is written piece by piece, or it would hold up all others."""
+    data = orjson.dumps(body)
+    return data if len(data) <= LARGE_BODY_BYTES else io.BytesIO(data)
 
 
 def _finished(reply: Reply, base_url: str) -> Reply:

@@ -129,6 +129,13 @@ def test_url_is_named_when_nothing_listens():
         complete("http://127.0.0.1:9/v1")
 
 
+def test_body_arrives_whole_when_it_is_large(engine):
+    engine.max_model_len = 10_000_000
+    text = "häfen " * 400_000
+    complete(engine.url, body={**BODY, "messages": [{"role": "user", "content": text}]})
+    assert engine.calls[0]["messages"][0]["content"] == text
+
+
 def test_errors_survive_when_pickled():
     import pickle
 
