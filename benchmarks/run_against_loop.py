@@ -216,7 +216,9 @@ def _offline(folder: Path) -> dict[str, float]:
     )  # fmt: skip
     if result.returncode != 0:
         raise SystemExit(result.stderr[-3000:])
-    return dict(json.loads(result.stdout.splitlines()[-1]))
+    # vLLM writes its own lines to the same place, also when it ends.
+    lines = [line for line in result.stdout.splitlines() if line.startswith('{"tokens_per_s"')]
+    return dict(json.loads(lines[-1]))
 
 
 def _median(arm: str, found: list[Mapping[str, float]]) -> dict[str, object]:
