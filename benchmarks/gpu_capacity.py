@@ -84,7 +84,7 @@ def _served(asked: argparse.Namespace, model: Path, log: Path) -> Iterator[str]:
     with log.open("w", encoding="utf-8") as file:
         server = subprocess.Popen(
             [
-                asked.python, "-m", "vllm.entrypoints.openai.api_server", f"--model={model}",
+                str(Path(asked.python).absolute()), "-m", "vllm.entrypoints.openai.api_server", f"--model={model}",
                 "--served-model-name=shapes", "--load-format=dummy", "--dtype=bfloat16",
                 f"--max-model-len={context}", "--host=127.0.0.1", f"--port={asked.port}",
                 "--enable-prompt-tokens-details", "--language-model-only", *flags,
