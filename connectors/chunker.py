@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from connectors.control_marks import disarm
 from connectors.document import Chunk, Content, Media, Segment
@@ -150,6 +150,8 @@ class _Packer:
 
     rule: ChunkRule
     media: Mapping[str, Media]
+    counted: dict[str, Any] = field(default_factory=dict)
+    """The text that was counted last, and its tokens: what fits is often counted again as it is."""
 
     def runs(self, segments: list[Segment]) -> Iterator[list[Segment]]:
         """Yield runs that fit the budget, in order, each behind the context that it repeats."""
@@ -163,10 +165,7 @@ class _Packer:
                 context, repeated = [], []
             stop = self._stop(costs, start, sum(costs[index] for index in repeated))
             run = [*context, *segments[start:stop]]
-            while (
-                stop - start > 1
-                and (excess := self.count(_labelled(run)) - self.rule.max_tokens) > 0
-            ):
+            while stop - start > 1 and (excess := self.count(run) - self.rule.max_tokens) > 0:
                 dropped = _tail(costs, start, stop, excess)
                 stop -= dropped
                 run = run[:-dropped]
@@ -188,7 +187,7 @@ class _Packer:
             start = border
 
     def _fits(self, run: Sequence[Segment]) -> bool:
-        return self.count(_labelled(run)) <= self.rule.max_tokens
+        return self.count(run) <= self.rule.max_tokens
 
     def _weighed(self, segments: Sequence[Segment]) -> list[int]:
         """Return what each segment takes, about, its image included."""
@@ -211,7 +210,7 @@ class _Packer:
 
         At most `_MAX_REFILLS` counts more, each a call of a remote counter.
         """
-        counted = self.count(_labelled(run))
+        counted = self.count(run)
         most = len(costs)
         for _ in range(_MAX_REFILLS):
             weighed = sum(costs[stop - len(run) : stop]) or 1
@@ -222,17 +221,19 @@ class _Packer:
             if end == stop:
                 break
             longer = [*run, *segments[stop:end]]
-            num_tokens = self.count(_labelled(longer))
+            num_tokens = self.count(longer)
             if num_tokens > self.rule.max_tokens:
                 most = stop + (end - stop) // 2
             else:
                 stop, run, counted = end, longer, num_tokens
         return stop, run
 
-    def count(self, segments: Sequence[Segment]) -> int:
-        """Return the tokens of the run as it is sent, images included."""
-        images = sum(self._image_cost(segment) for segment in segments)
-        return self.rule.counter.count(render(segments)) + images
+    def count(self, run: Sequence[Segment]) -> int:
+        """Return the tokens of the run as it is sent, labels and images included."""
+        text = "".join(_line(f"L{number}", segment) for number, segment in enumerate(run, start=1))
+        if self.counted.get("text") != text:
+            self.counted.update(text=text, tokens=self.rule.counter.count(text))
+        return int(self.counted["tokens"]) + sum(self._image_cost(segment) for segment in run)
 
     def _stop(self, costs: Sequence[int], start: int, used: int) -> int:
         stop = start

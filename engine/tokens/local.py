@@ -117,6 +117,9 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 
 def _pieces(text: str) -> Iterator[str]:
     """Yield the text as Kimi's tokenizer cuts it, so that no run takes minutes to merge."""
+    if len(text) <= RUN_CHARS:
+        yield text
+        return
     for start in range(0, len(text), TEXT_CHARS):
         yield from _short_runs(text[start : start + TEXT_CHARS])
 
