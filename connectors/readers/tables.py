@@ -3,13 +3,13 @@
 Blank rows part a sheet. What stands below a gap is a table of its own where it begins with a new
 header; without one it goes on with the table above if its columns lie inside of that table's and
 at most two rows are blank, and else it is a block without a header. A row looks like a header if
-it is all short words, or years, and fills half of the width; below a table with a header it is a
-new one if numbers follow under its words, if a title or a second blank row is above it, if it
-repeats the header above, or if its columns differ.
+it is all short words, or years, and fills half of the width; below a table it is a new one if
+numbers follow under its words, if a title or a second blank row is above it, if it repeats the
+header above, or if its columns lie outside of the table's.
 
-Blank columns part what is left where both sides are two columns wide, both have a header, and the
-right one stands alone: it has labels or other rows, or repeats a column name. A blank column
-inside a table of figures, put there for looks, parts nothing.
+Blank columns part what is left where both sides are two columns wide and have a header, and the
+right side can be read alone: its first column holds words, or has the name of the first column on
+the left, or its rows are others. A blank column that only sets figures apart parts nothing.
 
 A line of one cell right above a header, or alone above it and not nearer to the table before, is
 the table's title.
@@ -35,6 +35,8 @@ _NUM_ROWS_COMPARED = 5
 """Rows below a header that are looked at for numbers."""
 _NUM_ROWS_SAMPLED = 60
 """Rows that decide whether a blank column parts two tables."""
+_SAME_ROWS = 0.8
+"""Share of rows above which two sides of a blank column are taken for one table."""
 _PERIOD = re.compile(r"(?:19|20)\d\d(?:-\d\d-\d\d)?")
 _SIGNS = frozenset("%#$€£¥")
 
@@ -145,9 +147,10 @@ def _parts(rows: Sequence[Row], merges: Merges) -> list[_Part]:
     joined: list[_Part] = []
     for run in _runs(rows):
         below = _part(run, merges)
-        if joined and _goes_on(joined[-1], below):
-            if _is_lone_header(joined[-1]):
-                joined[-1].head = _Head(0, 1)
+        head = _head_over_gap(joined[-1], below, merges) if joined else None
+        if head is not None:
+            joined[-1].head = head
+        if head is not None or (joined and _goes_on(joined[-1], below)):
             joined[-1].extend(below)
         else:
             joined.append(below)
@@ -189,33 +192,41 @@ def _extent(rows: Iterable[Row]) -> tuple[int, int]:
 
 
 def _goes_on(above: _Part, below: _Part) -> bool:
-    """Tell whether what is below a gap belongs to what is above it."""
-    gap = below.rows[0].number - above.rows[-1].number - 1
-    near = gap <= _MAX_GAP_ROWS and above.holds(below)
-    if above.head is not None:
-        return near and not _is_new(above, below, gap)
-    if near and _is_lone_header(above):
-        return not _has_numbers_below(below)
-    # A header may yet turn out to be one, so the parts without any are joined at the end.
-    return False
+    """Tell whether what is below a gap belongs to the table above it.
+
+    Parts without a header are only joined at the end: a header may yet turn out to be one.
+    """
+    return above.head is not None and _is_near(above, below) and not _is_new(above, below)
 
 
-def _is_new(above: _Part, below: _Part, gap: int) -> bool:
+def _is_near(above: _Part, below: _Part) -> bool:
+    return _gap(above, below) <= _MAX_GAP_ROWS and above.holds(below)
+
+
+def _gap(above: _Part, below: _Part) -> int:
+    return below.rows[0].number - above.rows[-1].number - 1
+
+
+def _is_new(above: _Part, below: _Part) -> bool:
     """Tell whether the part below a table has a header of its own."""
     if above.head is None or below.head is None:
         return False
     if _has_numbers_below(below):
         return True
     repeats = above.rows[above.head.start].cells == below.rows[below.head.start].cells
-    return below.width > 1 and (gap > 1 or below.head.start > 0 or repeats)
+    return below.width > 1 and (_gap(above, below) > 1 or below.head.start > 0 or repeats)
 
 
-def _is_lone_header(part: _Part) -> bool:
-    """Tell whether the part is one row of words, several cells wide: a header above a blank row."""
-    if len(part.rows) != 1 or part.width == 1:
-        return False
-    cells = part.rows[0].cells[part.first : part.last + 1]
-    return sum(map(bool, cells)) * 2 >= part.width and _are_names(cells)
+def _head_over_gap(above: _Part, below: _Part, merges: Merges) -> _Head | None:
+    """Return the header that the part above ends with, if what it is for is below the gap."""
+    if above.head is not None or above.width == 1 or not _is_near(above, below):
+        return None
+    if _has_numbers_below(below):
+        return None
+    rows = [*above.rows[-_MAX_HEAD_ROW:], *below.rows[:_NUM_ROWS_COMPARED]]
+    head = _find_head(rows, above.first, above.last, merges)
+    # Longer parts are more than a header.
+    return head if head is not None and head.stop == len(above.rows) else None
 
 
 def _has_numbers_below(part: _Part) -> bool:
@@ -355,8 +366,7 @@ def _is_name(cell: str) -> bool:
 
 def _column_spans(part: _Part, merges: Merges) -> list[tuple[int, int]]:
     """Return the column ranges `[start:stop]` of tables side by side; together they cover all."""
-    reach = _reach(part.rows, merges)
-    columns = sorted(reach)
+    columns = sorted(_used_columns(part.rows, merges))
     groups: list[tuple[int, int]] = []
     for column in columns:
         if groups and groups[-1][1] == column:
@@ -368,7 +378,7 @@ def _column_spans(part: _Part, merges: Merges) -> list[tuple[int, int]]:
         return [(0, end)]
     spans = [groups[0]]
     for group in groups[1:]:
-        if _stands_alone(part.rows, spans[-1], group, reach=reach, merges=merges):
+        if _stands_alone(part.rows, spans[-1], group, merges):
             spans.append(group)
         else:
             spans[-1] = (spans[-1][0], group[1])
@@ -376,28 +386,23 @@ def _column_spans(part: _Part, merges: Merges) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], end], strict=True))
 
 
-def _reach(rows: Iterable[Row], merges: Merges) -> dict[int, tuple[int, int]]:
-    """Return each column's first and last row number, of rows with several cells."""
-    reach: dict[int, tuple[int, int]] = {}
+def _used_columns(rows: Iterable[Row], merges: Merges) -> set[int]:
+    """Return the columns with a value in a row of several cells; a title may stand anywhere."""
+    used: set[int] = set()
     for row in rows:
         cells = filled(row)
-        if len(cells) < 2:
-            continue
-        for column in cells:
-            reach[column] = (reach.get(column, (row.number, 0))[0], row.number)
-        for merge in merges.get(row.number, ()):
-            if merge.left in cells:
-                for column in range(merge.left, merge.right + 1):
-                    reach.setdefault(column, (row.number, row.number))
-    return reach
+        if len(cells) > 1:
+            used.update(cells)
+            for merge in merges.get(row.number, ()):
+                if merge.left in cells:
+                    used.update(range(merge.left, merge.right + 1))
+    return used
 
 
 def _stands_alone(
     rows: Sequence[Row],
     left: tuple[int, int],
     right: tuple[int, int],
-    *,
-    reach: Mapping[int, tuple[int, int]],
     merges: Merges,
 ) -> bool:
     """Tell whether what is right of a blank column is a table of its own."""
@@ -408,13 +413,9 @@ def _stands_alone(
     ]
     if len(sides) < 2 or any(side.head is None for side in sides):
         return False
-    heights = [
-        (min(low for low, _ in ends), max(high for _, high in ends))
-        for span in (left, right)
-        if (ends := [reach[column] for column in range(*span) if column in reach])
-    ]
-    names = [set(side.rows[side.head.start].cells) - {""} for side in sides if side.head]
-    return heights[0] != heights[1] or bool(names[0] & names[1]) or _has_labels(sides[1])
+    keys = {side.rows[side.head.start].cells[side.first] for side in sides if side.head}
+    sizes = sorted(sum(any(row.cells[slice(*span)]) for row in rows) for span in (left, right))
+    return len(keys) == 1 or sizes[0] < sizes[1] * _SAME_ROWS or _has_labels(sides[1])
 
 
 def _has_labels(part: _Part) -> bool:

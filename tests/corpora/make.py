@@ -210,7 +210,7 @@ def _styles(codes: Sequence[str]) -> str:
     )
     return (
         f'<numFmts count="{len(codes) - 1}">{formats}</numFmts>'
-        '<fonts count="1"><font/></fonts><fills count="1"><fill/></fills>'
+        '<fonts count="1"><font/></fonts><fills count="1"><fill><patternFill/></fill></fills>'
         f'<borders count="1"><border/></borders><cellXfs count="{len(codes)}">{entries}</cellXfs>'
     )
 
