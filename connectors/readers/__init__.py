@@ -22,6 +22,7 @@ OcrName = Literal["rapidocr", "tesseract", "off"]
 
 _SHEETS = "connectors.readers.spreadsheet"
 _DELIMITED = "connectors.readers.delimited"
+_PARQUET = "connectors.readers.parquet"
 _VIDEO = "connectors.readers.video"
 _IMAGE = "connectors.readers.image"
 _TEXT = "connectors.readers.text"
@@ -35,6 +36,7 @@ READERS: Mapping[str, str] = MappingProxyType({
     "application/vnd.oasis.opendocument.spreadsheet": _SHEETS,
     "text/csv": _DELIMITED,
     "text/tab-separated-values": _DELIMITED,
+    "application/vnd.apache.parquet": _PARQUET,
     "video/mp4": _VIDEO,
     "video/quicktime": _VIDEO,
     "video/x-matroska": _VIDEO,
@@ -68,7 +70,9 @@ class ReaderOptions:
     max_ocr_pages: int = 16
     """Most pages of one PDF that OCR reads: a dense page takes 5 to 10 s of one core."""
     max_rows: int = 100_000
-    """Most rows of one workbook or CSV file; the rows behind them are named as failed."""
+    """Most rows of one workbook, CSV or Parquet file; the rows behind them are named as failed."""
+    formulas: bool = False
+    """Give formulas of xlsx and xlsm files beside their values."""
 
     def changes(self, *names: str) -> str:
         """Return `+name=value` for each of the named options that differs from its default.

@@ -12,9 +12,10 @@ from connectors.document import Content, Span, Unit
 from connectors.errors import DocumentRejected
 from connectors.readers import ReaderOptions
 from connectors.readers.decoding import find_encoding
-from connectors.readers.table_rows import Row, cell_text, sheet_segments
+from connectors.readers.table_rows import cell_text, sheet_segments
+from connectors.readers.tables import Row
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _DELIMITERS = (",", ";", "\t", "|")

@@ -16,6 +16,7 @@ XLSM = "application/vnd.ms-excel.sheet.macroEnabled.12"
 XLSB = "application/vnd.ms-excel.sheet.binary.macroEnabled.12"
 XLS = "application/vnd.ms-excel"
 ODS = "application/vnd.oasis.opendocument.spreadsheet"
+PARQUET = "application/vnd.apache.parquet"
 
 _TEXT_SUFFIXES = {
     ".csv": "text/csv",
@@ -30,6 +31,7 @@ _BINARY_SUFFIXES = {
     ".xlsb": XLSB,
     ".xls": XLS,
     ".ods": ODS,
+    ".parquet": PARQUET,
     ".mp4": "video/mp4",
     ".m4v": "video/mp4",
     ".mov": "video/quicktime",
@@ -86,6 +88,9 @@ def _magic(head: bytes) -> str | None:
         b"\x89PNG\r\n\x1a\n": "image/png",
         b"II*\x00": "image/tiff",
         b"MM\x00*": "image/tiff",
+        b"PAR1": PARQUET,
+        # With an encrypted footer.
+        b"PARE": PARQUET,
         b"\x00\x00\x01\xba": "video/mpeg",
         b"\x00\x00\x01\xb3": "video/mpeg",
     }
@@ -183,6 +188,7 @@ def _is_text(head: bytes) -> bool:
 
 def _unknown(name: str, found: str) -> DocumentRejected:
     return DocumentRejected(
-        f"{name!r} is {found}; Headrace reads PDF, workbooks, CSV, video, images, text, Markdown",
+        f"{name!r} is {found}; Headrace reads PDF, workbooks, CSV, Parquet, video, images, text, "
+        "Markdown",
         reason="unknown_type",
     )

@@ -1,9 +1,13 @@
-"""Reads workbooks (xlsx, xlsm, xlsb, xls, ods) by python-calamine, which keeps true A1 positions."""
+"""Reads workbooks (xlsx, xlsm, xlsb, xls, ods) by python-calamine, which keeps true A1 positions.
+
+What calamine does not tell is looked up in the XML of xlsx and xlsm files, and formulas are read by
+openpyxl where they are asked for.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,19 +17,41 @@ import python_calamine as calamine
 from connectors.document import Content, Segment, Span, Unit
 from connectors.errors import DocumentRejected
 from connectors.readers import ReaderOptions
-from connectors.readers.table_rows import Row, cell_text, sheet_segments
+from connectors.readers.detect import XLSM, XLSX
+from connectors.readers.formulas import Formulas, FormulasError
+from connectors.readers.table_rows import Hidden, cell_text, sheet_segments
+from connectors.readers.tables import Merge, Row
+from connectors.readers.workbook_parts import Comment, PartsError, SheetMarks, WorkbookParts
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MAX_CELLS = 20_000_000
 """Most cells of one sheet that are looked at, empty ones too: a wrong range costs a minute."""
 
 
+class _Workbook(NamedTuple):
+    """A workbook as each library sees it; `errors` says what is not open and why."""
+
+    values: Any
+    parts: WorkbookParts | None = None
+    formulas: Formulas | None = None
+    errors: tuple[str, ...] = ()
+
+
+class _Details(NamedTuple):
+    """What is known of a sheet besides its values."""
+
+    marks: SheetMarks
+    comments: Sequence[Comment]
+    formulas: Mapping[int, Mapping[int, str]]
+    errors: Sequence[str]
+
+
 class _Sheet(NamedTuple):
     unit: Unit
-    segments: Sequence[Segment]
-    num_rows: int
+    segments: Sequence[Segment] = ()
+    num_rows: int = 0
 
 
 def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:  # noqa: ARG001
@@ -34,22 +60,24 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     Raises:
         DocumentRejected: The workbook is encrypted or damaged, or no sheet can be read.
     """
-    workbook = _open(path)
+    workbook = _open_all(path, media_type, options)
+    listed = workbook.values.sheets_metadata
     sheets: list[_Sheet] = []
     left = options.max_rows
-    for metadata in workbook.sheets_metadata:
+    for metadata in listed:
         sheet = _read_sheet(workbook, metadata, left, options)
         left -= sheet.num_rows
         sheets.append(sheet)
     failed = [sheet.unit for sheet in sheets if sheet.unit.status == "failed"]
     if not any(sheet.segments for sheet in sheets) and failed:
         raise DocumentRejected(f"no sheet can be read: {failed[0].error}", reason="damaged")
-    visible = calamine.SheetVisibleEnum.Visible
-    hidden = [sheet.name for sheet in workbook.sheets_metadata if sheet.visible != visible]
-    minor = ".".join(importlib.metadata.version("python-calamine").split(".")[:2])
+    hidden = [metadata.name for metadata in listed if _is_hidden(metadata)]
+    libraries = [("calamine", "python-calamine")]
+    libraries += [("openpyxl", "openpyxl")] if workbook.formulas else []
+    used = "".join(f"+{name}-{_minor_version(package)}" for name, package in libraries)
     return Content(
         media_type=media_type,
-        reader=f"spreadsheet/{VERSION}+calamine-{minor}{options.changes('max_rows')}",
+        reader=f"spreadsheet/{VERSION}{used}{options.changes('max_rows', 'formulas')}",
         units=tuple(sheet.unit for sheet in sheets),
         segments=tuple(segment for sheet in sheets for segment in sheet.segments),
         metadata=(("hidden_sheets", ", ".join(hidden)),) if hidden else (),
@@ -59,6 +87,32 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
 def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:  # noqa: ARG001
     """Return None: a sheet has no picture."""
     return None
+
+
+def _minor_version(package: str) -> str:
+    return ".".join(importlib.metadata.version(package).split(".")[:2])
+
+
+def _is_hidden(metadata: Any) -> bool:  # noqa: ANN401 - calamine has no types
+    return bool(metadata.visible != calamine.SheetVisibleEnum.Visible)
+
+
+def _open_all(path: Path, media_type: str, options: ReaderOptions) -> _Workbook:
+    workbook = _Workbook(_open(path))
+    if media_type not in {XLSX, XLSM}:
+        return workbook
+    try:
+        workbook = workbook._replace(parts=WorkbookParts.open(path))
+    except PartsError as exc:
+        error = f"errors, units, comments and hidden rows are not told: {exc}"
+        workbook = workbook._replace(errors=(error,))
+    if options.formulas:
+        try:
+            workbook = workbook._replace(formulas=Formulas.open(path))
+        except FormulasError as exc:
+            error = f"formulas are left out: {exc}"
+            workbook = workbook._replace(errors=(*workbook.errors, error))
+    return workbook
 
 
 def _open(path: Path) -> Any:  # noqa: ANN401 - calamine has no types
@@ -73,39 +127,106 @@ def _open(path: Path) -> Any:  # noqa: ANN401 - calamine has no types
 
 
 def _read_sheet(
-    workbook: Any,  # noqa: ANN401 - calamine has no types
+    workbook: _Workbook,
     metadata: Any,  # noqa: ANN401 - calamine has no types
     max_rows: int,
     options: ReaderOptions,
 ) -> _Sheet:
     name = f"sheet {metadata.name!r}"
     if metadata.typ != calamine.SheetTypeEnum.WorkSheet:
-        return _Sheet(Unit(name=name, status="empty"), (), 0)
+        return _Sheet(Unit(name=name, status="empty"))
     try:
-        sheet = workbook.get_sheet_by_name(metadata.name)
+        sheet = workbook.values.get_sheet_by_name(metadata.name)
     except calamine.CalamineError as exc:
-        return _Sheet(Unit(name=name, status="failed", error=f"calamine: {exc}"), (), 0)
-    if sheet.start is None:
-        return _Sheet(Unit(name=name, status="empty"), (), 0)
-    rows = list(islice(_rows(sheet), max_rows + 1))
-    if not rows:
-        return _Sheet(Unit(name=name, status="empty"), (), 0)
-    unit = Unit(name=name, status="read")
+        return _Sheet(Unit(name=name, status="failed", error=f"calamine: {exc}"))
+    details = _find_details(workbook, metadata.name, sheet)
+    rows = list(islice(_rows(sheet, details), max_rows + 1)) if sheet.start else []
+    errors = [*details.errors]
     if len(rows) > max_rows:
         cut = rows.pop()
-        error = f"rows from {cut.number} on left out: reader.max_rows is {options.max_rows}"
-        unit = Unit(name=name, status="failed", error=error)
-    elif sheet.height * sheet.width > _MAX_CELLS:
-        error = f"rows behind {rows[-1].number} were not looked at: the used range has "
-        error += f"{sheet.height * sheet.width:,} cells, and the limit is {_MAX_CELLS:,}"
-        unit = Unit(name=name, status="failed", error=error)
-    return _Sheet(unit, tuple(sheet_segments(metadata.name, rows, sheet.start[1])), len(rows))
+        errors.append(f"rows from {cut.number} on left out: reader.max_rows is {options.max_rows}")
+    elif sheet.start and sheet.height * sheet.width > _MAX_CELLS:
+        error = f"rows behind {rows[-1].number if rows else 0} were not looked at: the used range "
+        error += f"has {sheet.height * sheet.width:,} cells, and the limit is {_MAX_CELLS:,}"
+        errors.append(error)
+    hidden = Hidden(
+        _is_hidden(metadata), details.marks.hidden_rows, frozenset(details.marks.hidden_columns)
+    )
+    left = sheet.start[1] if sheet.start else 0
+    merges = _merges(sheet, left)
+    segments = [*sheet_segments(metadata.name, rows, left, merges=merges, hidden=hidden)]
+    segments += [_comment_segment(metadata.name, comment) for comment in details.comments]
+    if errors:
+        unit = Unit(name=name, status="failed", error="; ".join(errors))
+    else:
+        unit = Unit(name=name, status="read" if segments else "empty")
+    return _Sheet(unit, segments, len(rows))
 
 
-def _rows(sheet: Any) -> Iterator[Row]:  # noqa: ANN401 - calamine has no types
+def _find_details(workbook: _Workbook, name: str, sheet: Any) -> _Details:  # noqa: ANN401 - calamine has no types
+    """Return what the other libraries tell of the sheet."""
+    errors = [*workbook.errors]
+    marks = SheetMarks({}, {}, [], set())
+    comments: list[Comment] = []
+    formulas: dict[int, dict[int, str]] = {}
+    if workbook.parts is not None:
+        try:
+            marks = workbook.parts.marks(name)
+            comments = workbook.parts.comments(name)
+        except PartsError as exc:
+            errors.append(f"errors, units, comments and hidden rows are not told: {exc}")
+    if workbook.formulas is not None and sheet.end is not None:
+        try:
+            formulas = workbook.formulas.of_sheet(name, sheet.end[0] + 1, sheet.end[1] + 1)
+        except FormulasError as exc:
+            errors.append(f"formulas are left out: {exc}")
+    return _Details(marks, comments, formulas, errors)
+
+
+def _rows(sheet: Any, details: _Details) -> Iterator[Row]:  # noqa: ANN401 - calamine has no types
     """Yield the rows that have a value, as far as `_MAX_CELLS` reach."""
     last = sheet.start[0] + max(1, _MAX_CELLS // max(1, sheet.width))
+    left = sheet.start[1]
+    errors, units = details.marks.errors, details.marks.units
     for number, values in enumerate(islice(sheet.iter_rows(), last), start=1):
         cells = [cell_text(value) for value in values]
+        for column, unit in units.get(number, {}).items():
+            index = column - left
+            if 0 <= index < len(cells) and type(values[index]) in {int, float}:
+                cells[index] = _with_unit(values[index], unit)
+        for column, error in errors.get(number, {}).items():
+            index = column - left
+            if 0 <= index < len(cells):
+                cells[index] = cells[index] or error
+        for column, formula in details.formulas.get(number, {}).items():
+            index = column - left
+            if 0 <= index < len(cells):
+                cells[index] = f"{formula} -> {cells[index]}" if cells[index] else formula
         if any(cells):
             yield Row(number, cells)
+
+
+def _with_unit(value: float, unit: str) -> str:
+    """Return `12.5%`, `$-3` or `20 CHF`."""
+    if unit == "%":
+        return f"{cell_text(float(value) * 100)}%"
+    text = cell_text(value)
+    return f"{text} {unit}" if unit.isalpha() else f"{unit}{text}"
+
+
+def _merges(sheet: Any, left: int) -> list[Merge]:  # noqa: ANN401 - calamine has no types
+    """Return the merged cells; calamine does not know those of ods files."""
+    return [
+        Merge(start[0] + 1, start[1] - left, end[0] + 1, end[1] - left)
+        for start, end in sheet.merged_cell_ranges or ()
+        if start[1] >= left
+    ]
+
+
+def _comment_segment(sheet: str, comment: Comment) -> Segment:
+    author = f" by {comment.author}" if comment.author else ""
+    return Segment(
+        kind="paragraph",
+        text=f"Comment on {comment.cell}{author}: {comment.text}",
+        span=Span(sheet=sheet, cells=comment.cell),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -66,15 +67,47 @@ def write_pdf(
     return path
 
 
-def write_xlsx(path: Path, sheets: Mapping[str, Mapping[str, object]], hidden: str = "") -> Path:
-    """Write a workbook: by sheet, cells by their A1 name (row by row); str, number or bool."""
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell of a workbook that is more than a value."""
+
+    value: object = ""
+    error: str = ""
+    formula: str = ""
+    style: str = "General"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What a sheet has besides its cells."""
+
+    merges: Sequence[str] = ()
+    hidden_rows: Sequence[int] = ()
+    hidden_columns: Sequence[int] = ()
+    """Numbers from 1."""
+    comments: Mapping[str, str] = field(default_factory=dict)
+    dimension: str = ""
+    """The range that the sheet declares."""
+
+
+def write_xlsx(
+    path: Path,
+    sheets: Mapping[str, Mapping[str, object]],
+    hidden: str = "",
+    *,
+    extras: Mapping[str, Extras] | None = None,
+    from_1904: bool = False,
+) -> Path:
+    """Write a workbook: by sheet, cells by their A1 name (row by row); str, number, bool or Cell."""
     main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
     office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
     package = "http://schemas.openxmlformats.org/package/2006"
     kind = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+    styles = ["General"]
     tabs, links, parts = "", "", ""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for number, (name, cells) in enumerate(sheets.items(), start=1):
+            extra = (extras or {}).get(name, Extras())
             state = ' state="hidden"' if name == hidden else ""
             tabs += f'<sheet name="{name}" sheetId="{number}"{state} r:id="r{number}"/>'
             target = f"worksheets/sheet{number}.xml"
@@ -82,8 +115,28 @@ def write_xlsx(path: Path, sheets: Mapping[str, Mapping[str, object]], hidden: s
             parts += f'<Override PartName="/xl/{target}" ContentType="{kind}.worksheet+xml"/>'
             archive.writestr(
                 f"xl/{target}",
-                f'<worksheet xmlns="{main}"><sheetData>{_rows(cells)}</sheetData></worksheet>',
+                f'<worksheet xmlns="{main}">{_sheet(cells, extra, styles)}</worksheet>',
             )
+            if extra.comments:
+                archive.writestr(
+                    f"xl/worksheets/_rels/sheet{number}.xml.rels",
+                    f'<Relationships xmlns="{package}/relationships"><Relationship Id="r1" '
+                    f'Type="{office}/comments" Target="../comments{number}.xml"/></Relationships>',
+                )
+                notes = "".join(
+                    f'<comment ref="{ref}" authorId="0"><text><t>{escape(text)}</t></text></comment>'
+                    for ref, text in extra.comments.items()
+                )
+                archive.writestr(
+                    f"xl/comments{number}.xml",
+                    f'<comments xmlns="{main}"><authors><author>Ann</author></authors>'
+                    f"<commentList>{notes}</commentList></comments>",
+                )
+        links += f'<Relationship Id="s" Type="{office}/styles" Target="styles.xml"/>'
+        parts += f'<Override PartName="/xl/styles.xml" ContentType="{kind}.styles+xml"/>'
+        archive.writestr(
+            "xl/styles.xml", f'<styleSheet xmlns="{main}">{_styles(styles)}</styleSheet>'
+        )
         archive.writestr(
             "[Content_Types].xml",
             f'<Types xmlns="{package}/content-types"><Default Extension="xml" '
@@ -96,9 +149,10 @@ def write_xlsx(path: Path, sheets: Mapping[str, Mapping[str, object]], hidden: s
             f'<Relationships xmlns="{package}/relationships"><Relationship Id="r1" '
             f'Type="{office}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
         )
+        epoch = '<workbookPr date1904="1"/>' if from_1904 else ""
         archive.writestr(
             "xl/workbook.xml",
-            f'<workbook xmlns="{main}" xmlns:r="{office}"><sheets>{tabs}</sheets></workbook>',
+            f'<workbook xmlns="{main}" xmlns:r="{office}">{epoch}<sheets>{tabs}</sheets></workbook>',
         )
         archive.writestr(
             "xl/_rels/workbook.xml.rels",
@@ -107,18 +161,58 @@ def write_xlsx(path: Path, sheets: Mapping[str, Mapping[str, object]], hidden: s
     return path
 
 
-def _rows(cells: Mapping[str, object]) -> str:
-    rows: dict[int, str] = {}
+def _sheet(cells: Mapping[str, object], extra: Extras, styles: list[str]) -> str:
+    dimension = f'<dimension ref="{extra.dimension}"/>' if extra.dimension else ""
+    columns = "".join(f'<col min="{n}" max="{n}" hidden="1"/>' for n in extra.hidden_columns)
+    merges = "".join(f'<mergeCell ref="{ref}"/>' for ref in extra.merges)
+    return (
+        f"{dimension}{f'<cols>{columns}</cols>' if columns else ''}"
+        f"<sheetData>{_rows(cells, extra, styles)}</sheetData>"
+        f"{f'<mergeCells>{merges}</mergeCells>' if merges else ''}"
+    )
+
+
+def _rows(cells: Mapping[str, object], extra: Extras, styles: list[str]) -> str:
+    rows: dict[int, list[str]] = {}
     for name, value in cells.items():
-        number = int("".join(char for char in name if char.isdigit()))
-        if isinstance(value, bool):
-            cell = f'<c r="{name}" t="b"><v>{int(value)}</v></c>'
-        elif isinstance(value, int | float):
-            cell = f'<c r="{name}"><v>{value}</v></c>'
-        else:
-            cell = f'<c r="{name}" t="inlineStr"><is><t>{escape(str(value))}</t></is></c>'
-        rows[number] = rows.get(number, "") + cell
-    return "".join(f'<row r="{number}">{row}</row>' for number, row in sorted(rows.items()))
+        number = int(name.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+        cell = value if isinstance(value, Cell) else Cell(value=value)
+        rows.setdefault(number, []).append(_cell(name, cell, styles))
+    return "".join(
+        f'<row r="{number}" hidden="{int(number in extra.hidden_rows)}">{"".join(row)}</row>'
+        for number, row in sorted(rows.items())
+    )
+
+
+def _cell(name: str, cell: Cell, styles: list[str]) -> str:
+    if cell.style not in styles:
+        styles.append(cell.style)
+    start = f'<c r="{name}" s="{styles.index(cell.style)}"'
+    formula = f"<f>{escape(cell.formula)}</f>" if cell.formula else ""
+    if cell.error:
+        return f'{start} t="e">{formula}<v>{cell.error}</v></c>'
+    if isinstance(cell.value, bool):
+        return f'{start} t="b">{formula}<v>{int(cell.value)}</v></c>'
+    if isinstance(cell.value, int | float):
+        return f"{start}>{formula}<v>{cell.value}</v></c>"
+    return f'{start} t="inlineStr"><is><t>{escape(str(cell.value))}</t></is></c>'
+
+
+def _styles(codes: Sequence[str]) -> str:
+    formats = "".join(
+        f'<numFmt numFmtId="{200 + number}" formatCode="{escape(code, {chr(34): "&quot;"})}"/>'
+        for number, code in enumerate(codes)
+        if number
+    )
+    entries = "".join(
+        f'<xf numFmtId="{200 + number if number else 0}" fontId="0" fillId="0" borderId="0"/>'
+        for number in range(len(codes))
+    )
+    return (
+        f'<numFmts count="{len(codes) - 1}">{formats}</numFmts>'
+        '<fonts count="1"><font/></fonts><fills count="1"><fill><patternFill/></fill></fills>'
+        f'<borders count="1"><border/></borders><cellXfs count="{len(codes)}">{entries}</cellXfs>'
+    )
 
 
 def write_video(

@@ -1,0 +1,120 @@
+"""Reads Parquet files by pyarrow: one table whose columns have names, by row groups."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connectors.document import Content, Span, Unit, UnitStatus
+from connectors.errors import DocumentRejected
+from connectors.readers import ReaderOptions
+from connectors.readers.table_rows import cell_text, named_segments
+from connectors.readers.tables import Row
+
+VERSION = 1
+"""Raised whenever the same file gives other segments; it enters the chunk keys."""
+
+_BATCH_ROWS = 1024
+
+
+def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:  # noqa: ARG001
+    """Return the file's rows, numbered from 1, and a unit for each row group.
+
+    Raises:
+        DocumentRejected: The file is encrypted or damaged, or has no row.
+    """
+    file = _open(path)
+    rows: list[Row] = []
+    units: list[Unit] = []
+    first = 1
+    for group in range(file.num_row_groups):
+        unit, found = _read_group(file, group, first, options.max_rows - len(rows), options=options)
+        units.append(unit)
+        rows += found
+        first += file.metadata.row_group(group).num_rows
+    failed = [unit for unit in units if unit.status == "failed"]
+    if not rows:
+        if failed:
+            raise DocumentRejected(f"no row group can be read: {failed[0].error}", reason="damaged")
+        raise DocumentRejected("the file has no row with a value", reason="empty")
+    return Content(
+        media_type=media_type,
+        reader=f"parquet/{VERSION}{options.changes('max_rows')}",
+        units=tuple(units),
+        segments=tuple(named_segments(file.schema_arrow.names, rows)),
+    )
+
+
+def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:  # noqa: ARG001
+    """Return None: a table has no picture."""
+    return None
+
+
+def _open(path: Path) -> Any:  # noqa: ANN401 - pyarrow has no types
+    with path.open("rb") as file:
+        if file.read(4) == b"PARE":
+            raise DocumentRejected(
+                "the Parquet file is encrypted: store it without encryption", reason="encrypted"
+            )
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as exc:
+        raise DocumentRejected(f"pyarrow cannot open it: {exc}", reason="damaged") from exc
+
+
+def _read_group(
+    file: Any,  # noqa: ANN401 - pyarrow has no types
+    group: int,
+    first: int,
+    room: int,
+    *,
+    options: ReaderOptions,
+) -> tuple[Unit, list[Row]]:
+    """Return at most `room` rows of a row group that have a value, and what became of the others."""
+    name = f"rows {first}-{first + file.metadata.row_group(group).num_rows - 1}"
+    rows: list[Row] = []
+    error = None
+    try:
+        for row in _rows(file, group, first):
+            if len(rows) == room:
+                error = f"rows from {row.number} on left out: reader.max_rows is {options.max_rows}"
+                break
+            rows.append(row)
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as exc:
+        error = f"rows behind {rows[-1].number if rows else first - 1} cannot be read: {exc}"
+    status: UnitStatus = "failed" if error else "read" if rows else "empty"
+    return Unit(name=name, status=status, error=error), rows
+
+
+def _rows(file: Any, group: int, first: int) -> Iterator[Row]:  # noqa: ANN401 - pyarrow has no types
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group]):
+        for number, cells in enumerate(_cells(batch), start=first):
+            if any(cells):
+                yield Row(number, cells)
+        first += batch.num_rows
+
+
+def _cells(batch: Any) -> Iterator[list[str]]:  # noqa: ANN401 - pyarrow has no types
+    columns = [_texts(column) for column in batch.columns]
+    return (list(cells) for cells in zip(*columns, strict=True))
+
+
+def _texts(column: Any) -> list[str]:  # noqa: ANN401 - pyarrow has no types
+    if getattr(column.type, "unit", "") == "ns" and not pa.types.is_duration(column.type):
+        # Python's own dates end at the microsecond.
+        column = column.cast(pa.string())
+    return [_text(value) for value in column.to_pylist()]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        # Old writers do not say that their bytes are text.
+        value = value.decode("utf-8", errors="replace")
+    elif isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return cell_text(value)

@@ -1,0 +1,468 @@
+"""Finds the tables on a sheet: where each begins and ends, its title and its header. Pure.
+
+Blank rows part a sheet. What stands below a gap is a table of its own where it begins with a new
+header; without one it goes on with the table above if its columns lie inside of that table's and
+at most two rows are blank, and else it is a block without a header. A row looks like a header if
+it is all short words, or years, and fills half of the width; below a table it is a new one if
+numbers follow under its words, if a title or a second blank row is above it, if it repeats the
+header above, or if its columns lie outside of the table's.
+
+Blank columns part what is left where both sides are two columns wide and have a header, and the
+right side can be read alone: its first column holds words, or has the name of the first column on
+the left, or its rows are others. A blank column that only sets figures apart parts nothing.
+
+A line of one cell right above a header, or alone above it and not nearer to the table before, is
+the table's title.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+_MAX_HEAD_ROW = 10
+"""A header lies at most this many non-empty rows below the top; other lines may be above it."""
+_MAX_HEAD_ROWS = 4
+"""Most rows that merged cells make one header of."""
+_MAX_GAP_ROWS = 2
+"""Blank rows that a table may have inside, and a title below it."""
+_MAX_TITLE_CHARS = 120
+_MAX_TITLES = 3
+_MAX_NAME_CHARS = 60
+_NUM_ROWS_COMPARED = 5
+"""Rows below a header that are looked at for numbers."""
+_NUM_ROWS_SAMPLED = 60
+"""Rows that decide whether a blank column parts two tables."""
+_SAME_ROWS = 0.8
+"""Share of rows above which two sides of a blank column are taken for one table."""
+_PERIOD = re.compile(r"(?:19|20)\d\d(?:-\d\d-\d\d)?")
+_SIGNS = frozenset("%#$€£¥")
+
+
+class Row(NamedTuple):
+    """One row that has a value: its number in the sheet, from 1, and its cells as text."""
+
+    number: int
+    cells: Sequence[str]
+
+
+class Merge(NamedTuple):
+    """Cells shown as one: row numbers from 1, columns as indices into `Row.cells`, ends included."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+class Table(NamedTuple):
+    """One table of a sheet; each of its rows is a title, in the header or in the body."""
+
+    titles: Sequence[Row]
+    header: Sequence[Row]
+    body: Sequence[Row]
+    names: Sequence[str]
+    """Column names from column `left` on, `Group / Name` under merged cells; empty without header."""
+    left: int
+    right: int
+
+
+class _Head(NamedTuple):
+    """The rows `[start:stop]` of a part that are its header."""
+
+    start: int
+    stop: int
+
+
+Merges = Mapping[int, Sequence[Merge]]
+
+
+@dataclass(slots=True)
+class _Part:
+    """Rows that belong together, from column `first` to `last`."""
+
+    rows: list[Row]
+    first: int
+    last: int
+    head: _Head | None
+    titles: list[Row] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        return self.last - self.first + 1
+
+    def holds(self, other: _Part) -> bool:
+        """Tell whether the other's columns lie inside of this one's."""
+        return self.first <= other.first and other.last <= self.last
+
+    def extend(self, below: _Part) -> None:
+        """Take the rows of the part below."""
+        self.rows.extend(below.rows)
+        self.first = min(self.first, below.first)
+        self.last = max(self.last, below.last)
+
+
+def find_tables(rows: Sequence[Row], merges: Iterable[Merge] = ()) -> list[Table]:
+    """Return the tables of a sheet from top to bottom, and from left to right within a band.
+
+    Each cell lies in exactly one table. Rows keep their numbers and cells their columns; where
+    tables stand side by side, each has the rows with the other's cells left blank.
+    """
+    by_top: dict[int, list[Merge]] = {}
+    for merge in merges:
+        by_top.setdefault(merge.top, []).append(merge)
+    return list(_tables(rows, [], by_top))
+
+
+def filled(row: Row) -> list[int]:
+    """Return the columns that have a value."""
+    return [index for index, cell in enumerate(row.cells) if cell]
+
+
+def _tables(rows: Sequence[Row], titles: Sequence[Row], merges: Merges) -> Iterator[Table]:
+    parts = _parts(rows, merges)
+    if parts[0].head is not None:
+        parts[0].titles[:0] = titles
+    elif titles:
+        parts = _parts([*titles, *rows], merges)
+    for part in parts:
+        spans = _column_spans(part, merges)
+        if len(spans) == 1:
+            yield _table(part, merges)
+            continue
+        for start, stop in spans:
+            is_last = stop == spans[-1][1]
+            own = [
+                title
+                for title in part.titles
+                if start <= (column := filled(title)[0]) and (is_last or column < stop)
+            ]
+            yield from _tables(_cropped(part.rows, start, stop), own, merges)
+
+
+def _parts(rows: Sequence[Row], merges: Merges) -> list[_Part]:
+    """Return the parts that blank rows make, in order."""
+    joined: list[_Part] = []
+    for run in _runs(rows):
+        below = _part(run, merges)
+        head = _head_over_gap(joined[-1], below, merges) if joined else None
+        if head is not None:
+            joined[-1].head = head
+        if head is not None or (joined and _goes_on(joined[-1], below)):
+            joined[-1].extend(below)
+        else:
+            joined.append(below)
+    parts: list[_Part] = []
+    for part in joined:
+        if parts and part.head is not None:
+            _take_titles(parts[-1], part)
+            if not parts[-1].rows:
+                parts.pop()
+        if parts and parts[-1].head is None and part.head is None:
+            parts[-1].extend(part)
+        else:
+            parts.append(part)
+    return parts
+
+
+def _runs(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Yield the rows between blank ones."""
+    start = 0
+    for index in range(1, len(rows) + 1):
+        if index == len(rows) or rows[index].number != rows[index - 1].number + 1:
+            yield list(rows[start:index])
+            start = index
+
+
+def _part(rows: list[Row], merges: Merges) -> _Part:
+    first, last = _extent(rows)
+    return _Part(rows, first, last, _find_head(rows, first, last, merges))
+
+
+def _extent(rows: Iterable[Row]) -> tuple[int, int]:
+    """Return the first and last column of the rows with several cells, or of all if there is none.
+
+    A title may stand beside its table.
+    """
+    columns = [cells for row in rows if (cells := filled(row))]
+    wide = [cells for cells in columns if len(cells) > 1] or columns
+    return min(cells[0] for cells in wide), max(cells[-1] for cells in wide)
+
+
+def _goes_on(above: _Part, below: _Part) -> bool:
+    """Tell whether what is below a gap belongs to the table above it.
+
+    Parts without a header are only joined at the end: a header may yet turn out to be one.
+    """
+    return above.head is not None and _is_near(above, below) and not _is_new(above, below)
+
+
+def _is_near(above: _Part, below: _Part) -> bool:
+    return _gap(above, below) <= _MAX_GAP_ROWS and above.holds(below)
+
+
+def _gap(above: _Part, below: _Part) -> int:
+    return below.rows[0].number - above.rows[-1].number - 1
+
+
+def _is_new(above: _Part, below: _Part) -> bool:
+    """Tell whether the part below a table has a header of its own."""
+    if above.head is None or below.head is None:
+        return False
+    if _has_numbers_below(below):
+        return True
+    repeats = above.rows[above.head.start].cells == below.rows[below.head.start].cells
+    return below.width > 1 and (_gap(above, below) > 1 or below.head.start > 0 or repeats)
+
+
+def _head_over_gap(above: _Part, below: _Part, merges: Merges) -> _Head | None:
+    """Return the header that the part above ends with, if what it is for is below the gap."""
+    if above.head is not None or above.width == 1 or not _is_near(above, below):
+        return None
+    if _has_numbers_below(below):
+        return None
+    rows = [*above.rows[-_MAX_HEAD_ROW:], *below.rows[:_NUM_ROWS_COMPARED]]
+    head = _find_head(rows, above.first, above.last, merges)
+    # Longer parts are more than a header.
+    return head if head is not None and head.stop == len(above.rows) else None
+
+
+def _has_numbers_below(part: _Part) -> bool:
+    """Tell whether numbers stand under the words of the part's header."""
+    if part.head is None:
+        return False
+    header = part.rows[part.head.stop - 1]
+    for row in part.rows[part.head.stop : part.head.stop + _NUM_ROWS_COMPARED]:
+        for name, cell in zip(header.cells, row.cells, strict=False):
+            if name and cell and not _is_name(cell) and not _PERIOD.fullmatch(cell):
+                return True
+    return False
+
+
+def _take_titles(above: _Part, below: _Part) -> None:
+    """Give the lines of one cell at the end of the part above to the table below them."""
+    lines = above.rows[-_MAX_TITLES:]
+    if above.head is None and len(lines) == len(above.rows) and all(map(_is_title, lines)):
+        num_lines = len(lines)
+    else:
+        num_lines = 1 if len(above.rows) > 1 and _is_title(lines[-1]) else 0
+    gap = below.rows[0].number - lines[-1].number - 1
+    if not num_lines or gap > _MAX_GAP_ROWS:
+        return
+    if num_lines < len(above.rows):
+        distance = lines[-1].number - above.rows[-2].number - 1
+        is_only_row = above.head is not None and above.head.stop >= len(above.rows) - 1
+        if distance < max(1, gap) or is_only_row:
+            return
+    below.titles[:0] = above.rows[-num_lines:]
+    del above.rows[-num_lines:]
+
+
+def _is_title(row: Row) -> bool:
+    cells = [cell for cell in row.cells if cell]
+    return (
+        len(cells) == 1
+        and len(cells[0]) <= _MAX_TITLE_CHARS
+        and any(char.isalpha() for char in cells[0])
+    )
+
+
+def _find_head(rows: Sequence[Row], first: int, last: int, merges: Merges) -> _Head | None:
+    """Return where the header is: the first row that fills half of the width, if it is all words."""
+    width = last - first + 1
+    for index, row in enumerate(rows[:_MAX_HEAD_ROW]):
+        cells = _spread(row, merges)[first : last + 1]
+        num_cells = sum(map(bool, cells))
+        groups = _groups(row, merges, width)
+        # One cell merged from the first column on is a title.
+        is_title = num_cells and cells[0] and sum(map(bool, row.cells)) == 1
+        below = rows[index + 1] if index + 1 < len(rows) else None
+        if groups and not is_title and below and below.number == row.number + 1:
+            under = below.cells[first : last + 1]
+            if _are_names(cells) and _are_names(under) and sum(map(bool, under)) > 1:
+                return _head(rows, index, width, merges)
+        if sum(map(bool, row.cells)) < min(2, width) or num_cells * 2 < width:
+            continue
+        # Years alone are names only where a column of labels begins beside them.
+        if not _are_names(cells) or (cells[0] and not any(map(_is_name, cells))):
+            return None
+        head = _head(rows, index, width, merges)
+        return head if head and _suits_periods(rows, head, first, last) else None
+    return None
+
+
+def _head(rows: Sequence[Row], start: int, width: int, merges: Merges) -> _Head | None:
+    """Return the header from row `start` on; None if there is no row below it."""
+    stop = start + 1
+    while stop < len(rows) and stop - start < _MAX_HEAD_ROWS:
+        upper, lower = rows[stop - 1], rows[stop]
+        if lower.number != upper.number + 1 or not _are_names(lower.cells):
+            break
+        reaches = any(
+            merge.bottom > upper.number and any(row.cells[merge.left : merge.left + 1])
+            for row in rows[start:stop]
+            for merge in merges.get(row.number, ())
+        )
+        if not reaches and not _groups(upper, merges, width):
+            break
+        stop += 1
+    return _Head(start, stop) if stop < len(rows) else None
+
+
+def _groups(row: Row, merges: Merges, width: int) -> list[Merge]:
+    """Return the row's cells that are merged over several columns, but not over the whole table."""
+    return [
+        merge
+        for merge in merges.get(row.number, ())
+        if merge.top == merge.bottom
+        and 1 < merge.right - merge.left + 1 < width
+        and merge.left < len(row.cells)
+        and row.cells[merge.left]
+    ]
+
+
+def _spread(row: Row, merges: Merges) -> Sequence[str]:
+    """Return the row's cells, the value of merged ones in each column they cover."""
+    if row.number not in merges:
+        return row.cells
+    cells = list(row.cells)
+    for merge in merges[row.number]:
+        # The value may be a neighbour's where tables stand side by side and this one is cropped.
+        if merge.left < len(cells) and cells[merge.left]:
+            end = min(merge.right, len(cells) - 1)
+            cells[merge.left : end + 1] = [cells[merge.left]] * (end + 1 - merge.left)
+    return cells
+
+
+def _suits_periods(rows: Sequence[Row], head: _Head, first: int, last: int) -> bool:
+    """Tell whether years in the header are names: other numbers stand below one of them."""
+    header = rows[head.stop - 1].cells
+    periods = [
+        i for i in range(first, last + 1) if i < len(header) and _PERIOD.fullmatch(header[i])
+    ]
+    if not periods or head.stop - head.start > 1:
+        return True
+    return any(
+        not _is_name(cell) and not _PERIOD.fullmatch(cell)
+        for row in rows[head.stop : head.stop + _NUM_ROWS_COMPARED]
+        for cell in (row.cells[i] for i in periods if i < len(row.cells))
+        if cell
+    )
+
+
+def _are_names(cells: Sequence[str]) -> bool:
+    """Tell whether the cells can be column names: short words or years."""
+    values = [cell for cell in cells if cell]
+    return bool(values) and all(_is_name(cell) or _PERIOD.fullmatch(cell) for cell in values)
+
+
+def _is_name(cell: str) -> bool:
+    if len(cell) > _MAX_NAME_CHARS:
+        return False
+    return cell in _SIGNS or any(char.isalpha() for char in cell)
+
+
+def _column_spans(part: _Part, merges: Merges) -> list[tuple[int, int]]:
+    """Return the column ranges `[start:stop]` of tables side by side; together they cover all."""
+    columns = sorted(_used_columns(part.rows, merges))
+    groups: list[tuple[int, int]] = []
+    for column in columns:
+        if groups and groups[-1][1] == column:
+            groups[-1] = (groups[-1][0], column + 1)
+        else:
+            groups.append((column, column + 1))
+    end = max((len(row.cells) for row in part.rows), default=0)
+    if len(groups) < 2:
+        return [(0, end)]
+    spans = [groups[0]]
+    for group in groups[1:]:
+        if _stands_alone(part.rows, spans[-1], group, merges):
+            spans.append(group)
+        else:
+            spans[-1] = (spans[-1][0], group[1])
+    starts = [0, *(start for start, _ in spans[1:])]
+    return list(zip(starts, [*starts[1:], end], strict=True))
+
+
+def _used_columns(rows: Iterable[Row], merges: Merges) -> set[int]:
+    """Return the columns with a value in a row of several cells; a title may stand anywhere."""
+    used: set[int] = set()
+    for row in rows:
+        cells = filled(row)
+        if len(cells) > 1:
+            used.update(cells)
+            for merge in merges.get(row.number, ()):
+                if merge.left in cells:
+                    used.update(range(merge.left, merge.right + 1))
+    return used
+
+
+def _stands_alone(
+    rows: Sequence[Row],
+    left: tuple[int, int],
+    right: tuple[int, int],
+    merges: Merges,
+) -> bool:
+    """Tell whether what is right of a blank column is a table of its own."""
+    if left[1] - left[0] < 2 or right[1] - right[0] < 2:
+        return False
+    sides = [
+        _part(cut, merges) for span in (left, right) if (cut := _cropped(rows, *span, sample=True))
+    ]
+    if len(sides) < 2 or any(side.head is None for side in sides):
+        return False
+    keys = {side.rows[side.head.start].cells[side.first] for side in sides if side.head}
+    sizes = sorted(sum(any(row.cells[slice(*span)]) for row in rows) for span in (left, right))
+    return len(keys) == 1 or sizes[0] < sizes[1] * _SAME_ROWS or _has_labels(sides[1])
+
+
+def _has_labels(part: _Part) -> bool:
+    """Tell whether most cells of the first column are words."""
+    start = part.head.stop if part.head else 0
+    column = slice(part.first, part.first + 1)
+    cells = [cell for row in part.rows[start:] for cell in row.cells[column] if cell]
+    return sum(map(_is_name, cells)) * 2 > len(cells)
+
+
+def _cropped(rows: Sequence[Row], start: int, stop: int, *, sample: bool = False) -> list[Row]:
+    """Return the rows with a value in the columns `[start:stop]`, the other cells left blank."""
+    blank = [""] * start
+    cut = (
+        Row(row.number, [*blank, *row.cells[start:stop]])
+        for row in (rows[:_NUM_ROWS_SAMPLED] if sample else rows)
+    )
+    return [row for row in cut if any(row.cells)]
+
+
+def _table(part: _Part, merges: Merges) -> Table:
+    if part.head is None:
+        rows = [*part.titles, *part.rows]
+        columns = [filled(row) for row in rows]
+        left, right = min(c[0] for c in columns), max(c[-1] for c in columns)
+        return Table((), (), rows, (), left, right)
+    start, stop = part.head
+    first = start
+    while first > 0 and start - first < _MAX_TITLES and _is_title(part.rows[first - 1]):
+        first -= 1
+    header = part.rows[start:stop]
+    body = [*part.rows[:first], *part.rows[stop:]]
+    columns = [filled(row) for row in (*header, *body)]
+    left, right = min(c[0] for c in columns), max(c[-1] for c in columns)
+    names = _names(header, left, right, merges)
+    return Table((*part.titles, *part.rows[first:start]), header, body, names, left, right)
+
+
+def _names(header: Sequence[Row], left: int, right: int, merges: Merges) -> list[str]:
+    """Return each column's name: what stands above it in the header, from top to bottom."""
+    levels = [_spread(row, merges) for row in header]
+    names = []
+    for column in range(left, right + 1):
+        values: list[str] = []
+        for cells in levels:
+            value = cells[column] if column < len(cells) else ""
+            if value and value not in values[-1:]:
+                values.append(value)
+        names.append(" / ".join(values))
+    return names
