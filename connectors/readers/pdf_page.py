@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,7 +18,7 @@ import pypdfium2.raw as pdfium_c
 from numpy.typing import NDArray
 
 from connectors.readers.media import Pixels, as_pixels
-from connectors.readers.pdf_layout import Box, Line, PageText
+from connectors.readers.pdf_layout import Box, Line, PageText, within_page
 
 _CARRIAGE_RETURN, _LINE_FEED, _SOFT_HYPHEN = 0x0D, 0x0A, 0xFFFE
 _DEVICE_UNITS = 64
@@ -23,6 +26,8 @@ _DEVICE_UNITS = 64
 _ROW_GAP = 2.0
 """Gap between parts of a line, in font sizes, that a table row has and justified text has not."""
 _BOLD_WEIGHT = 600
+_NUM_SAMPLES = 64
+"""Characters of a page that are asked for their direction."""
 _MAX_GARBLED = 0.1
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufeff\uffff]")
 _BULLET_GLYPHS = str.maketrans({"\uf0b7": "•", "\uf0a7": "▪", "\uf0d8": "‣"})
@@ -39,13 +44,34 @@ def page_text(page: pdfium.PdfPage, number: int) -> PageText:
     Raises:
         pdfium.PdfiumError: The page's text cannot be loaded.
     """
-    width, height = page.get_size()
+    with _text_layer(page) as textpage:
+        turn = _turn(page, textpage)
+        if turn == 0:
+            return _laid_out(page, textpage, number)
+    # PDFium puts lines and cells in order on the upright page. Where text runs sideways there, it
+    # orders them right once the page is turned.
+    rotation = page.get_rotation()
+    page.set_rotation((rotation + 90 * turn) % 360)
+    try:
+        with _text_layer(page) as textpage:
+            return replace(_laid_out(page, textpage, number), turn=turn)
+    finally:
+        page.set_rotation(rotation)
+
+
+def _laid_out(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, number: int) -> PageText:
+    width, height = (max(side, 1.0) for side in page.get_size())
+    lines = tuple(_lines(page, textpage))
+    return PageText(page=number, width=width, height=height, lines=lines)
+
+
+@contextmanager
+def _text_layer(page: pdfium.PdfPage) -> Iterator[pdfium.PdfTextPage]:
     textpage = page.get_textpage()
     try:
-        lines = tuple(_lines(page, textpage))
+        yield textpage
     finally:
         textpage.close()
-    return PageText(page=number, width=max(width, 1.0), height=max(height, 1.0), lines=lines)
 
 
 def is_garbled(text: PageText) -> bool:
@@ -83,6 +109,53 @@ def has_marks(page: pdfium.PdfPage, *, beside_text: bool) -> bool:
         if not beside_text or pdfium_c.FPDFPageObj_GetType(drawn) != pdfium_c.FPDF_PAGEOBJ_TEXT:
             return True
     return False
+
+
+def picture_share(page: pdfium.PdfPage) -> float:
+    """Return the share of the page that its largest image covers."""
+    width, height = (max(side, 1.0) for side in page.get_size())
+    left, bottom, right, top = (ctypes.c_float() for _ in range(4))
+    largest = 0.0
+    for index in range(max(0, pdfium_c.FPDFPage_CountObjects(page))):
+        drawn = pdfium_c.FPDFPage_GetObject(page, index)
+        if pdfium_c.FPDFPageObj_GetType(drawn) != pdfium_c.FPDF_PAGEOBJ_IMAGE:
+            continue
+        if pdfium_c.FPDFPageObj_GetBounds(drawn, left, bottom, right, top):
+            area = (right.value - left.value) * (top.value - bottom.value)
+            largest = max(largest, area / (width * height))
+    return largest
+
+
+def to_fractions(page: pdfium.PdfPage, box: Box) -> Box:
+    """Return a box in canvas units (y upwards) as fractions of the upright page."""
+    return within_page(_fractions(page, box))
+
+
+def _fractions(page: pdfium.PdfPage, box: Box) -> Box:
+    # PDFium knows about rotation and crop box.
+    width, height = (max(1, round(side * _DEVICE_UNITS)) for side in page.get_size())
+    xs, ys = [], []
+    for x, y in (box[:2], box[2:]):
+        device_x, device_y = ctypes.c_int(), ctypes.c_int()
+        pdfium_c.FPDF_PageToDevice(page, 0, 0, width, height, 0, x, y, device_x, device_y)
+        xs.append(device_x.value / width)
+        ys.append(device_y.value / height)
+    return (min(xs), min(ys), max(xs), max(ys))
+
+
+def _turn(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage) -> int:
+    """Return the quarter turns clockwise of the upright page that make most text horizontal."""
+    count = textpage.count_chars()
+    turns: Counter[int] = Counter()
+    matrix = pdfium_c.FS_MATRIX()
+    for index in range(0, count, max(1, count // _NUM_SAMPLES)):
+        # What PDFium puts in, spaces above all, has no direction.
+        if pdfium_c.FPDFText_IsGenerated(textpage, index) == 1:
+            continue
+        if pdfium_c.FPDFText_GetMatrix(textpage, index, matrix):
+            degrees = math.degrees(math.atan2(matrix.b, matrix.a)) - page.get_rotation()
+            turns[round(degrees / 90) % 4] += 1
+    return turns.most_common(1)[0][0] if turns else 0
 
 
 def _lines(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage) -> Iterator[Line]:
@@ -135,26 +208,16 @@ def _line(
 
 
 def _boxes(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, first: int, last: int) -> list[Box]:
-    """Return the boxes of a run of characters in points on the upright page."""
+    """Return the boxes of a run of characters in points on the page."""
+    width, height = page.get_size()
     left, top, right, bottom = (ctypes.c_double() for _ in range(4))
     boxes = []
     for index in range(pdfium_c.FPDFText_CountRects(textpage, first, last - first + 1)):
         pdfium_c.FPDFText_GetRect(textpage, index, left, top, right, bottom)
-        corners = (
-            _on_page(page, left.value, top.value),
-            _on_page(page, right.value, bottom.value),
-        )
-        (ax, ay), (bx, by) = corners
-        boxes.append((min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)))
-    return boxes or [(0.0, 0.0, *page.get_size())]
-
-
-def _on_page(page: pdfium.PdfPage, x: float, y: float) -> tuple[float, float]:
-    """Map canvas units to the upright page, rotation and crop box included."""
-    width, height = (max(1, round(side * _DEVICE_UNITS)) for side in page.get_size())
-    device_x, device_y = ctypes.c_int(), ctypes.c_int()
-    pdfium_c.FPDF_PageToDevice(page, 0, 0, width, height, 0, x, y, device_x, device_y)
-    return device_x.value / _DEVICE_UNITS, device_y.value / _DEVICE_UNITS
+        drawn = (left.value, top.value, right.value, bottom.value)
+        x0, y0, x1, y1 = _fractions(page, drawn)
+        boxes.append((x0 * width, y0 * height, x1 * width, y1 * height))
+    return boxes or [(0.0, 0.0, width, height)]
 
 
 def _font(textpage: pdfium.PdfTextPage, index: int) -> _Font:
