@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from connectors.readers.media import Pixels, as_pixels
 from connectors.readers.pdf_layout import Box, Line, PageText, within_page
+from connectors.readers.pdf_order import Glyph, mend_order
 
 _CARRIAGE_RETURN, _LINE_FEED, _SOFT_HYPHEN = 0x0D, 0x0A, 0xFFFE
 _DEVICE_UNITS = 64
@@ -30,6 +31,12 @@ _NUM_SAMPLES = 64
 """Characters of a page that are asked for their direction."""
 _MAX_GARBLED = 0.1
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufeff\uffff]")
+_REPEATED = re.compile(r"(?:^| )([^\W\d_].{3,60}?\S) \1(?:[ .,;]|$)")
+_MIN_REPEATED = 2
+"""Lines that say something twice in a row, as where a page is drawn twice, with an offset."""
+_MAX_MENDED_CHARS = 1000
+"""A longer line is no line of text; the time for one grows with its square."""
+_RIGHT_TO_LEFT = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 _BULLET_GLYPHS = str.maketrans({"\uf0b7": "•", "\uf0a7": "▪", "\uf0d8": "‣"})
 
 
@@ -62,6 +69,8 @@ def page_text(page: pdfium.PdfPage, number: int) -> PageText:
 def _laid_out(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, number: int) -> PageText:
     width, height = (max(side, 1.0) for side in page.get_size())
     lines = tuple(_lines(page, textpage))
+    if sum(_REPEATED.search(line.text) is not None for line in lines) >= _MIN_REPEATED:
+        lines = tuple(_lines(page, textpage, is_drawn_twice=True))
     return PageText(page=number, width=width, height=height, lines=lines)
 
 
@@ -158,13 +167,15 @@ def _turn(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage) -> int:
     return turns.most_common(1)[0][0] if turns else 0
 
 
-def _lines(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage) -> Iterator[Line]:
+def _lines(
+    page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, *, is_drawn_twice: bool = False
+) -> Iterator[Line]:
     units = _text_units(textpage)
     breaks = np.flatnonzero(
         (units == _CARRIAGE_RETURN) | (units == _LINE_FEED) | (units == _SOFT_HYPHEN)
     ).tolist()
     for before, end in pairwise([-1, *breaks, len(units)]):
-        line = _line(page, textpage, units, (before + 1, end))
+        line = _line(page, textpage, units, (before + 1, end), is_drawn_twice=is_drawn_twice)
         if line is not None:
             yield line
 
@@ -184,6 +195,8 @@ def _line(
     textpage: pdfium.PdfTextPage,
     units: NDArray[np.uint16],
     extent: tuple[int, int],
+    *,
+    is_drawn_twice: bool,
 ) -> Line | None:
     start, end = extent
     raw = units[start:end].tobytes().decode("utf-16-le", errors="ignore")
@@ -195,6 +208,10 @@ def _line(
     boxes = _boxes(page, textpage, first, last)
     fonts = [_font(textpage, index) for index in {first, (first + last) // 2, last}]
     size = max(font.size for font in fonts)
+    can_mend = last - first < _MAX_MENDED_CHARS and not _RIGHT_TO_LEFT.search(text)
+    if is_drawn_twice and can_mend:
+        mended = mend_order(_glyphs(page, textpage, first, last), size)
+        text = " ".join(_CONTROLS.sub("", mended).translate(_BULLET_GLYPHS).split())
     x0, y0 = min(box[0] for box in boxes), min(box[1] for box in boxes)
     x1, y1 = max(box[2] for box in boxes), max(box[3] for box in boxes)
     return Line(
@@ -218,6 +235,19 @@ def _boxes(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, first: int, last:
         x0, y0, x1, y1 = _fractions(page, drawn)
         boxes.append((x0 * width, y0 * height, x1 * width, y1 * height))
     return boxes or [(0.0, 0.0, width, height)]
+
+
+def _glyphs(
+    page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, first: int, last: int
+) -> Iterator[Glyph]:
+    width = page.get_size()[0]
+    rect = pdfium_c.FS_RECTF()
+    for index in range(first, last + 1):
+        # The loose box holds the character's own margins, so that a gap is a blank.
+        pdfium_c.FPDFText_GetLooseCharBox(textpage, index, rect)
+        x0, _, x1, _ = _fractions(page, (rect.left, rect.top, rect.right, rect.bottom))
+        char = chr(pdfium_c.FPDFText_GetUnicode(textpage, index))
+        yield Glyph(char, x0 * width, x1 * width)
 
 
 def _font(textpage: pdfium.PdfTextPage, index: int) -> _Font:

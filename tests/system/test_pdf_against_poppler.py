@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -27,12 +28,23 @@ MIN_TOKENS = 50
 EXPLAINED = {}
 """Files below 0.95 for reasons that docs/reading.md gives."""
 ADDED = ("link: ", "note: ", "highlight: ", "underline: ", "strike-out: ")
-# Marks of direction, soft hyphens, and zero-width characters have no ink.
-_INKLESS = dict.fromkeys([0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), 0xFEFF])
+# Controls, marks of direction, soft hyphens, and zero-width characters have no ink.
+_INKLESS = dict.fromkeys([
+    *range(9),
+    *range(0x0E, 0x20),
+    *range(0x7F, 0xA0),
+    0xAD,
+    *range(0x200B, 0x2010),
+    *range(0x202A, 0x202F),
+    0xFEFF,
+])
+_CJK = re.compile(r"([\u3000-\u30ff\u3400-\u9fff\uff00-\uffef])")
 
 
 def tokens(text):
-    return set(unicodedata.normalize("NFKC", text.translate(_INKLESS)).split())
+    """Words between blanks; a character each of the scripts that have none."""
+    bare = unicodedata.normalize("NFKC", text.translate(_INKLESS))
+    return set(_CJK.sub(r" \1 ", bare).split())
 
 
 def f1(ours, theirs):
