@@ -32,22 +32,26 @@ def mend_order(glyphs: Iterable[Glyph], size: float) -> str:
     """
     placed: list[Glyph] = []
     blank_before: list[bool] = []
-    blank = False
+    blank, place, is_after_copy = False, -1, False
     for glyph in glyphs:
         if glyph.char.isspace():
             blank = True
             continue
-        place = len(placed)
         under = _under(glyph, placed)
-        if any(other.char == glyph.char for other in under):
-            blank = False
+        if placed and not blank and not is_after_copy and glyph[1:] == placed[place][1:]:
+            # The letters of a ligature share its borders.
+            place += 1
+        elif any(other.char == glyph.char for other in under):
+            blank, is_after_copy = False, True
             continue
-        if not under and placed and glyph.x0 < placed[-1].x0:
+        elif not under and placed and glyph.x0 < placed[-1].x0:
             place = next(at for at, other in enumerate(placed) if other.x0 >= glyph.x0)
             blank = blank_before[place] = False
+        else:
+            place = len(placed)
         placed.insert(place, glyph)
         blank_before.insert(place, blank)
-        blank = False
+        blank, is_after_copy = False, False
     text = ""
     for at, glyph in enumerate(placed):
         gap = glyph.x0 - placed[at - 1].x1 if at else 0.0

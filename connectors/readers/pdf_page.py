@@ -208,12 +208,11 @@ def _line(
     boxes = _boxes(page, textpage, first, last)
     fonts = [_font(textpage, index) for index in {first, (first + last) // 2, last}]
     size = max(font.size for font in fonts)
-    can_mend = last - first < _MAX_MENDED_CHARS and not _RIGHT_TO_LEFT.search(text)
-    if is_drawn_twice and can_mend:
-        mended = mend_order(_glyphs(page, textpage, first, last), size)
-        text = " ".join(_CONTROLS.sub("", mended).translate(_BULLET_GLYPHS).split())
     x0, y0 = min(box[0] for box in boxes), min(box[1] for box in boxes)
     x1, y1 = max(box[2] for box in boxes), max(box[3] for box in boxes)
+    if is_drawn_twice and y1 - y0 < 2 * size and _can_mend(text):
+        mended = mend_order(_glyphs(page, textpage, first, last), size)
+        text = " ".join(_CONTROLS.sub("", mended).translate(_BULLET_GLYPHS).split())
     return Line(
         text=text,
         box=(x0, y0, x1, y1),
@@ -235,6 +234,10 @@ def _boxes(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, first: int, last:
         x0, y0, x1, y1 = _fractions(page, drawn)
         boxes.append((x0 * width, y0 * height, x1 * width, y1 * height))
     return boxes or [(0.0, 0.0, width, height)]
+
+
+def _can_mend(text: str) -> bool:
+    return len(text) < _MAX_MENDED_CHARS and not _RIGHT_TO_LEFT.search(text)
 
 
 def _glyphs(

@@ -36,3 +36,15 @@ def test_line_reads_as_the_page_shows_it(pieces, expected):
 def test_nothing_is_lost_when_there_are_no_copies():
     assert mend_order(_glyphs((10, "c"), (0, "a"), (5, "b")), 2) == "a b c"
     assert mend_order([], 2) == ""
+
+
+def test_ligature_keeps_its_letters():
+    word = [
+        Glyph("e", 0, 1),
+        Glyph("f", 1, 3),
+        Glyph("f", 1, 3),
+        Glyph("i", 1, 3),
+        Glyph("x", 3, 4),
+    ]
+    assert mend_order(word, 2) == "effix"
+    assert mend_order([*word, *word], 2) == "effix"
