@@ -53,6 +53,8 @@ class PageText:
     page: int
     width: float
     height: float
+    num_controls: int = 0
+    """Characters left out of the lines because they are none: glyphs that the font maps to nothing."""
     turn: int = 0
     """Quarter turns clockwise that the upright page was given to make its text horizontal."""
     lines: tuple[Line, ...]

@@ -37,6 +37,7 @@ _MIN_REPEATED = 2
 _MAX_MENDED_CHARS = 1000
 """A longer line is no line of text; the time for one grows with its square."""
 _RIGHT_TO_LEFT = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
+_CONTROL_UNITS = [unit for unit in range(0x20) if chr(unit) not in "\t\n\v\f\r"]
 _BULLET_GLYPHS = str.maketrans({"\uf0b7": "•", "\uf0a7": "▪", "\uf0d8": "‣"})
 
 
@@ -71,7 +72,14 @@ def _laid_out(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, number: int) -
     lines = tuple(_lines(page, textpage))
     if sum(_REPEATED.search(line.text) is not None for line in lines) >= _MIN_REPEATED:
         lines = tuple(_lines(page, textpage, is_drawn_twice=True))
-    return PageText(page=number, width=width, height=height, lines=lines)
+    controls = np.isin(_text_units(textpage), _CONTROL_UNITS)
+    return PageText(
+        page=number,
+        width=width,
+        height=height,
+        lines=lines,
+        num_controls=int(np.count_nonzero(controls)),
+    )
 
 
 @contextmanager
@@ -87,9 +95,10 @@ def is_garbled(text: PageText) -> bool:
     """Say whether the text layer is noise: fonts without a mapping to Unicode."""
     characters = "".join(line.text for line in text.lines)
     if not characters:
-        return False
+        return text.num_controls > 0
     bad = sum("\ue000" <= char <= "\uf8ff" or char == "\ufffd" for char in characters)
-    return bad > _MAX_GARBLED * len(characters)
+    bad += text.num_controls
+    return bad > _MAX_GARBLED * (len(characters) + text.num_controls)
 
 
 def render(page: pdfium.PdfPage, long_side_px: int) -> Pixels:

@@ -11,6 +11,8 @@ from pypdf.annotations import Text as Note
 from pypdf.generic import ArrayObject, FloatObject
 
 from connectors.readers import ReaderOptions, pdf
+from connectors.readers.pdf_layout import Line, PageText
+from connectors.readers.pdf_page import is_garbled
 from tests.corpora.pages import Page, Text, write_pages
 
 NO_OCR = ReaderOptions(ocr="off")
@@ -239,3 +241,31 @@ def test_outline_labels_and_attachments_are_metadata(tmp_path):
 def test_no_list_is_stated_when_the_file_has_none(tmp_path):
     content = _read(tmp_path, [Page(texts=CORNERS)])
     assert content.metadata == ()
+
+
+PICTURE = "q 600 0 0 800 0 0 cm BI /W 2 /H 2 /BPC 8 /CS /G ID \x20\x60\x40\x7e EI Q\n"
+
+
+def test_scan_is_looked_at_when_a_stamp_is_its_only_text(tmp_path):
+    stamp = Text(x=80, y=760, text="Received by the registry, 4 May 2024")
+    content = _read(tmp_path, [Page(texts=[stamp], extra=PICTURE)])
+    assert [(s.kind, s.text) for s in content.segments] == [
+        ("paragraph", stamp.text),
+        ("image", ""),
+    ]
+    assert len(content.media) == 1
+
+
+def test_text_is_enough_when_a_picture_lies_behind_a_page_of_it(tmp_path):
+    texts = [Text(x=80, y=700 - 15 * n, text=f"Line {n} of the slide's text.") for n in range(3)]
+    content = _read(tmp_path, [Page(texts=texts, extra=PICTURE)])
+    assert not content.media
+
+
+@pytest.mark.parametrize(("num_controls", "garbled"), [(0, False), (3, False), (400, True)])
+def test_layer_is_garbled_when_much_of_it_is_no_character(num_controls, garbled):
+    line = Line(
+        text="(-.45) " * 10, box=(0, 0, 9, 9), size=9, bold=False, is_row=False, is_hyphenated=False
+    )
+    text = PageText(page=1, width=600, height=800, lines=(line,), num_controls=num_controls)
+    assert is_garbled(text) is garbled

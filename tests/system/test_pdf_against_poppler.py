@@ -25,7 +25,18 @@ pytestmark = pytest.mark.corpus
 
 MIN_TOKENS = 50
 """Words of poppler's that a file must have to count; in shorter ones a single word decides."""
-EXPLAINED = {}
+EXPLAINED = {
+    "GeoTopo-komprimiert.pdf",
+    "birdisland.pdf",
+    "developers-reference-ja.pdf",
+    "fake-bold-sample.pdf",
+    "lots_of_sci_tables.pdf",
+    "newspaper.pdf",
+    "pdf-with-ocr-text.pdf",
+    "right_to_left_01.pdf",
+    "right_to_left_03.pdf",
+    "truncated_TAMReview.pdf",
+}
 """Files below 0.95 for reasons that docs/reading.md gives."""
 ADDED = ("link: ", "note: ", "highlight: ", "underline: ", "strike-out: ")
 # Controls, marks of direction, soft hyphens, and zero-width characters have no ink.
