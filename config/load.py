@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from config.errors import ConfigError
-from config.pipeline import PipelineConfig
+from config.pipeline import PipelineConfig, ReaderConfig
 from config.shorthand import fields_to_schema, is_json_schema, parse_fields
 from config.yaml_text import YAMLError, parse_yaml
+from connectors.readers import Password
 from engine.profile import Profile, profile_for_url
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -91,6 +92,29 @@ def _active_prefect_url(env: Mapping[str, str], home: Path) -> str | None:
 def load_secret(name: str | None) -> str | None:
     """Return the environment variable `name`, for handing on to the client that needs it."""
     return os.environ.get(name) if name else None
+
+
+def load_passwords(reader: ReaderConfig) -> tuple[tuple[str, Password], ...]:
+    """Return the globs of `reader.passwords` with the passwords that their variables hold.
+
+    Raises:
+        ConfigError: A variable is not set, or its value is no text.
+    """
+    found = []
+    for glob, name in reader.passwords.items():
+        where, value = f"reader.passwords[{glob!r}]", load_secret(name)
+        if not value:
+            raise ConfigError(
+                f"{where}: the environment variable {name} is not set; run: read -rs {name}"
+                f" && export {name}"
+            )
+        if not value.isprintable():
+            raise ConfigError(
+                f"{where}: the environment variable {name} holds a line break or bytes that are no"
+                " UTF-8; set it to the password alone"
+            )
+        found.append((glob, Password(value=value, key=f"{where} (variable {name})")))
+    return tuple(found)
 
 
 def child_environment(**changes: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from connectors.sinks.parquet import RESERVED_COLUMNS
 from engine.request import ReasoningPolicy
 
 ModeChoice = Literal["instant", "thinking", "auto"]
+EnvironmentName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]{0,127}$")]
 StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 
 
@@ -25,7 +26,10 @@ DEFAULT_ENGINE = "embedded"
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Inputs are hidden: someone will write a password where its variable's name belongs.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
 
 class ReaderConfig(_Model):
@@ -51,6 +55,10 @@ class ReaderConfig(_Model):
     some 8,000 rows a second, a ninth of what values take."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Most seconds for one document; then its reader is killed and it is rejected."""
+    passwords: Mapping[str, EnvironmentName] = Field(default_factory=dict)
+    """Passwords of encrypted PDFs: a glob on the path below the source, and the name (in capitals)
+    of the environment variable with the password: `{"contracts/**/*.pdf": CONTRACTS_PASSWORD}`. The
+    first glob that matches counts."""
 
     def options(self) -> ReaderOptions:
         """Return the part that readers see."""

@@ -27,7 +27,7 @@ from typing import Self
 import connectors
 from connectors.document import Content, Span
 from connectors.errors import ConnectorError, DocumentRejected
-from connectors.readers import ReaderOptions
+from connectors.readers import Password, ReaderOptions
 from connectors.readers.child import PreviewRequest, ReadRequest, Reply, Request
 
 logger = logging.getLogger(__name__)
@@ -97,24 +97,36 @@ class ReaderPool:
     ) -> None:
         self.close()
 
-    def read(self, path: Path, name: str, media_dir: Path) -> Content:
+    def read(
+        self, path: Path, name: str, media_dir: Path, *, password: Password | None = None
+    ) -> Content:
         """Return the content of a local file; JPEGs of its pages or frames go into `media_dir`.
 
         Args:
             path: The file.
             name: The object's name in its corpus; breaks ties in finding the type.
             media_dir: An existing folder.
+            password: Opens the file where it is encrypted.
 
         Raises:
             DocumentRejected: The file cannot be read; its reader was killed where it had to be.
             StorageError: `media_dir` cannot be written.
             ConnectorError: The pool was closed meanwhile.
         """
-        result = self._call(ReadRequest(path=path, name=name, media_dir=media_dir))
+        request = ReadRequest(path=path, name=name, media_dir=media_dir, password=password)
+        result = self._call(request)
         assert isinstance(result, Content)  # what `Reader.read` returns
         return result
 
-    def preview(self, path: Path, name: str, span: Span, max_px: int = 480) -> bytes | None:
+    def preview(
+        self,
+        path: Path,
+        name: str,
+        span: Span,
+        max_px: int = 480,
+        *,
+        password: Password | None = None,
+    ) -> bytes | None:
         """Return a JPEG of the page or frame at `span`, at most `max_px` wide and high.
 
         Returns:
@@ -124,7 +136,9 @@ class ReaderPool:
             DocumentRejected: There is no such page or frame, or drawing it failed.
             ConnectorError: The pool was closed meanwhile.
         """
-        result = self._call(PreviewRequest(path=path, name=name, span=span, max_px=max_px))
+        result = self._call(
+            PreviewRequest(path=path, name=name, span=span, max_px=max_px, password=password)
+        )
         assert not isinstance(result, Content)  # what `Reader.preview` returns
         return result
 

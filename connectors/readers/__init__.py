@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol, cast
@@ -16,7 +16,7 @@ from typing import Literal, Protocol, cast
 from connectors.document import Content, Span
 from connectors.readers.detect import detect_media_type
 
-__all__ = ["READERS", "Reader", "ReaderOptions", "detect_media_type", "load_reader"]
+__all__ = ["READERS", "Password", "Reader", "ReaderOptions", "detect_media_type", "load_reader"]
 
 OcrName = Literal["rapidocr", "tesseract", "off"]
 
@@ -54,6 +54,15 @@ READERS: Mapping[str, str] = MappingProxyType({
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Password:
+    """What opens an encrypted document. The value appears in no message, and not in `repr`."""
+
+    value: str = field(repr=False)
+    key: str
+    """Where the operator has set it, for an error to name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReaderOptions:
     """How documents are read. Changing a default changes what readers give out: raise VERSION."""
 
@@ -73,13 +82,15 @@ class ReaderOptions:
     """Most rows of one workbook, CSV or Parquet file; the rows behind them are named as failed."""
     formulas: bool = False
     """Give formulas of xlsx and xlsm files beside their values."""
+    password: Password | None = None
+    """Of the document that is being read; of no chunk key, since it changes no content."""
 
     def changes(self, *names: str) -> str:
         """Return `+name=value` for each of the named options that differs from its default.
 
         Readers put it into `Content.reader`, since chunk keys must tell such contents apart.
         """
-        defaults = {field.name: field.default for field in fields(self)}
+        defaults = {option.name: option.default for option in fields(self)}
         changed = [name for name in names if getattr(self, name) != defaults[name]]
         return "".join(f"+{name}={getattr(self, name)}" for name in changed)
 
@@ -94,7 +105,15 @@ class Reader(Protocol):
             DocumentRejected: Nothing in the file can be read.
         """
 
-    def preview(self, path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:
+    def preview(
+        self,
+        path: Path,
+        media_type: str,
+        span: Span,
+        max_px: int,
+        *,
+        password: Password | None = None,
+    ) -> bytes | None:
         """Return a JPEG of the page or frame at `span`; None where there is nothing to see.
 
         Raises:

@@ -12,13 +12,13 @@ import errno
 import os
 import signal
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from connectors.document import Content, Span
 from connectors.errors import ConnectorError, DocumentRejected, StorageError
-from connectors.readers import ReaderOptions, detect_media_type, load_reader
+from connectors.readers import Password, ReaderOptions, detect_media_type, load_reader
 
 _PR_SET_PDEATHSIG = 1
 _NOT_THE_DOCUMENT = frozenset({
@@ -39,6 +39,7 @@ class ReadRequest:
     path: Path
     name: str
     media_dir: Path
+    password: Password | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,7 @@ class PreviewRequest:
     name: str
     span: Span
     max_px: int
+    password: Password | None = None
 
 
 Request = ReadRequest | PreviewRequest
@@ -107,8 +109,11 @@ def _carry_out(request: Request, options: ReaderOptions) -> Content | bytes | No
     media_type = detect_media_type(request.path, request.name)
     reader = load_reader(media_type)
     if isinstance(request, ReadRequest):
+        options = replace(options, password=request.password)
         return reader.read(request.path, media_type, request.media_dir, options)
-    return reader.preview(request.path, media_type, request.span, request.max_px)
+    return reader.preview(
+        request.path, media_type, request.span, request.max_px, password=request.password
+    )
 
 
 def _unforeseen(exc: Exception) -> ConnectorError:

@@ -8,7 +8,7 @@ import cv2
 
 from connectors.document import Content, Segment, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import ReaderOptions
+from connectors.readers import Password, ReaderOptions
 from connectors.readers.media import Pixels, as_pixels, encode_jpeg, fit, is_blank, write_jpeg
 from connectors.readers.ocr import MIN_CONFIDENCE_PAGE, line_segments, ocr_version, read_lines
 
@@ -62,7 +62,14 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     )
 
 
-def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:
+def preview(
+    path: Path,
+    media_type: str,
+    span: Span,
+    max_px: int,
+    *,
+    password: Password | None = None,  # noqa: ARG001
+) -> bytes | None:
     """Return the image as a JPEG of at most `max_px`.
 
     Raises:

@@ -16,19 +16,24 @@ import pypdfium2.raw as pdfium_c
 
 from connectors.document import Content, Media, Segment, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import ReaderOptions
+from connectors.readers import Password, ReaderOptions
 from connectors.readers.media import encode_jpeg, is_blank, write_jpeg
 from connectors.readers.ocr import MIN_CONFIDENCE_PAGE, line_segments, ocr_version, read_lines
+from connectors.readers.pdf_facts import document_facts
 from connectors.readers.pdf_form import FORM_ERRORS, read_form
 from connectors.readers.pdf_layout import Body, PageText, find_body, page_segments
-from connectors.readers.pdf_page import has_marks, is_garbled, page_text, render
+from connectors.readers.pdf_notes import read_notes
+from connectors.readers.pdf_page import has_marks, is_garbled, page_text, picture_share, render
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MIN_TEXT_CHARS = 20
 """A page with less text than this is looked at as an image."""
-_METADATA = ("Title", "Author", "Subject", "Keywords")
+_MAX_STAMP_LINES, _MAX_STAMP_CHARS = 2, 120
+"""So little text over a picture of the whole page is a stamp on a scan."""
+_SCAN_SHARE = 0.7
+"""Share of the page under the picture of a scan."""
 
 
 @dataclass(slots=True)
@@ -38,6 +43,7 @@ class _Page:
     unit: Unit
     text: PageText | None = None
     scan: list[Segment] = field(default_factory=list)
+    notes: list[Segment] = field(default_factory=list)
     media: Media | None = None
     used_ocr: bool = False
 
@@ -48,12 +54,13 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     Raises:
         DocumentRejected: The file is encrypted, damaged, or not one page can be read.
     """
-    with _opened(path) as document:
+    with _opened(path, options.password) as document:
         count = len(document)
         if count == 0:
             raise DocumentRejected("the PDF has no pages", reason="damaged")
-        pages = _read_pages(document, min(count, options.max_pages), media_dir, options)
-        metadata = _metadata(document)
+        num_pages = min(count, options.max_pages)
+        pages = _read_pages(document, num_pages, media_dir, options)
+        metadata = document_facts(document, num_pages)
         has_form = document.get_formtype() != pdfium_c.FORMTYPE_NONE
     if all(page.unit.status == "failed" for page in pages):
         raise DocumentRejected(
@@ -81,13 +88,20 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     )
 
 
-def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:  # noqa: ARG001
+def preview(
+    path: Path,
+    media_type: str,  # noqa: ARG001
+    span: Span,
+    max_px: int,
+    *,
+    password: Password | None = None,
+) -> bytes | None:
     """Return a JPEG of the span's page, or of the first page.
 
     Raises:
         DocumentRejected: The file or the page cannot be opened.
     """
-    with _opened(path) as document:
+    with _opened(path, password) as document:
         number = span.page or 1
         if document.get_formtype() != pdfium_c.FORMTYPE_NONE:
             # Without it the form's boxes are drawn empty.
@@ -102,26 +116,44 @@ def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | Non
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pdfium.PdfDocument]:
-    # PDFium keeps the error of an earlier file where it states none for this one; an attempt to
-    # open nothing leaves `FPDF_ERR_FORMAT` behind.
-    pdfium_c.FPDF_LoadMemDocument(b"", 0, None)
+def _opened(path: Path, password: Password | None) -> Iterator[pdfium.PdfDocument]:
     try:
-        document = pdfium.PdfDocument(path)
+        document = _open(path, password)
     except pdfium.PdfiumError as exc:
-        if getattr(exc, "err_code", None) in {
-            pdfium_c.FPDF_ERR_PASSWORD,
-            pdfium_c.FPDF_ERR_SECURITY,
-        }:
-            raise DocumentRejected(
-                "the PDF is encrypted and asks for a password: store it without one",
-                reason="encrypted",
-            ) from exc
+        if _asks_for_password(exc):
+            raise DocumentRejected(_locked(password), reason="encrypted") from exc
         raise DocumentRejected(f"PDFium cannot open the file: {exc}", reason="damaged") from exc
     try:
         yield document
     finally:
         document.close()
+
+
+def _open(path: Path, password: Password | None) -> pdfium.PdfDocument:
+    # PDFium keeps the error of an earlier file where it states none for this one; an attempt to
+    # open nothing leaves `FPDF_ERR_FORMAT` behind.
+    pdfium_c.FPDF_LoadMemDocument(b"", 0, None)
+    try:
+        # A wrong password would keep out of a file that opens without one.
+        return pdfium.PdfDocument(path)
+    except pdfium.PdfiumError as exc:
+        if password is None or not _asks_for_password(exc):
+            raise
+    return pdfium.PdfDocument(path, password=password.value)
+
+
+def _asks_for_password(exc: pdfium.PdfiumError) -> bool:
+    code = getattr(exc, "err_code", None)
+    return code in {pdfium_c.FPDF_ERR_PASSWORD, pdfium_c.FPDF_ERR_SECURITY}
+
+
+def _locked(password: Password | None) -> str:
+    if password is None:
+        return (
+            "the PDF is encrypted and asks for a password: name it in reader.passwords, or store the"
+            " file without one"
+        )
+    return f"the PDF is encrypted, and its password is not that of {password.key}; correct it there"
 
 
 def _read_pages(
@@ -152,10 +184,21 @@ def _read_pages(
 
 def _read_page(page: pdfium.PdfPage, number: int, media_dir: Path, options: ReaderOptions) -> _Page:
     text = page_text(page, number)
-    name = f"page {number}"
+    done = _read_marks(page, text, media_dir, options)
+    done.notes.extend(read_notes(page, text))
+    if done.notes and done.unit.status == "empty":
+        done.unit = replace(done.unit, status="read")
+    return done
+
+
+def _read_marks(
+    page: pdfium.PdfPage, text: PageText, media_dir: Path, options: ReaderOptions
+) -> _Page:
+    """Return the page without its annotations: from its text layer, or from its picture."""
+    number, name = text.page, f"page {text.page}"
     num_chars = sum(len(line.text) for line in text.lines)
     garbled = is_garbled(text)
-    if num_chars >= _MIN_TEXT_CHARS and not garbled:
+    if num_chars >= _MIN_TEXT_CHARS and not garbled and not _is_stamped_scan(page, text):
         return _Page(Unit(name=name, status="read"), text=text)
     layer = None if garbled or num_chars == 0 else text
     if not has_marks(page, beside_text=layer is not None):
@@ -179,12 +222,19 @@ def _read_page(page: pdfium.PdfPage, number: int, media_dir: Path, options: Read
     )
 
 
+def _is_stamped_scan(page: pdfium.PdfPage, text: PageText) -> bool:
+    if len(text.lines) > _MAX_STAMP_LINES:
+        return False
+    num_chars = sum(len(line.text) for line in text.lines)
+    return num_chars <= _MAX_STAMP_CHARS and picture_share(page) >= _SCAN_SHARE
+
+
 def _by_page(pages: list[_Page]) -> dict[int, list[Segment]]:
     body: Body = find_body(page.text for page in pages if page.text is not None)
     segments: dict[int, list[Segment]] = {}
     for number, page in enumerate(pages, start=1):
         layer = page_segments(page.text, body) if page.text is not None else ()
-        segments[number] = [*layer, *page.scan]
+        segments[number] = [*layer, *page.scan, *page.notes]
     return segments
 
 
@@ -194,7 +244,7 @@ def _add_form(
     """Add the form's values behind the text of their pages; return them by name."""
     metadata: dict[str, str] = {}
     try:
-        for name, value, page, bbox in read_form(path, options.max_pages):
+        for name, value, page, bbox in read_form(path, options):
             if metadata.get(f"field:{name}") == value:
                 continue
             metadata[f"field:{name}"] = value
@@ -205,11 +255,6 @@ def _add_form(
         error = f"its values cannot be read: {type(exc).__name__}: {exc}"
         units.append(Unit(name="form", status="failed", error=error))
     return metadata
-
-
-def _metadata(document: pdfium.PdfDocument) -> dict[str, str]:
-    stated = {name: " ".join(document.get_metadata_value(name).split()) for name in _METADATA}
-    return {name.lower(): value for name, value in stated.items() if value}
 
 
 def _reader_name(options: ReaderOptions, *, used_ocr: bool) -> str:

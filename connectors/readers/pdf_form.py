@@ -10,7 +10,8 @@ from pypdf import PageObject, PdfReader
 from pypdf.errors import PyPdfError
 from pypdf.generic import ArrayObject, DictionaryObject, NameObject
 
-from connectors.readers.pdf_layout import Box
+from connectors.readers import ReaderOptions
+from connectors.readers.pdf_layout import Box, turn_box, within_page
 
 _MAX_PARENTS = 32
 
@@ -37,14 +38,17 @@ class FormValue(NamedTuple):
     bbox: Box | None
 
 
-def read_form(path: Path, max_pages: int) -> Iterator[FormValue]:
+def read_form(path: Path, options: ReaderOptions) -> Iterator[FormValue]:
     """Yield the fields that have a value, page by page.
 
     Raises:
         Exception: One of `FORM_ERRORS`, where the file's form is damaged.
     """
     reader = PdfReader(path)
-    for number, page in enumerate(reader.pages[:max_pages], start=1):
+    # The empty password opens a file that only its owner's password protects.
+    if reader.is_encrypted and options.password is not None and not reader.decrypt(""):
+        reader.decrypt(options.password.value)
+    for number, page in enumerate(reader.pages[: options.max_pages], start=1):
         for reference in page.get("/Annots") or ():
             widget = reference.get_object()
             if not isinstance(widget, DictionaryObject) or widget.get("/Subtype") != "/Widget":
@@ -99,7 +103,4 @@ def _bbox(page: PageObject, widget: DictionaryObject) -> Box | None:
         return None
     x0, x1 = sorted((float(rect[index]) - float(crop.left)) / width for index in (0, 2))
     y0, y1 = sorted(1 - (float(rect[index]) - float(crop.bottom)) / height for index in (1, 3))
-    for _ in range(page.rotation // 90 % 4):
-        x0, y0, x1, y1 = 1 - y1, x0, 1 - y0, x1
-    left, top, right, bottom = (round(min(1.0, max(0.0, side)), 4) for side in (x0, y0, x1, y1))
-    return (left, top, right, bottom)
+    return within_page(turn_box((x0, y0, x1, y1), page.rotation // 90))

@@ -1,6 +1,7 @@
 """Joins the lines of a PDF page into paragraphs and sentences. Pure: no PDF library here.
 
-Lengths are points; boxes are x0, y0, x1, y1 on the upright page with the origin at the top left.
+Lengths are points; boxes are x0, y0, x1, y1 with the origin at the top left, on the page turned so
+that most of its text is horizontal. The segments' boxes are on the upright page again.
 """
 
 from __future__ import annotations
@@ -47,11 +48,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageText:
-    """The lines of one page with its size in points."""
+    """The lines of one page with its size in points, both turned as its text asks."""
 
     page: int
     width: float
     height: float
+    num_controls: int = 0
+    """Characters left out of the lines because they are none: glyphs that the font maps to nothing."""
+    turn: int = 0
+    """Quarter turns clockwise that the upright page was given to make its text horizontal."""
     lines: tuple[Line, ...]
 
 
@@ -171,6 +176,20 @@ def _kind(paragraph: Sequence[Line], text: str, body: Body) -> SegmentKind:
     return "heading" if stands_out and ends_open else "paragraph"
 
 
+def turn_box(box: Box, quarters: int) -> Box:
+    """Return a box in fractions of a page after quarter turns of the page, clockwise."""
+    x0, y0, x1, y1 = box
+    for _ in range(quarters % 4):
+        x0, y0, x1, y1 = 1 - y1, x0, 1 - y0, x1
+    return (x0, y0, x1, y1)
+
+
+def within_page(box: Box) -> Box:
+    """Return a box in fractions of a page, cut off at the page's border and rounded."""
+    x0, y0, x1, y1 = (round(min(1.0, max(0.0, side)), 4) for side in box)
+    return (x0, y0, x1, y1)
+
+
 def _fractions(lines: Sequence[Line], page: PageText) -> Box:
     box = (
         min(line.box[0] for line in lines) / page.width,
@@ -178,5 +197,4 @@ def _fractions(lines: Sequence[Line], page: PageText) -> Box:
         max(line.box[2] for line in lines) / page.width,
         max(line.box[3] for line in lines) / page.height,
     )
-    x0, y0, x1, y1 = (round(min(1.0, max(0.0, value)), 4) for value in box)
-    return (x0, y0, x1, y1)
+    return within_page(turn_box(box, -page.turn))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,7 +18,8 @@ import pypdfium2.raw as pdfium_c
 from numpy.typing import NDArray
 
 from connectors.readers.media import Pixels, as_pixels
-from connectors.readers.pdf_layout import Box, Line, PageText
+from connectors.readers.pdf_layout import Box, Line, PageText, within_page
+from connectors.readers.pdf_order import Glyph, mend_order
 
 _CARRIAGE_RETURN, _LINE_FEED, _SOFT_HYPHEN = 0x0D, 0x0A, 0xFFFE
 _DEVICE_UNITS = 64
@@ -23,8 +27,17 @@ _DEVICE_UNITS = 64
 _ROW_GAP = 2.0
 """Gap between parts of a line, in font sizes, that a table row has and justified text has not."""
 _BOLD_WEIGHT = 600
+_NUM_SAMPLES = 64
+"""Characters of a page that are asked for their direction."""
 _MAX_GARBLED = 0.1
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufeff\uffff]")
+_REPEATED = re.compile(r"(?:^| )([^\W\d_].{3,60}?\S) \1(?:[ .,;]|$)")
+_MIN_REPEATED = 2
+"""Lines that say something twice in a row, as where a page is drawn twice, with an offset."""
+_MAX_MENDED_CHARS = 1000
+"""A longer line is no line of text; the time for one grows with its square."""
+_RIGHT_TO_LEFT = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
+_CONTROL_UNITS = [unit for unit in range(0x20) if chr(unit) not in "\t\n\v\f\r"]
 _BULLET_GLYPHS = str.maketrans({"\uf0b7": "•", "\uf0a7": "▪", "\uf0d8": "‣"})
 
 
@@ -39,22 +52,53 @@ def page_text(page: pdfium.PdfPage, number: int) -> PageText:
     Raises:
         pdfium.PdfiumError: The page's text cannot be loaded.
     """
-    width, height = page.get_size()
+    with _text_layer(page) as textpage:
+        turn = _turn(page, textpage)
+        if turn == 0:
+            return _laid_out(page, textpage, number)
+    # PDFium puts lines and cells in order on the upright page. Where text runs sideways there, it
+    # orders them right once the page is turned.
+    rotation = page.get_rotation()
+    page.set_rotation((rotation + 90 * turn) % 360)
+    try:
+        with _text_layer(page) as textpage:
+            return replace(_laid_out(page, textpage, number), turn=turn)
+    finally:
+        page.set_rotation(rotation)
+
+
+def _laid_out(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, number: int) -> PageText:
+    width, height = (max(side, 1.0) for side in page.get_size())
+    lines = tuple(_lines(page, textpage))
+    if sum(_REPEATED.search(line.text) is not None for line in lines) >= _MIN_REPEATED:
+        lines = tuple(_lines(page, textpage, is_drawn_twice=True))
+    controls = np.isin(_text_units(textpage), _CONTROL_UNITS)
+    return PageText(
+        page=number,
+        width=width,
+        height=height,
+        lines=lines,
+        num_controls=int(np.count_nonzero(controls)),
+    )
+
+
+@contextmanager
+def _text_layer(page: pdfium.PdfPage) -> Iterator[pdfium.PdfTextPage]:
     textpage = page.get_textpage()
     try:
-        lines = tuple(_lines(page, textpage))
+        yield textpage
     finally:
         textpage.close()
-    return PageText(page=number, width=max(width, 1.0), height=max(height, 1.0), lines=lines)
 
 
 def is_garbled(text: PageText) -> bool:
     """Say whether the text layer is noise: fonts without a mapping to Unicode."""
     characters = "".join(line.text for line in text.lines)
     if not characters:
-        return False
+        return text.num_controls > 0
     bad = sum("\ue000" <= char <= "\uf8ff" or char == "\ufffd" for char in characters)
-    return bad > _MAX_GARBLED * len(characters)
+    bad += text.num_controls
+    return bad > _MAX_GARBLED * (len(characters) + text.num_controls)
 
 
 def render(page: pdfium.PdfPage, long_side_px: int) -> Pixels:
@@ -85,13 +129,62 @@ def has_marks(page: pdfium.PdfPage, *, beside_text: bool) -> bool:
     return False
 
 
-def _lines(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage) -> Iterator[Line]:
+def picture_share(page: pdfium.PdfPage) -> float:
+    """Return the share of the page that its largest image covers."""
+    width, height = (max(side, 1.0) for side in page.get_size())
+    left, bottom, right, top = (ctypes.c_float() for _ in range(4))
+    largest = 0.0
+    for index in range(max(0, pdfium_c.FPDFPage_CountObjects(page))):
+        drawn = pdfium_c.FPDFPage_GetObject(page, index)
+        if pdfium_c.FPDFPageObj_GetType(drawn) != pdfium_c.FPDF_PAGEOBJ_IMAGE:
+            continue
+        if pdfium_c.FPDFPageObj_GetBounds(drawn, left, bottom, right, top):
+            area = (right.value - left.value) * (top.value - bottom.value)
+            largest = max(largest, area / (width * height))
+    return largest
+
+
+def to_fractions(page: pdfium.PdfPage, box: Box) -> Box:
+    """Return a box in canvas units (y upwards) as fractions of the upright page."""
+    return within_page(_fractions(page, box))
+
+
+def _fractions(page: pdfium.PdfPage, box: Box) -> Box:
+    # PDFium knows about rotation and crop box.
+    width, height = (max(1, round(side * _DEVICE_UNITS)) for side in page.get_size())
+    xs, ys = [], []
+    for x, y in (box[:2], box[2:]):
+        device_x, device_y = ctypes.c_int(), ctypes.c_int()
+        pdfium_c.FPDF_PageToDevice(page, 0, 0, width, height, 0, x, y, device_x, device_y)
+        xs.append(device_x.value / width)
+        ys.append(device_y.value / height)
+    return (min(xs), min(ys), max(xs), max(ys))
+
+
+def _turn(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage) -> int:
+    """Return the quarter turns clockwise of the upright page that make most text horizontal."""
+    count = textpage.count_chars()
+    turns: Counter[int] = Counter()
+    matrix = pdfium_c.FS_MATRIX()
+    for index in range(0, count, max(1, count // _NUM_SAMPLES)):
+        # What PDFium puts in, spaces above all, has no direction.
+        if pdfium_c.FPDFText_IsGenerated(textpage, index) == 1:
+            continue
+        if pdfium_c.FPDFText_GetMatrix(textpage, index, matrix):
+            degrees = math.degrees(math.atan2(matrix.b, matrix.a)) - page.get_rotation()
+            turns[round(degrees / 90) % 4] += 1
+    return turns.most_common(1)[0][0] if turns else 0
+
+
+def _lines(
+    page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, *, is_drawn_twice: bool = False
+) -> Iterator[Line]:
     units = _text_units(textpage)
     breaks = np.flatnonzero(
         (units == _CARRIAGE_RETURN) | (units == _LINE_FEED) | (units == _SOFT_HYPHEN)
     ).tolist()
     for before, end in pairwise([-1, *breaks, len(units)]):
-        line = _line(page, textpage, units, (before + 1, end))
+        line = _line(page, textpage, units, (before + 1, end), is_drawn_twice=is_drawn_twice)
         if line is not None:
             yield line
 
@@ -111,6 +204,8 @@ def _line(
     textpage: pdfium.PdfTextPage,
     units: NDArray[np.uint16],
     extent: tuple[int, int],
+    *,
+    is_drawn_twice: bool,
 ) -> Line | None:
     start, end = extent
     raw = units[start:end].tobytes().decode("utf-16-le", errors="ignore")
@@ -124,6 +219,9 @@ def _line(
     size = max(font.size for font in fonts)
     x0, y0 = min(box[0] for box in boxes), min(box[1] for box in boxes)
     x1, y1 = max(box[2] for box in boxes), max(box[3] for box in boxes)
+    if is_drawn_twice and y1 - y0 < 2 * size and _can_mend(text):
+        mended = mend_order(_glyphs(page, textpage, first, last), size)
+        text = " ".join(_CONTROLS.sub("", mended).translate(_BULLET_GLYPHS).split())
     return Line(
         text=text,
         box=(x0, y0, x1, y1),
@@ -135,26 +233,33 @@ def _line(
 
 
 def _boxes(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, first: int, last: int) -> list[Box]:
-    """Return the boxes of a run of characters in points on the upright page."""
+    """Return the boxes of a run of characters in points on the page."""
+    width, height = page.get_size()
     left, top, right, bottom = (ctypes.c_double() for _ in range(4))
     boxes = []
     for index in range(pdfium_c.FPDFText_CountRects(textpage, first, last - first + 1)):
         pdfium_c.FPDFText_GetRect(textpage, index, left, top, right, bottom)
-        corners = (
-            _on_page(page, left.value, top.value),
-            _on_page(page, right.value, bottom.value),
-        )
-        (ax, ay), (bx, by) = corners
-        boxes.append((min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)))
-    return boxes or [(0.0, 0.0, *page.get_size())]
+        drawn = (left.value, top.value, right.value, bottom.value)
+        x0, y0, x1, y1 = _fractions(page, drawn)
+        boxes.append((x0 * width, y0 * height, x1 * width, y1 * height))
+    return boxes or [(0.0, 0.0, width, height)]
 
 
-def _on_page(page: pdfium.PdfPage, x: float, y: float) -> tuple[float, float]:
-    """Map canvas units to the upright page, rotation and crop box included."""
-    width, height = (max(1, round(side * _DEVICE_UNITS)) for side in page.get_size())
-    device_x, device_y = ctypes.c_int(), ctypes.c_int()
-    pdfium_c.FPDF_PageToDevice(page, 0, 0, width, height, 0, x, y, device_x, device_y)
-    return device_x.value / _DEVICE_UNITS, device_y.value / _DEVICE_UNITS
+def _can_mend(text: str) -> bool:
+    return len(text) < _MAX_MENDED_CHARS and not _RIGHT_TO_LEFT.search(text)
+
+
+def _glyphs(
+    page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, first: int, last: int
+) -> Iterator[Glyph]:
+    width = page.get_size()[0]
+    rect = pdfium_c.FS_RECTF()
+    for index in range(first, last + 1):
+        # The loose box holds the character's own margins, so that a gap is a blank.
+        pdfium_c.FPDFText_GetLooseCharBox(textpage, index, rect)
+        x0, _, x1, _ = _fractions(page, (rect.left, rect.top, rect.right, rect.bottom))
+        char = chr(pdfium_c.FPDFText_GetUnicode(textpage, index))
+        yield Glyph(char, x0 * width, x1 * width)
 
 
 def _font(textpage: pdfium.PdfTextPage, index: int) -> _Font:

@@ -16,7 +16,7 @@ import python_calamine as calamine
 
 from connectors.document import Content, Segment, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import ReaderOptions
+from connectors.readers import Password, ReaderOptions
 from connectors.readers.detect import XLSM, XLSX
 from connectors.readers.formulas import Formulas, FormulasError
 from connectors.readers.table_rows import Hidden, cell_text, sheet_segments
@@ -84,7 +84,14 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     )
 
 
-def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:  # noqa: ARG001
+def preview(
+    path: Path,  # noqa: ARG001
+    media_type: str,  # noqa: ARG001
+    span: Span,  # noqa: ARG001
+    max_px: int,  # noqa: ARG001
+    *,
+    password: Password | None = None,  # noqa: ARG001
+) -> bytes | None:
     """Return None: a sheet has no picture."""
     return None
 

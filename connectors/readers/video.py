@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from connectors.document import Content, Media, Segment, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import ReaderOptions
+from connectors.readers import Password, ReaderOptions
 from connectors.readers.media import Pixels, as_pixels, encode_jpeg, fit, is_blank, write_jpeg
 from connectors.readers.ocr import MIN_CONFIDENCE_FRAME, line_segments, ocr_version, read_lines
 from connectors.readers.subtitles import subtitle_segments
@@ -149,7 +149,14 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     )
 
 
-def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:  # noqa: ARG001
+def preview(
+    path: Path,
+    media_type: str,  # noqa: ARG001
+    span: Span,
+    max_px: int,
+    *,
+    password: Password | None = None,  # noqa: ARG001
+) -> bytes | None:
     """Return a JPEG of the frame at the span's start, or of the first frame.
 
     Raises:

@@ -161,7 +161,10 @@ class _Pictures:
         path = str(document["path"])
         try:
             jpeg: bytes | None = self._room.readers.preview(
-                self._fetch(path), Path(path).name, span
+                self._fetch(path),
+                Path(path).name,
+                span,
+                password=self._room.passwords.find(path),
             )
         except (DocumentRejected, StorageError):
             # The source changed since it was read; the quote and its place are still shown.

@@ -28,6 +28,7 @@ from engine.server import cache_tokens
 from engine.tokens import image_tokens
 from flows.run.ask import Asker
 from flows.run.job import Job
+from flows.run.passwords import Passwords
 from flows.run.prepare import check_fit
 from flows.run.progress import Progress
 
@@ -57,6 +58,7 @@ class Room:
     source: Storage
     lake: Lake
     readers: ReaderPool
+    passwords: Passwords
     scratch: Path
     """Temporary folder for fetched objects and their media; gone with the room."""
 
@@ -181,15 +183,24 @@ def open_room(job: Job) -> Iterator[Room]:
     """Open storage and readers, and close them again.
 
     Raises:
+        ConfigError: The password of a document is not set.
         StorageError: Source or sink cannot be reached.
     """
-    source, lake = open_storage(job.source), Lake(job.sink)
     reader = job.pipeline.reader
+    passwords = Passwords(reader)
+    source, lake = open_storage(job.source), Lake(job.sink)
     with (
         tempfile.TemporaryDirectory(prefix="headrace-", ignore_cleanup_errors=True) as scratch,
         ReaderPool(NUM_READERS, reader.options(), timeout_s=reader.timeout_s) as readers,
     ):
-        yield Room(job=job, source=source, lake=lake, readers=readers, scratch=Path(scratch))
+        yield Room(
+            job=job,
+            source=source,
+            lake=lake,
+            readers=readers,
+            passwords=passwords,
+            scratch=Path(scratch),
+        )
 
 
 @contextmanager
@@ -236,6 +247,7 @@ def open_bench(
             source=room.source,
             lake=room.lake,
             readers=room.readers,
+            passwords=room.passwords,
             scratch=room.scratch,
             route=route,
             asker=asker,

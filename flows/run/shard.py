@@ -118,7 +118,12 @@ def _read_document(room: Room, source: SourceRef, folder: Path, media_dir: Path)
         file = folder / "object"
         file.write_bytes(data)
         del data
-        content = room.readers.read(file, Path(source.path).name, media_dir)
+        content = room.readers.read(
+            file,
+            Path(source.path).name,
+            media_dir,
+            password=room.passwords.find(source.path),
+        )
     except DocumentRejected as exc:
         logger.info("document %s rejected: %s: %s", source.path, exc.reason, exc)
         return Document(
