@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from connectors.control_marks import disarm
-from connectors.document import Chunk, Content, Media, Segment
+from connectors.document import Chunk, Content, Media, Segment, Span, clock
 
 
 class Counter(Protocol):
@@ -42,6 +42,8 @@ class ChunkRule:
     """Tokens of an image, for a model that takes images; None for a model that reads text only."""
 
 
+_FORM = 2
+"""Raised whenever the same segments are shown in other words; it enters the chunk keys."""
 _MAX_REFILLS = 4
 
 
@@ -86,7 +88,14 @@ def _by_modality(
 
 
 def _line(label: str, segment: Segment) -> str:
-    return f"[{label}] {disarm(segment.text) or '(image)'}\n"
+    return f"[{label}] {disarm(segment.text) or _stand_in(segment.span)}\n"
+
+
+def _stand_in(span: Span) -> str:
+    """Return what the line of an image says: the model sees the picture, but not where it is from."""
+    if span.t0 is not None:
+        return f"(frame at {clock(span.t0)})"
+    return "(image)" if span.page is None else f"(page {span.page})"
 
 
 def _fit(segments: Iterable[Segment], rule: ChunkRule) -> Iterator[Segment]:
@@ -232,7 +241,8 @@ class _Packer:
     def chunk(self, document_key: str, reader: str, ordinal: int, run: Sequence[Segment]) -> Chunk:
         """Label the run and give it its key and its exact count."""
         segments = tuple(_labelled(run))
-        parts = ["chunk", document_key, reader, self.rule.name, self.rule.max_tokens, ordinal]
+        rule = [_FORM, self.rule.name, self.rule.max_tokens]
+        parts = ["chunk", document_key, reader, *rule, ordinal]
         return Chunk(
             chunk_key=hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
             document_key=document_key,
