@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from connectors.control_marks import disarm
-from connectors.document import Chunk, Content, Media, Segment
+from connectors.document import Chunk, Content, Media, Segment, Span, clock
 
 
 class Counter(Protocol):
@@ -46,7 +46,7 @@ class ChunkRule:
 
 
 VERSION = 2
-"""Raised whenever the same content gives other chunks; it enters their keys."""
+"""Raised whenever the same content gives other chunks, or is shown in other words; it enters their keys."""
 
 _MAX_REFILLS = 4
 _BORDER_SHARE = 0.75
@@ -100,7 +100,14 @@ def _by_modality(
 
 def _line(label: str, segment: Segment) -> str:
     rest = "(goes on) " if segment.is_rest else ""
-    return f"[{label}] {rest}{disarm(segment.text) or '(image)'}\n"
+    return f"[{label}] {rest}{disarm(segment.text) or _stand_in(segment.span)}\n"
+
+
+def _stand_in(span: Span) -> str:
+    """Return what the line of an image says: the model sees the picture, but not where it is from."""
+    if span.t0 is not None:
+        return f"(frame at {clock(span.t0)})"
+    return "(image)" if span.page is None else f"(page {span.page})"
 
 
 def _fit(segments: Iterable[Segment], rule: ChunkRule) -> Iterator[Segment]:

@@ -30,11 +30,19 @@ class Span:
     t0: float | None = None
     """Start in seconds of the container's own clock (presentation time stamps)."""
     t1: float | None = None
-    """End in seconds; equal to `t0` for a single frame."""
+    """End in seconds; of a frame the time until which the film shows the same, as far as is known."""
     char_start: int | None = None
     """Offset of the first character in the decoded text of the file."""
     char_end: int | None = None
     """Offset behind the last character."""
+
+
+def clock(seconds: float) -> str:
+    """Return a time in a film as `m:ss.s`."""
+    tenths = round(abs(seconds) * 10)
+    minutes, rest = divmod(tenths, 600)
+    sign = "-" if seconds < 0 and tenths else ""
+    return f"{sign}{minutes}:{rest / 10:04.1f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ _PARQUET = "connectors.readers.parquet"
 _VIDEO = "connectors.readers.video"
 _IMAGE = "connectors.readers.image"
 _TEXT = "connectors.readers.text"
+_HYPERTEXT = "connectors.readers.hypertext"
 
 READERS: Mapping[str, str] = MappingProxyType({
     "application/pdf": "connectors.readers.pdf",
@@ -49,6 +50,7 @@ READERS: Mapping[str, str] = MappingProxyType({
     "image/tiff": _IMAGE,
     "text/plain": _TEXT,
     "text/markdown": _TEXT,
+    "text/html": _HYPERTEXT,
 })
 """The module that reads each media type."""
 
@@ -70,8 +72,10 @@ class ReaderOptions:
     """Where text on scans and frames comes from; `off` leaves them to a model that sees images."""
     frame_interval_s: float = 2.0
     """Seconds between sampled video frames; hard cuts are sampled besides."""
+    frames_per_minute: int = 30
+    """Most frames of one minute of video, cuts first."""
     max_frames: int = 32
-    """Most frames of one video."""
+    """Most frames of one video, shared out over its length."""
     raster_long_side_px: int = 1568
     """Long side of page rasters and frames: above it a vision model scales down anyway."""
     max_pages: int = 2000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,9 @@ _TEXT_SUFFIXES = {
     ".tsv": "text/tab-separated-values",
     ".md": "text/markdown",
     ".markdown": "text/markdown",
+    ".html": "text/html",
+    ".htm": "text/html",
+    ".xhtml": "text/html",
 }
 _BINARY_SUFFIXES = {
     ".pdf": "application/pdf",
@@ -49,6 +53,11 @@ _BINARY_SUFFIXES = {
 }
 # Formats that are text by their bytes, but whose text is markup for a program, not for a reader.
 _PROGRAM_TEXT = (b"{\\rtf", b"%!PS")
+# Possessive: comments could be grouped in ever so many ways.
+_HTML = re.compile(
+    r"(?:\s++|\ufeff|<\?[^>]*+>|(?><!--.*?-->))*+<(?:!doctype\s+html|html|head|body)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 # Tab, line feed, vertical tab, form feed, carriage return, and the escape of terminal logs.
 _TEXT_CONTROLS = frozenset(b"\t\n\x0b\x0c\r\x1b")
@@ -173,7 +182,7 @@ def _by_name(head: bytes, name: str, suffix: str) -> str:
                 "perhaps a pointer or an error page was stored in its place",
                 reason="damaged",
             )
-        return _TEXT_SUFFIXES.get(suffix, "text/plain")
+        return "text/html" if _is_html(head) else _TEXT_SUFFIXES.get(suffix, "text/plain")
     # The start of the file is not what its name says: its reader finds out what is left of it.
     if suffix in _BINARY_SUFFIXES:
         return _BINARY_SUFFIXES[suffix]
@@ -186,9 +195,14 @@ def _is_text(head: bytes) -> bool:
     return not any(byte < 32 and byte not in _TEXT_CONTROLS for byte in head)
 
 
+def _is_html(head: bytes) -> bool:
+    encoding = "utf-16" if head.startswith(_UTF16_MARKS) else "utf-8"
+    return _HTML.match(head.decode(encoding, errors="replace")) is not None
+
+
 def _unknown(name: str, found: str) -> DocumentRejected:
     return DocumentRejected(
         f"{name!r} is {found}; Headrace reads PDF, workbooks, CSV, Parquet, video, images, text, "
-        "Markdown",
+        "Markdown, HTML",
         reason="unknown_type",
     )

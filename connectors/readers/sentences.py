@@ -67,3 +67,9 @@ def _bounded(text: str, start: int, end: int, max_chars: int) -> Iterator[tuple[
             start += 1
     if end > start:
         yield start, end
+
+
+def one_line(text: str) -> str:
+    """Return the text with single blanks for its white space, and without unprintable characters."""
+    printable = (char if char.isprintable() or char.isspace() else "" for char in text)
+    return " ".join("".join(printable).split())

@@ -11,7 +11,7 @@ from connectors.document import Content, Segment, SegmentKind, Span, Unit
 from connectors.errors import DocumentRejected
 from connectors.readers import Password, ReaderOptions
 from connectors.readers.decoding import find_encoding
-from connectors.readers.sentences import MAX_SENTENCE_CHARS, split_sentences
+from connectors.readers.sentences import MAX_SENTENCE_CHARS, one_line, split_sentences
 
 VERSION = 2
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
@@ -152,11 +152,7 @@ def _segments(text: str, passage: _Passage) -> Iterator[Segment]:
     is_whole = passage.kind != "paragraph" or is_short_entry
     spans = [(0, len(passage_text))] if is_whole else split_sentences(passage_text)
     for start, end in spans:
-        words = " ".join(_printable(passage_text[start:end]).split())
+        words = one_line(passage_text[start:end])
         if words:
             span = Span(char_start=passage.start + start, char_end=passage.start + end)
             yield Segment(kind=passage.kind, text=words, span=span)
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() or char.isspace() else "" for char in text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from connectors.document import Span
+from connectors.document import Span, clock
 
 _VERDICTS = {
     "complete": "Complete",
@@ -77,11 +77,6 @@ def unit_name(spans: Sequence[Span]) -> str:
     if first.t0 is not None:
         return f"{clock(first.t0)}-{clock(last.t1 if last.t1 is not None else first.t0)}"
     return f"characters {first.char_start}-{last.char_end}"
-
-
-def clock(seconds: float) -> str:
-    """Return a time in a video as `m:ss.s`."""
-    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"
 
 
 def duration(seconds: float) -> str:

@@ -157,10 +157,8 @@ def _usage(answers: Mapping[str, Sequence[Answered]]) -> list[dict[str, Any]]:
 
 def _put_media(bench: Bench, documents: Sequence[ReadDocument]) -> None:
     for read in documents:
-        names = {
-            segment.media for chunk in read.chunks for segment in chunk.segments if segment.media
-        }
-        for name in sorted(names):
+        content = read.document.content
+        for name in sorted(item.name for item in content.media) if content else ():
             path = f"media/{read.document.document_key}/{name}"
             bench.lake.storage.put(path, (read.media_dir / name).read_bytes())
 

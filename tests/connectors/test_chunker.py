@@ -114,7 +114,36 @@ def test_text_gives_way_to_its_image_when_the_model_takes_images():
     sees = rule(256, image_tokens=lambda media: media.width_px * media.height_px // 784)
     chunks = chunk_document("doc", content(IMAGE, READ_OFF, MUTE, media=PICTURES), sees)
     assert [[s.kind for s in chunk.segments] for chunk in chunks] == [["image", "image"]]
-    assert chunks[0].num_tokens == 100 + 1 + 4
+    # Two images, and two lines of three words: the label and `(page N)`.
+    assert chunks[0].num_tokens == 100 + 1 + 6
+
+
+@pytest.mark.parametrize(
+    ("span", "words"),
+    [
+        (Span(t0=12.5, t1=14.0), "(frame at 0:12.5)"),
+        (Span(t0=59.96, t1=60.0), "(frame at 1:00.0)"),
+        (Span(t0=3725.04, t1=3730.0), "(frame at 62:05.0)"),
+        (Span(t0=-0.04, t1=1.0), "(frame at 0:00.0)"),
+        (Span(t0=-1.5, t1=1.0), "(frame at -0:01.5)"),
+        (Span(page=3), "(page 3)"),
+        (Span(), "(image)"),
+    ],
+)
+def test_image_line_says_where_the_image_is_from(span, words):
+    image = Segment(kind="image", text="", span=span, tier="none", media="p1.jpg", label="L1")
+    assert render([image]) == f"[L1] {words}\n"
+
+
+def test_image_line_is_counted_as_it_is_sent_when_the_budget_is_exact():
+    frames = [
+        Segment(kind="image", text="", span=Span(t0=t, t1=t + 1), tier="none", media="p2.jpg")
+        for t in range(8)
+    ]
+    # A label, three words and one token of image each: four frames are exactly 20.
+    sees = rule(20, image_tokens=lambda media: 1)
+    chunks = chunk_document("doc", content(*frames, media=PICTURES), sees)
+    assert [chunk.num_tokens for chunk in chunks] == [20, 20]
 
 
 @pytest.mark.parametrize("change", ["document", "reader", "limit"])

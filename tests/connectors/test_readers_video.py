@@ -12,7 +12,7 @@ from connectors.document import Span
 from connectors.errors import DocumentRejected
 from connectors.readers import ReaderOptions, image, ocr, video
 from connectors.readers.ocr import OcrLine
-from tests.corpora.make import picture, write_video
+from tests.corpora.make import picture, write_frames, write_video
 
 CORPORA = Path(__file__).parent.parent / "corpora"
 NO_OCR = ReaderOptions(ocr="off")
@@ -20,6 +20,24 @@ NO_OCR = ReaderOptions(ocr="off")
 
 def _read(path: Path, media_dir: Path, options: ReaderOptions = NO_OCR):
     return video.read(path, "video/mp4", media_dir, options)
+
+
+def _options(**changes) -> ReaderOptions:
+    return ReaderOptions(ocr="off", **changes)
+
+
+def _talk(folder: Path) -> Path:
+    """Five cuts in five seconds, then 55 s of one slide whose line goes on growing."""
+    frames = []
+    for t in range(59):
+        pixels = picture("#" * (1 + t % 15), shade=(40, 190)[min(t, 4) % 2])
+        pixels[: 5 * t] //= 2
+        frames += [(t + n / 5, pixels) for n in range(5)]
+    return write_frames(folder / "talk.mkv", frames)
+
+
+def _ends(content) -> list[float]:
+    return [s.span.t1 for s in content.segments if s.kind == "image"]
 
 
 def _times(content) -> list[float]:
@@ -31,7 +49,12 @@ def test_frames_are_sampled_at_the_interval_and_at_cuts(tmp_path):
     content = _read(write_video(tmp_path / "a.mp4", shots), tmp_path)
     # The frame at 3.3 s shows the same as the one at 1.3 s.
     assert _times(content) == pytest.approx([0.0, 1.3, 4.3])
-    assert [m.name for m in content.media] == ["t00000.00.jpg", "t00001.30.jpg", "t00004.30.jpg"]
+    assert [m.name for m in content.media] == [
+        "t00000.00.jpg",
+        "t00001.30.jpg",
+        "t00004.30.jpg",
+        "contact-sheet.jpg",
+    ]
     assert all((tmp_path / m.name).is_file() for m in content.media)
     assert [u.status for u in content.units] == ["read"]
 
@@ -52,18 +75,136 @@ def test_text_on_frames_belongs_to_the_frame_that_shows_it(tmp_path):
     read_off = [(s.span.t0, s.text) for s in content.segments if s.tier == "ocr"]
     assert (0.0, "Frame = 1") in read_off
     assert (2.0, "Frame = 21") in read_off
-    assert content.reader.startswith("video/1+av-")
+    assert content.reader.startswith("video/2+av-")
     assert "+rapidocr-" in content.reader
 
 
-def test_frames_behind_the_limit_are_named_when_there_are_too_many(tmp_path):
-    shots = [(0.4, str(number)) for number in range(10)]
+def test_frame_lasts_until_the_film_shows_something_else(tmp_path):
+    shots = [(1.3, "One"), (3.0, "Two"), (0.7, "Three")]
+    content = _read(write_video(tmp_path / "a.mp4", shots), tmp_path)
+    assert _ends(content) == pytest.approx([1.3, 4.3, 5.0])
+
+
+def test_frame_ends_where_the_picture_goes_black(tmp_path):
+    black = np.zeros((360, 640, 3), np.uint8)
+    frames = [(t / 10, picture("One") if t < 12 else black) for t in range(30)]
+    content = _read(write_frames(tmp_path / "a.mkv", frames), tmp_path)
+    assert _times(content) == [0.0]
+    assert _ends(content) == pytest.approx([1.2])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mkv", "mpeg4"), ("webm", "libvpx"), ("mp4", "h264")]
+)
+def test_times_are_exact_when_the_frame_rate_varies(tmp_path, suffix, codec):
+    starts = [0.0, 0.417, 1.033, 4.9, 5.25]
+    frames = []
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], 6.1], strict=True)):
+        pixels = picture(str(number), shade=40 + 150 * (number % 2))
+        step = (0.033, 0.1, 0.25)[number % 3]
+        frames += [(start + step * n, pixels) for n in range(round((end - start) / step - 0.5))]
+    content = _read(write_frames(tmp_path / f"a.{suffix}", frames, codec=codec), tmp_path)
+    assert _times(content) == pytest.approx(starts, abs=0.0011)
+    for number, start in enumerate(starts):
+        jpeg = video.preview(tmp_path / f"a.{suffix}", "", Span(t0=start, t1=start), 320)
+        shade = np.median(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR))
+        assert abs(shade - (40 + 150 * (number % 2))) < 20
+
+
+def test_cut_is_not_lost_when_a_frame_was_sampled_just_before(tmp_path):
+    frames = [(t / 50, picture(("a", "b")[t > 100], shade=(40, 190)[t > 100])) for t in range(150)]
     content = _read(
-        write_video(tmp_path / "a.mp4", shots), tmp_path, ReaderOptions(ocr="off", max_frames=3)
+        write_frames(tmp_path / "a.mkv", frames), tmp_path, _options(frame_interval_s=1)
     )
-    assert len(content.media) == 3
+    # The cut is at 2.02 s, too near to the frame at 2 s, which shows what the one at 0 s does.
+    assert _times(content) == pytest.approx([0.0, 2.06], abs=0.011)
+
+
+def test_what_was_shown_within_the_minute_is_dropped_and_counted(tmp_path):
+    shots = [(1.0, "Ann"), (1.0, "Bob"), (1.0, "Ann"), (1.0, "Bob"), (1.0, "Ann")]
+    content = _read(write_video(tmp_path / "a.mp4", shots), tmp_path)
+    assert _times(content) == pytest.approx([0.0, 1.0])
+    assert _ends(content) == pytest.approx([1.0, 2.0])
+    assert dict(content.metadata)["frames_near_duplicate"] == "3"
+    assert [unit.status for unit in content.units] == ["read"]
+
+
+def test_what_was_shown_a_minute_ago_is_shown_again(tmp_path):
+    shots = [(1.0, "Ann"), (62.0, "Bob"), (1.0, "Ann")]
+    content = _read(write_video(tmp_path / "a.mp4", shots, fps=5), tmp_path)
+    # A minute on, Bob is still the same picture.
+    assert _times(content) == pytest.approx([0.0, 1.0, 63.0])
+
+
+def test_cuts_come_first_when_the_minute_has_too_many_frames(tmp_path):
+    content = _read(_talk(tmp_path), tmp_path, _options(frames_per_minute=6))
+    # One at the interval of 10 s is left beside the cuts, the one farthest from them.
+    assert _times(content) == pytest.approx([0.0, 1.0, 2.0, 3.0, 4.0, 54.0])
+    assert dict(content.metadata)["frames_over_budget"] == "4"
+    # No scene is missing, so the film was read as a whole.
+    assert [unit.status for unit in content.units] == ["read"]
+
+
+def test_frames_at_the_interval_fill_what_cuts_leave(tmp_path):
+    content = _read(_talk(tmp_path), tmp_path, _options(frame_interval_s=10, frames_per_minute=9))
+    assert _times(content) == pytest.approx(
+        [0.0, 1.0, 2.0, 3.0, 4.0, 14.0, 24.0, 34.0, 54.0], abs=10
+    )
+    assert len(_times(content)) == 9
+
+
+def test_scene_changes_are_named_when_they_exceed_the_limit(tmp_path):
+    shots = [(0.4, str(number)) for number in range(10)]
+    content = _read(write_video(tmp_path / "a.mp4", shots), tmp_path, _options(max_frames=3))
+    assert len(_times(content)) == 3
+    assert _times(content)[-1] > 2.0
     assert content.units[1].status == "failed"
+    assert content.units[1].name.endswith(": 7")
     assert "max_frames" in content.units[1].error
+    assert dict(content.metadata)["frames_over_budget"] == "7"
+
+
+def test_limit_is_shared_out_over_the_film_when_it_is_long(tmp_path):
+    shots = [(8.0, str(number)) for number in range(25)]
+    path = write_video(tmp_path / "a.mp4", shots, fps=2)
+    content = _read(path, tmp_path, _options(max_frames=8))
+    minutes = [int(time // 60) for time in _times(content)]
+    assert len(minutes) <= 8
+    assert set(minutes) == {0, 1, 2, 3}
+
+
+def test_a_strobe_takes_no_more_than_its_minute(tmp_path):
+    def shade(number: int) -> int:
+        return 40 + 150 * (number % 2)
+
+    flashes = [picture(str(n), shade=shade(n), width=320, height=180) for n in range(150)]
+    frames = [(n / 5, pixels) for n, pixels in enumerate(flashes)]
+    calm = picture("end", shade=128, width=320, height=180)
+    frames += [(30 + n / 2, calm) for n in range(70)]
+    path = write_frames(tmp_path / "a.mkv", frames)
+    times = _times(_read(path, tmp_path, _options(frames_per_minute=4)))
+    assert sum(time < 60 for time in times) == 4
+    assert max(times) >= 30
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "bgr0", "gray", "yuv444p"])
+def test_cuts_are_found_whatever_the_pixels_are(tmp_path, pix_fmt):
+    frames = [(t / 10, picture("x", shade=40 if t < 7 else 190)) for t in range(15)]
+    path = write_frames(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt=pix_fmt)
+    assert _times(_read(path, tmp_path)) == pytest.approx([0.0, 0.7])
+
+
+def test_contact_sheet_is_for_people_and_no_segment(tmp_path):
+    shots = [(1.0, str(number)) for number in range(6)]
+    content = _read(write_video(tmp_path / "a.mp4", shots), tmp_path)
+    sheet = content.media[-1]
+    assert sheet.name == "contact-sheet.jpg"
+    assert all(segment.media != sheet.name for segment in content.segments)
+    pixels = cv2.imread(str(tmp_path / sheet.name))
+    assert pixels.shape[:2] == (sheet.height_px, sheet.width_px)
+    # Two rows of four.
+    assert sheet.width_px > 4 * 320
+    assert 2 * 180 < sheet.height_px < 3 * 180
 
 
 def test_time_is_the_containers_own_when_it_starts_late(tmp_path):
@@ -83,6 +224,21 @@ def test_what_was_decoded_is_kept_when_the_file_is_damaged(tmp_path):
     content = _read(CORPORA / "corrupted.mp4", tmp_path)
     assert content.media
     assert [u.status for u in content.units] == ["read", "failed"]
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mp4", "mkv"])
+def test_torn_film_is_read_as_far_as_it_goes(tmp_path, suffix):
+    frames = [(t / 10, picture(str(t // 10), shade=40 + 3 * t)) for t in range(60)]
+    codec = "mjpeg" if suffix == "avi" else "mpeg4"
+    pix_fmt = "yuvj420p" if suffix == "avi" else "yuv420p"
+    path = tmp_path / f"a.{suffix}"
+    write_frames(path, frames, codec=codec, pix_fmt=pix_fmt, faststart=suffix == "mp4")
+    whole = path.read_bytes()
+    assert [unit.status for unit in _read(path, tmp_path).units] == ["read"]
+    path.write_bytes(whole[: len(whole) * 6 // 10])
+    content = _read(path, tmp_path)
+    assert max(_times(content)) == pytest.approx(4.0 if suffix == "avi" else 2.0, abs=0.01)
+    assert [unit.status for unit in content.units] == ["read", "failed"]
 
 
 def test_missing_end_is_named_when_the_container_is_silent_about_it(tmp_path):

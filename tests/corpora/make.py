@@ -247,6 +247,29 @@ def write_video(
     return path
 
 
+def write_frames(
+    path: Path,
+    frames: Sequence[tuple[float, np.ndarray]],
+    *,
+    codec: str = "mpeg4",
+    pix_fmt: str = "yuv420p",
+    faststart: bool = False,
+) -> Path:
+    """Write a video whose frames stand at the given times, in seconds, to the millisecond."""
+    options = {"movflags": "faststart"} if faststart else {}
+    with av.open(str(path), "w", options=options) as container:
+        video = container.add_stream(codec, rate=1000)
+        height, width = frames[0][1].shape[:2]
+        video.width, video.height, video.pix_fmt = width, height, pix_fmt
+        video.codec_context.time_base = Fraction(1, 1000)
+        for time_s, pixels in frames:
+            frame = av.VideoFrame.from_ndarray(pixels, format="bgr24")
+            frame.pts, frame.time_base = round(time_s * 1000), Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    return path
+
+
 def picture(text: str, *, shade: int = 255, width: int = 640, height: int = 360):
     """Return an image of one grey with a line of text across its middle."""
     pixels = np.full((height, width, 3), shade, np.uint8)
