@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from connectors.document import Content, Span, Unit, UnitStatus
 from connectors.errors import DocumentRejected
-from connectors.readers import ReaderOptions
+from connectors.readers import Password, ReaderOptions
 from connectors.readers.table_rows import cell_text, named_segments
 from connectors.readers.tables import Row
 
@@ -50,7 +50,14 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     )
 
 
-def preview(path: Path, media_type: str, span: Span, max_px: int) -> bytes | None:  # noqa: ARG001
+def preview(
+    path: Path,  # noqa: ARG001
+    media_type: str,  # noqa: ARG001
+    span: Span,  # noqa: ARG001
+    max_px: int,  # noqa: ARG001
+    *,
+    password: Password | None = None,  # noqa: ARG001
+) -> bytes | None:
     """Return None: a table has no picture."""
     return None
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from connectors.errors import DocumentRejected
-from connectors.readers import READERS, ReaderOptions, detect_media_type, load_reader
+from connectors.readers import READERS, Reader, ReaderOptions, detect_media_type, load_reader
 from tests.corpora.make import write_pdf, write_xlsx
 
 CORPORA = Path(__file__).parent.parent / "corpora"
@@ -81,3 +82,11 @@ def test_reader_name_tells_options_apart_when_they_differ_from_the_default():
     options = ReaderOptions(max_rows=7)
     assert options.changes("max_rows", "max_pages") == "+max_rows=7"
     assert ReaderOptions().changes("max_rows", "max_pages") == ""
+
+
+@pytest.mark.parametrize("media_type", READERS)
+def test_reader_takes_what_every_reader_takes_when_it_is_called(media_type):
+    module = load_reader(media_type)
+    for name in ("read", "preview"):
+        expected = [*inspect.signature(getattr(Reader, name)).parameters][1:]
+        assert [*inspect.signature(getattr(module, name)).parameters] == expected
