@@ -12,8 +12,8 @@ from connectors.document import Content, Span, Unit
 from connectors.errors import DocumentRejected
 from connectors.readers import Password, ReaderOptions
 from connectors.readers.decoding import find_encoding
+from connectors.readers.table_header import Row
 from connectors.readers.table_rows import cell_text, sheet_segments
-from connectors.readers.tables import Row
 
 VERSION = 2
 """Raised whenever the same file gives other segments; it enters the chunk keys."""

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from connectors.document import Content, Span, Unit, UnitStatus
 from connectors.errors import DocumentRejected
 from connectors.readers import Password, ReaderOptions
+from connectors.readers.table_header import Row
 from connectors.readers.table_rows import cell_text, named_segments
-from connectors.readers.tables import Row
 
 VERSION = 1
 """Raised whenever the same file gives other segments; it enters the chunk keys."""

@@ -19,8 +19,8 @@ from connectors.errors import DocumentRejected
 from connectors.readers import Password, ReaderOptions
 from connectors.readers.detect import XLSM, XLSX
 from connectors.readers.formulas import Formulas, FormulasError
+from connectors.readers.table_header import Merge, Row
 from connectors.readers.table_rows import Hidden, cell_text, sheet_segments
-from connectors.readers.tables import Merge, Row
 from connectors.readers.workbook_parts import Comment, PartsError, SheetMarks, WorkbookParts
 
 VERSION = 2

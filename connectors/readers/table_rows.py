@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from connectors.document import Segment, Span
-from connectors.readers.tables import Merge, Row, Table, filled, find_tables
+from connectors.readers.table_header import Merge, Row, filled
+from connectors.readers.tables import Table, find_tables
 
 _MAX_HIDDEN_RANGES = 8
 """Most ranges of hidden rows that a heading names: a filter can leave thousands."""

@@ -17,44 +17,32 @@ the table's title.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-_MAX_HEAD_ROW = 10
-"""A header lies at most this many non-empty rows below the top; other lines may be above it."""
-_MAX_HEAD_ROWS = 4
-"""Most rows that merged cells make one header of."""
+from connectors.readers.table_header import (
+    MAX_HEAD_ROW,
+    NUM_ROWS_COMPARED,
+    Head,
+    Merge,
+    Merges,
+    Row,
+    column_names,
+    filled,
+    find_head,
+    has_numbers_below,
+    is_name,
+)
+
 _MAX_GAP_ROWS = 2
 """Blank rows that a table may have inside, and a title below it."""
 _MAX_TITLE_CHARS = 120
 _MAX_TITLES = 3
-_MAX_NAME_CHARS = 60
-_NUM_ROWS_COMPARED = 5
-"""Rows below a header that are looked at for numbers."""
 _NUM_ROWS_SAMPLED = 60
 """Rows that decide whether a blank column parts two tables."""
 _SAME_ROWS = 0.8
 """Share of rows above which two sides of a blank column are taken for one table."""
-_PERIOD = re.compile(r"(?:19|20)\d\d(?:-\d\d-\d\d)?")
-_SIGNS = frozenset("%#$€£¥")
-
-
-class Row(NamedTuple):
-    """One row that has a value: its number in the sheet, from 1, and its cells as text."""
-
-    number: int
-    cells: Sequence[str]
-
-
-class Merge(NamedTuple):
-    """Cells shown as one: row numbers from 1, columns as indices into `Row.cells`, ends included."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
 
 
 class Table(NamedTuple):
@@ -69,16 +57,6 @@ class Table(NamedTuple):
     right: int
 
 
-class _Head(NamedTuple):
-    """The rows `[start:stop]` of a part that are its header."""
-
-    start: int
-    stop: int
-
-
-Merges = Mapping[int, Sequence[Merge]]
-
-
 @dataclass(slots=True)
 class _Part:
     """Rows that belong together, from column `first` to `last`."""
@@ -86,7 +64,7 @@ class _Part:
     rows: list[Row]
     first: int
     last: int
-    head: _Head | None
+    head: Head | None
     titles: list[Row] = field(default_factory=list)
 
     @property
@@ -114,11 +92,6 @@ def find_tables(rows: Sequence[Row], merges: Iterable[Merge] = ()) -> list[Table
     for merge in merges:
         by_top.setdefault(merge.top, []).append(merge)
     return list(_tables(rows, [], by_top))
-
-
-def filled(row: Row) -> list[int]:
-    """Return the columns that have a value."""
-    return [index for index, cell in enumerate(row.cells) if cell]
 
 
 def _tables(rows: Sequence[Row], titles: Sequence[Row], merges: Merges) -> Iterator[Table]:
@@ -178,7 +151,7 @@ def _runs(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 def _part(rows: list[Row], merges: Merges) -> _Part:
     first, last = _extent(rows)
-    return _Part(rows, first, last, _find_head(rows, first, last, merges))
+    return _Part(rows, first, last, find_head(rows, first, last, merges))
 
 
 def _extent(rows: Iterable[Row]) -> tuple[int, int]:
@@ -211,34 +184,22 @@ def _is_new(above: _Part, below: _Part) -> bool:
     """Tell whether the part below a table has a header of its own."""
     if above.head is None or below.head is None:
         return False
-    if _has_numbers_below(below):
+    if has_numbers_below(below.rows, below.head):
         return True
     repeats = above.rows[above.head.start].cells == below.rows[below.head.start].cells
     return below.width > 1 and (_gap(above, below) > 1 or below.head.start > 0 or repeats)
 
 
-def _head_over_gap(above: _Part, below: _Part, merges: Merges) -> _Head | None:
+def _head_over_gap(above: _Part, below: _Part, merges: Merges) -> Head | None:
     """Return the header that the part above ends with, if what it is for is below the gap."""
     if above.head is not None or above.width == 1 or not _is_near(above, below):
         return None
-    if _has_numbers_below(below):
+    if below.head is not None and has_numbers_below(below.rows, below.head):
         return None
-    rows = [*above.rows[-_MAX_HEAD_ROW:], *below.rows[:_NUM_ROWS_COMPARED]]
-    head = _find_head(rows, above.first, above.last, merges)
+    rows = [*above.rows[-MAX_HEAD_ROW:], *below.rows[:NUM_ROWS_COMPARED]]
+    head = find_head(rows, above.first, above.last, merges)
     # Longer parts are more than a header.
     return head if head is not None and head.stop == len(above.rows) else None
-
-
-def _has_numbers_below(part: _Part) -> bool:
-    """Tell whether numbers stand under the words of the part's header."""
-    if part.head is None:
-        return False
-    header = part.rows[part.head.stop - 1]
-    for row in part.rows[part.head.stop : part.head.stop + _NUM_ROWS_COMPARED]:
-        for name, cell in zip(header.cells, row.cells, strict=False):
-            if name and cell and not _is_name(cell) and not _PERIOD.fullmatch(cell):
-                return True
-    return False
 
 
 def _take_titles(above: _Part, below: _Part) -> None:
@@ -258,110 +219,6 @@ def _take_titles(above: _Part, below: _Part) -> None:
             return
     below.titles[:0] = above.rows[-num_lines:]
     del above.rows[-num_lines:]
-
-
-def _is_title(row: Row) -> bool:
-    cells = [cell for cell in row.cells if cell]
-    return (
-        len(cells) == 1
-        and len(cells[0]) <= _MAX_TITLE_CHARS
-        and any(char.isalpha() for char in cells[0])
-    )
-
-
-def _find_head(rows: Sequence[Row], first: int, last: int, merges: Merges) -> _Head | None:
-    """Return where the header is: the first row that fills half of the width, if it is all words."""
-    width = last - first + 1
-    for index, row in enumerate(rows[:_MAX_HEAD_ROW]):
-        cells = _spread(row, merges)[first : last + 1]
-        num_cells = sum(map(bool, cells))
-        groups = _groups(row, merges, width)
-        # One cell merged from the first column on is a title.
-        is_title = num_cells and cells[0] and sum(map(bool, row.cells)) == 1
-        below = rows[index + 1] if index + 1 < len(rows) else None
-        if groups and not is_title and below and below.number == row.number + 1:
-            under = below.cells[first : last + 1]
-            if _are_names(cells) and _are_names(under) and sum(map(bool, under)) > 1:
-                return _head(rows, index, width, merges)
-        if sum(map(bool, row.cells)) < min(2, width) or num_cells * 2 < width:
-            continue
-        # Years alone are names only where a column of labels begins beside them.
-        if not _are_names(cells) or (cells[0] and not any(map(_is_name, cells))):
-            return None
-        head = _head(rows, index, width, merges)
-        return head if head and _suits_periods(rows, head, first, last) else None
-    return None
-
-
-def _head(rows: Sequence[Row], start: int, width: int, merges: Merges) -> _Head | None:
-    """Return the header from row `start` on; None if there is no row below it."""
-    stop = start + 1
-    while stop < len(rows) and stop - start < _MAX_HEAD_ROWS:
-        upper, lower = rows[stop - 1], rows[stop]
-        if lower.number != upper.number + 1 or not _are_names(lower.cells):
-            break
-        reaches = any(
-            merge.bottom > upper.number and any(row.cells[merge.left : merge.left + 1])
-            for row in rows[start:stop]
-            for merge in merges.get(row.number, ())
-        )
-        if not reaches and not _groups(upper, merges, width):
-            break
-        stop += 1
-    return _Head(start, stop) if stop < len(rows) else None
-
-
-def _groups(row: Row, merges: Merges, width: int) -> list[Merge]:
-    """Return the row's cells that are merged over several columns, but not over the whole table."""
-    return [
-        merge
-        for merge in merges.get(row.number, ())
-        if merge.top == merge.bottom
-        and 1 < merge.right - merge.left + 1 < width
-        and merge.left < len(row.cells)
-        and row.cells[merge.left]
-    ]
-
-
-def _spread(row: Row, merges: Merges) -> Sequence[str]:
-    """Return the row's cells, the value of merged ones in each column they cover."""
-    if row.number not in merges:
-        return row.cells
-    cells = list(row.cells)
-    for merge in merges[row.number]:
-        # The value may be a neighbour's where tables stand side by side and this one is cropped.
-        if merge.left < len(cells) and cells[merge.left]:
-            end = min(merge.right, len(cells) - 1)
-            cells[merge.left : end + 1] = [cells[merge.left]] * (end + 1 - merge.left)
-    return cells
-
-
-def _suits_periods(rows: Sequence[Row], head: _Head, first: int, last: int) -> bool:
-    """Tell whether years in the header are names: other numbers stand below one of them."""
-    header = rows[head.stop - 1].cells
-    periods = [
-        i for i in range(first, last + 1) if i < len(header) and _PERIOD.fullmatch(header[i])
-    ]
-    if not periods or head.stop - head.start > 1:
-        return True
-    return any(
-        not _is_name(cell) and not _PERIOD.fullmatch(cell)
-        for row in rows[head.stop : head.stop + _NUM_ROWS_COMPARED]
-        for cell in (row.cells[i] for i in periods if i < len(row.cells))
-        if cell
-    )
-
-
-def _are_names(cells: Sequence[str]) -> bool:
-    """Tell whether the cells can be column names: short words or years."""
-    values = [cell for cell in cells if cell]
-    return bool(values) and all(_is_name(cell) or _PERIOD.fullmatch(cell) for cell in values)
-
-
-def _is_name(cell: str) -> bool:
-    if len(cell) > _MAX_NAME_CHARS:
-        return False
-    return cell in _SIGNS or any(char.isalpha() for char in cell)
 
 
 def _column_spans(part: _Part, merges: Merges) -> list[tuple[int, int]]:
@@ -423,7 +280,7 @@ def _has_labels(part: _Part) -> bool:
     start = part.head.stop if part.head else 0
     column = slice(part.first, part.first + 1)
     cells = [cell for row in part.rows[start:] for cell in row.cells[column] if cell]
-    return sum(map(_is_name, cells)) * 2 > len(cells)
+    return sum(map(is_name, cells)) * 2 > len(cells)
 
 
 def _cropped(rows: Sequence[Row], start: int, stop: int, *, sample: bool = False) -> list[Row]:
@@ -450,19 +307,14 @@ def _table(part: _Part, merges: Merges) -> Table:
     body = [*part.rows[:first], *part.rows[stop:]]
     columns = [filled(row) for row in (*header, *body)]
     left, right = min(c[0] for c in columns), max(c[-1] for c in columns)
-    names = _names(header, left, right, merges)
+    names = column_names(header, left, right, merges)
     return Table((*part.titles, *part.rows[first:start]), header, body, names, left, right)
 
 
-def _names(header: Sequence[Row], left: int, right: int, merges: Merges) -> list[str]:
-    """Return each column's name: what stands above it in the header, from top to bottom."""
-    levels = [_spread(row, merges) for row in header]
-    names = []
-    for column in range(left, right + 1):
-        values: list[str] = []
-        for cells in levels:
-            value = cells[column] if column < len(cells) else ""
-            if value and value not in values[-1:]:
-                values.append(value)
-        names.append(" / ".join(values))
-    return names
+def _is_title(row: Row) -> bool:
+    cells = [cell for cell in row.cells if cell]
+    return (
+        len(cells) == 1
+        and len(cells[0]) <= _MAX_TITLE_CHARS
+        and any(char.isalpha() for char in cells[0])
+    )
