@@ -55,12 +55,23 @@ class _Pass:
     """Time of the last packet of any stream: how far the file goes."""
     error: str | None = None
     error_s: float = 0.0
+    broken_s: float | None = None
+    """From here on frames are guesses, until the next keyframe."""
     stopped: bool = False
 
-    def note(self, error: str) -> None:
-        """Remember the first thing that went wrong, and where."""
+    def note(self, error: str, at_s: float | None = None) -> None:
+        """Remember the first thing that went wrong, and where; by default at the last frame."""
         if self.error is None:
-            self.error, self.error_s = error, self.last_s
+            self.error, self.error_s = error, self.last_s if at_s is None else at_s
+
+    def is_guess(self, frame: av.VideoFrame, time_s: float) -> bool:
+        """Say whether the frame builds on one that could not be decoded."""
+        if self.broken_s is None or time_s < self.broken_s:
+            return False
+        if frame.key_frame:
+            self.broken_s = None
+            return False
+        return True
 
 
 def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:
@@ -185,8 +196,12 @@ def _decode(packet: av.Packet[Any], done: _Pass, take: _Sink) -> bool:
     try:
         frames = packet.decode()
     except av.FFmpegError as exc:
-        # What follows may be whole again from the next keyframe on.
-        done.note(exc.strerror or type(exc).__name__)
+        # What follows is whole again from the next keyframe on; the decoder makes up what is between.
+        at_s = done.last_s
+        if packet.pts is not None and packet.time_base is not None:
+            at_s = float(packet.pts * packet.time_base)
+        done.broken_s = at_s
+        done.note(exc.strerror or type(exc).__name__, at_s)
         return True
     for frame in frames:
         if not isinstance(frame, av.VideoFrame) or frame.time is None:
@@ -194,6 +209,8 @@ def _decode(packet: av.Packet[Any], done: _Pass, take: _Sink) -> bool:
         if frame.is_corrupt:
             if done.first_s is not None:
                 done.note("frames are damaged")
+            continue
+        if done.is_guess(frame, frame.time):
             continue
         if done.first_s is None:
             done.first_s = frame.time

@@ -224,6 +224,9 @@ def test_what_was_decoded_is_kept_when_the_file_is_damaged(tmp_path):
     content = _read(CORPORA / "corrupted.mp4", tmp_path)
     assert content.media
     assert [u.status for u in content.units] == ["read", "failed"]
+    # Frame 31 is torn, and what the decoder makes up of the others is not shown.
+    assert content.units[1].name == "frames from 3.00 s"
+    assert max(_ends(content)) < 3.0
 
 
 @pytest.mark.parametrize("suffix", ["avi", "mp4", "mkv"])
