@@ -147,14 +147,15 @@ def find_pipeline(name: str | Path) -> Path:
 
 def known_pipelines() -> dict[str, Path]:
     """Return the pipelines that can be given by name, by name."""
-    folders = load_surroundings().pipelines
-    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
-    return {file.stem: file for file in files}
+    return _by_name(load_surroundings().pipelines)
 
 
 def known_profiles() -> dict[str, Path]:
     """Return the profiles that can be given by name, by name."""
-    folders = load_surroundings().profiles
+    return _by_name(load_surroundings().profiles)
+
+
+def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
     files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
     return {file.stem: file for file in files}
 

@@ -301,8 +301,8 @@ def _border(segments: Sequence[Segment], costs: Sequence[int], start: int, stop:
     """Return where a run from `start` to `stop` ends best: in front of a heading near its end."""
     if stop == len(segments):
         return stop
-    least = _BORDER_SHARE * sum(costs[start:stop])
     taken = sum(costs[start:stop])
+    least = _BORDER_SHARE * taken
     for index in range(stop - 1, start, -1):
         taken -= costs[index]
         if taken < least:

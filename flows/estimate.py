@@ -21,7 +21,6 @@ from flows.run.ask import Asker
 from flows.run.bench import (
     chunk_rule,
     endpoint_facts,
-    kept_chunk_tokens,
     open_room,
     plan_engine,
 )
@@ -68,8 +67,7 @@ def _estimate(
     job: Job, endpoint: Endpoint, *, sample: int | None, notify: Callable[[str], None]
 ) -> dict[str, Any]:
     asker = Asker(job.pipeline, endpoint)
-    kept = kept_chunk_tokens(Lake(job.sink), endpoint)
-    rule = chunk_rule(job, endpoint, asker, kept=kept)
+    rule = chunk_rule(job, endpoint, asker, Lake(job.sink))
     with (
         tempfile.TemporaryDirectory(prefix="headrace-plan-") as sink,
         open_room(replace(job, sink=sink)) as room,

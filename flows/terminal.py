@@ -134,10 +134,11 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
     if manifest["spent"]["usd"] is not None:
         lines["cost"] = f"{dollars(manifest['spent']['usd'])} USD"
     for name, stage in manifest["stages"].items():
-        told = {what: words for what, words in mode_story(stage).items() if what != "observed"}
-        if told:
-            rest = "; ".join(f"{what}: {words}" for what, words in told.items())
-            lines[f"stage {name}"] = f"observed {mode_story(stage)['observed']}; {rest}"
+        story = mode_story(stage)
+        observed = story.pop("observed")
+        if story:
+            rest = "; ".join(f"{what}: {words}" for what, words in story.items())
+            lines[f"stage {name}"] = f"observed {observed}; {rest}"
     for number, failure in enumerate(manifest["failures"][:3]):
         text = f"{failure['count']} {failure['outcome']} ({failure['error_class']}) in stage"
         lines[f"failure {number + 1}"] = f"{text} {failure['stage']}, such as {failure['example']}"

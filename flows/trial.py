@@ -98,7 +98,7 @@ def _planned(job: Job, trial: Trial, ref: SourceRef, endpoint: Endpoint) -> dict
     asker = Asker(job.pipeline, endpoint)
     with open_room(job) as room:
         document, chunks, media_dir = read_chunks(
-            room, "try", ref, chunk_rule(job, endpoint, asker)
+            room, "try", ref, chunk_rule(job, endpoint, asker, room.lake)
         )
     _check_chunk(trial, len(chunks))
     shown = []

@@ -16,7 +16,15 @@ from typing import Literal, Protocol, cast
 from connectors.document import Content, Span
 from connectors.readers.detect import detect_media_type
 
-__all__ = ["READERS", "Password", "Reader", "ReaderOptions", "detect_media_type", "load_reader"]
+__all__ = [
+    "READERS",
+    "Password",
+    "Reader",
+    "ReaderOptions",
+    "detect_media_type",
+    "load_reader",
+    "no_picture",
+]
 
 OcrName = Literal["rapidocr", "tesseract", "off"]
 
@@ -123,6 +131,18 @@ class Reader(Protocol):
         Raises:
             DocumentRejected: The file cannot be opened.
         """
+
+
+def no_picture(
+    path: Path,  # noqa: ARG001
+    media_type: str,  # noqa: ARG001
+    span: Span,  # noqa: ARG001
+    max_px: int,  # noqa: ARG001
+    *,
+    password: Password | None = None,  # noqa: ARG001
+) -> bytes | None:
+    """Return None: the `preview` of readers whose formats have no picture."""
+    return None
 
 
 def load_reader(media_type: str) -> Reader:

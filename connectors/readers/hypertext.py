@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from connectors.document import Content, Segment, SegmentKind, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import Password, ReaderOptions
+from connectors.readers import ReaderOptions, no_picture
 from connectors.readers.decoding import find_encoding
 from connectors.readers.sentences import one_line, split_sentences
 
@@ -107,16 +107,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     )
 
 
-def preview(
-    path: Path,  # noqa: ARG001
-    media_type: str,  # noqa: ARG001
-    span: Span,  # noqa: ARG001
-    max_px: int,  # noqa: ARG001
-    *,
-    password: Password | None = None,  # noqa: ARG001
-) -> bytes | None:
-    """Return None: the source of a page has no picture."""
-    return None
+preview = no_picture
 
 
 def _encoding(path: Path) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connectors.document import Content, Span, Unit, UnitStatus
+from connectors.document import Content, Unit, UnitStatus
 from connectors.errors import DocumentRejected
-from connectors.readers import Password, ReaderOptions
+from connectors.readers import ReaderOptions, no_picture
 from connectors.readers.table_header import Row
 from connectors.readers.table_rows import cell_text, named_segments
 
@@ -50,16 +50,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     )
 
 
-def preview(
-    path: Path,  # noqa: ARG001
-    media_type: str,  # noqa: ARG001
-    span: Span,  # noqa: ARG001
-    max_px: int,  # noqa: ARG001
-    *,
-    password: Password | None = None,  # noqa: ARG001
-) -> bytes | None:
-    """Return None: a table has no picture."""
-    return None
+preview = no_picture
 
 
 def _open(path: Path) -> Any:  # noqa: ANN401 - pyarrow has no types

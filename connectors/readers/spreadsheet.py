@@ -16,7 +16,7 @@ import python_calamine as calamine
 
 from connectors.document import Content, Segment, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import Password, ReaderOptions
+from connectors.readers import ReaderOptions, no_picture
 from connectors.readers.detect import XLSM, XLSX
 from connectors.readers.formulas import Formulas, FormulasError
 from connectors.readers.table_header import Merge, Row
@@ -84,16 +84,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     )
 
 
-def preview(
-    path: Path,  # noqa: ARG001
-    media_type: str,  # noqa: ARG001
-    span: Span,  # noqa: ARG001
-    max_px: int,  # noqa: ARG001
-    *,
-    password: Password | None = None,  # noqa: ARG001
-) -> bytes | None:
-    """Return None: a sheet has no picture."""
-    return None
+preview = no_picture
 
 
 def _minor_version(package: str) -> str:

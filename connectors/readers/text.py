@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from connectors.document import Content, Segment, SegmentKind, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import Password, ReaderOptions
+from connectors.readers import ReaderOptions, no_picture
 from connectors.readers.decoding import find_encoding
 from connectors.readers.sentences import MAX_SENTENCE_CHARS, one_line, split_sentences
 
@@ -82,16 +82,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     )
 
 
-def preview(
-    path: Path,  # noqa: ARG001
-    media_type: str,  # noqa: ARG001
-    span: Span,  # noqa: ARG001
-    max_px: int,  # noqa: ARG001
-    *,
-    password: Password | None = None,  # noqa: ARG001
-) -> bytes | None:
-    """Return None: text has no picture."""
-    return None
+preview = no_picture
 
 
 def _entry_form(text: str) -> re.Pattern[str] | None:

@@ -251,7 +251,7 @@ def open_bench(
             scratch=room.scratch,
             route=route,
             asker=asker,
-            rule=chunk_rule(job, endpoint, asker, kept=kept_chunk_tokens(room.lake, endpoint)),
+            rule=chunk_rule(job, endpoint, asker, room.lake),
             progress=progress,
             budget=budget,
             cancelled=cancelled,
@@ -283,24 +283,25 @@ def chunk_size_path(endpoint: Endpoint) -> str:
     return f"{STAGING_PREFIX.split('/', maxsplit=1)[0]}/chunk-size/{name}.json"
 
 
-def kept_chunk_tokens(lake: Lake, endpoint: Endpoint) -> int | None:
+def _kept_chunk_tokens(lake: Lake, endpoint: Endpoint) -> int | None:
     """Return the size of the chunks that the sink holds already; None for a new sink or counter."""
     held = lake.find_json(chunk_size_path(endpoint))
     return None if held is None else int(held["max_tokens"])
 
 
-def chunk_rule(job: Job, endpoint: Endpoint, asker: Asker, *, kept: int | None = None) -> ChunkRule:
+def chunk_rule(job: Job, endpoint: Endpoint, asker: Asker, lake: Lake) -> ChunkRule:
     """Return how to cut chunks.
 
     Args:
         job: The pipeline; its `chunk.max_tokens` goes before all else.
         endpoint: Who counts, and how much fits.
         asker: Knows what stands beside a chunk.
-        kept: The size that the sink's chunks have, so that an edited prompt does not move them all.
+        lake: The sink; the size that its chunks have stays, so that an edited prompt moves none.
 
     Raises:
         ConfigError: A chunk, its question and its answer do not fit the engine's context.
     """
+    kept = _kept_chunk_tokens(lake, endpoint)
     room = min(asker.room(stage) for stage in job.pipeline.stages)
     max_tokens = job.pipeline.chunk.max_tokens or kept or _auto_chunk_tokens(endpoint, room)
     if kept is not None and max_tokens == kept and room < kept:
