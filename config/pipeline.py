@@ -54,8 +54,8 @@ class ReaderConfig(_Model):
     max_rows: int = Field(default=100_000, ge=1)
     """Most rows of one workbook, CSV or Parquet file; the units name what was left out."""
     formulas: bool = False
-    """Give the formulas of xlsx and xlsm files too, as `=A1+B1 -> 3`. Needs openpyxl, which
-    is not installed with Headrace and reads about a ninth as fast as values are read."""
+    """Give the formulas of xlsx and xlsm files too, as `=A1+B1 -> 3`. Read by openpyxl,
+    about a ninth as fast as values are read."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Most seconds for one document; then its reader is killed and it is rejected."""
     passwords: Mapping[str, EnvironmentName] = Field(default_factory=dict)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import openpyxl
 import pytest
 import python_calamine as calamine
 
@@ -138,7 +139,6 @@ def test_every_cell_has_its_place_when_sheets_are_real():
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 @pytest.mark.timeout(600)
 def test_errors_are_those_that_openpyxl_sees():
-    openpyxl = pytest.importorskip("openpyxl")
     num_errors = 0
     for path in _corpus():
         content = _read(path) if path.suffix in {".xlsx", ".xlsm"} else None

@@ -239,7 +239,6 @@ def test_inflated_range_is_not_believed(tmp_path):
 
 
 def test_formulas_are_given_when_asked_for(tmp_path):
-    pytest.importorskip("openpyxl")
     rows = [
         ("Sum", "Old"),
         (Cell(value=3, formula="A1+B1"), 4),
@@ -249,16 +248,6 @@ def test_formulas_are_given_when_asked_for(tmp_path):
     content = _read(tmp_path, _grid("A1", *rows), extra=extra, formulas=True)
     assert [s.text for s in content.segments[1:]] == ["2,=A1+B1 -> 3,4", "3,=1/0 -> #DIV/0!"]
     assert content.reader.endswith("+openpyxl-3.1+formulas=True")
-
-
-def test_rows_are_read_without_formulas_when_openpyxl_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
-    content = _read(tmp_path, CREW, formulas=True)
-    assert [s.text for s in content.segments[1:]] == ["2,Ann,41", "3,Bo,35"]
-    assert content.units[0].status == "failed"
-    assert content.units[0].error == (
-        "formulas are left out: openpyxl is not installed; install it or set reader.formulas to false"
-    )
 
 
 def test_each_row_is_read_once_when_a_sheet_has_100_000(tmp_path):
