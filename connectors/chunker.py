@@ -325,4 +325,4 @@ def _tail(costs: Sequence[int], start: int, stop: int, excess: int) -> int:
 
 
 def _labelled(run: Iterable[Segment]) -> list[Segment]:
-    return [replace(segment, label=f"L{number}") for number, segment in enumerate(run, start=1)]
+    return [segment.with_label(f"L{number}") for number, segment in enumerate(run, start=1)]

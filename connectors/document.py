@@ -62,6 +62,18 @@ class Segment:
     label: str = ""
     """Name a model can quote, unique in a chunk; given by the chunker."""
 
+    def with_label(self, label: str) -> Segment:
+        """Return the segment under its label. Spelled out: `replace` takes three times as long."""
+        return Segment(
+            kind=self.kind,
+            text=self.text,
+            span=self.span,
+            tier=self.tier,
+            media=self.media,
+            is_rest=self.is_rest,
+            label=label,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:

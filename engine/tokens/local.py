@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import tiktoken
@@ -36,6 +37,7 @@ KIMI_PATTERN = "|".join([
 """How Kimi's tokenizer splits text before it merges bytes: `pat_str` of tokenization_kimi.py."""
 
 _NUM_BYTES = 256
+_BLANK, _INK = re.compile(r"\s"), re.compile(r"\S")
 _LONG_RUN = re.compile(rf"\s{{{RUN_CHARS + 1},}}|\S{{{RUN_CHARS + 1},}}")
 
 
@@ -99,7 +101,7 @@ class TiktokenCounter(LocalCounter):
 
     def count(self, text: str) -> int:
         """Return the tokens of `text`, without special tokens."""
-        return len(self.encode(text))
+        return sum(len(self._encoding.encode_ordinary(piece)) for piece in _pieces(text))
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`."""
@@ -115,13 +117,26 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Yield the text as Kimi's tokenizer cuts it, so that no run takes minutes to merge."""
+def _pieces(text: str) -> Iterable[str]:
+    """Return the text as Kimi's tokenizer cuts it, so that no run takes minutes to merge."""
     if len(text) <= RUN_CHARS:
-        yield text
-        return
-    for start in range(0, len(text), TEXT_CHARS):
-        yield from _short_runs(text[start : start + TEXT_CHARS])
+        return (text,)
+    cuts = (text[start : start + TEXT_CHARS] for start in range(0, len(text), TEXT_CHARS))
+    return chain.from_iterable(
+        _short_runs(cut) if _may_hold_long_run(cut) else (cut,) for cut in cuts
+    )
+
+
+def _may_hold_long_run(text: str) -> bool:
+    """Say whether a window of half a run's limit is all blanks or has none.
+
+    Any run over the limit fills one such window; ordinary text ends each look after a word.
+    """
+    window = RUN_CHARS // 2
+    return any(
+        (_BLANK if _INK.match(text, start) else _INK).search(text, start, start + window) is None
+        for start in range(0, len(text) - window + 1, window)
+    )
 
 
 def _short_runs(text: str) -> Iterator[str]:
