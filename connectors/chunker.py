@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Protocol
 
 from connectors.control_marks import disarm
@@ -78,9 +79,8 @@ def chunk_document(document_key: str, content: Content, rule: ChunkRule) -> list
     media = {item.name: item for item in content.media}
     shown, mute = _by_modality(content.segments, with_images=rule.image_tokens is not None)
     packer = _Packer(rule, media)
-    runs = [*packer.runs(list(_fit(shown, rule)))]
-    if mute:
-        runs.append(mute)
+    runs = chain(packer.runs(list(_fit(shown, rule))), [mute] if mute else [])
+    # Each run becomes a chunk before the next is packed, so that its text is counted once.
     return [
         packer.chunk(document_key, content.reader, ordinal, run) for ordinal, run in enumerate(runs)
     ]

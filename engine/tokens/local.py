@@ -38,7 +38,8 @@ KIMI_PATTERN = "|".join([
 
 _NUM_BYTES = 256
 _BLANK, _INK = re.compile(r"\s"), re.compile(r"\S")
-_LONG_RUN = re.compile(rf"\s{{{RUN_CHARS + 1},}}|\S{{{RUN_CHARS + 1},}}")
+# Not with a least length in the pattern: that looks again from each character of a shorter run.
+_RUN = re.compile(r"\s+|\S+")
 
 
 class HuggingFaceCounter(LocalCounter):
@@ -141,7 +142,7 @@ def _may_hold_long_run(text: str) -> bool:
 
 def _short_runs(text: str) -> Iterator[str]:
     start = 0
-    for run in _LONG_RUN.finditer(text):
+    for run in _RUN.finditer(text):
         for cut in range(run.start() + RUN_CHARS, run.end(), RUN_CHARS):
             yield text[start:cut]
             start = cut
