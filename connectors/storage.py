@@ -7,9 +7,10 @@ object is there whole or not at all. S3 goes through obstore, with the usual AWS
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +30,9 @@ from connectors.errors import StorageError, StorageUnavailable
 STAGING_PREFIX = "_headrace/staging/"
 """Where a local sink stages objects before the rename: inside the sink (one file system), outside
 every folder that readers glob."""
+
+PIECE_BYTES = 8 << 20
+"""How much of an object is in memory while it is fetched: a film may have gigabytes."""
 
 _LIST_PAGE = 1000
 _PROBE = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
@@ -58,6 +62,9 @@ class Storage(Protocol):
     def get(self, path: str) -> bytes:
         """Return the whole object."""
 
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield the object's bytes in order, some megabytes at a time."""
+
     def find(self, path: str) -> bytes | None:
         """Return the whole object, or None where there is none."""
 
@@ -86,6 +93,27 @@ def open_storage(url: str) -> Storage:
     if not parts.netloc:
         raise StorageError(f"storage {url!r} names no bucket; use s3://bucket/prefix", uri=url)
     return S3Storage(parts.netloc, parts.path.strip("/"))
+
+
+def fetch(pieces: Iterable[bytes], file: Path) -> str:
+    """Write an object that streams in into a local file, and return the SHA-256 of its bytes.
+
+    Raises:
+        StorageError: The file cannot be written; what the storage raises passes through.
+    """
+    digest = hashlib.sha256()
+    try:
+        with file.open("wb") as target:
+            for piece in pieces:
+                digest.update(piece)
+                target.write(piece)
+    except OSError as exc:
+        raise StorageError(
+            f"cannot write {str(file)!r}: {exc.strerror}; free space there or set TMPDIR to"
+            " another disk",
+            uri=file.as_uri(),
+        ) from exc
+    return digest.hexdigest()
 
 
 class LocalStorage:
@@ -127,6 +155,13 @@ class LocalStorage:
         file = self.root / path
         with _local_errors(file):
             return file.read_bytes()
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield the file's bytes."""
+        source = self.root / path
+        with _local_errors(source), source.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece
 
     def find(self, path: str) -> bytes | None:
         """Return the file's bytes, or None where there is no such file."""
@@ -205,6 +240,13 @@ class S3Storage:
         """Return the object's bytes."""
         with self._errors(path):
             return obstore.get(self._store, self._key(path)).bytes().to_bytes()
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield the object's bytes; what is lost on the way is asked for again from there on."""
+        with self._errors(path):
+            found = obstore.get(self._store, self._key(path))
+            for piece in found.stream(min_chunk_size=PIECE_BYTES):
+                yield bytes(piece)
 
     def find(self, path: str) -> bytes | None:
         """Return the object's bytes, or None where there is no such object."""

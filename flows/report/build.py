@@ -14,6 +14,7 @@ from config.pipeline import StageConfig
 from connectors.document import Span
 from connectors.errors import DocumentRejected, StorageError
 from connectors.sinks.parquet import RESERVED_COLUMNS, span_from_row
+from connectors.storage import fetch
 from flows.report.data import Answer, Citation, DocumentCard, Field, ReportData, StageSummary
 from flows.report.markdown import render_markdown
 from flows.report.page import MAX_CARDS, render_html
@@ -139,7 +140,8 @@ class _Pictures:
     def __init__(self, room: Room) -> None:
         self._room = room
         self.jpegs: dict[str, bytes] = {}
-        self._path = ""
+        self._file = room.scratch / "preview"
+        self._path, self._key = "", ""
 
     def key(self, document: Row, span: Span) -> str | None:
         """Return the key of the picture of `span`, or None where there is none to be had."""
@@ -160,24 +162,30 @@ class _Pictures:
     def _render(self, document: Row, span: Span) -> bytes | None:
         path = str(document["path"])
         try:
+            if self._fetch(path) != document["document_key"]:
+                # Changed since it was read: the page may be another one by now.
+                return None
             jpeg: bytes | None = self._room.readers.preview(
-                self._fetch(path),
+                self._file,
                 Path(path).name,
                 span,
                 password=self._room.passwords.find(path),
             )
         except (DocumentRejected, StorageError):
-            # The source changed since it was read; the quote and its place are still shown.
+            # Gone or locked by now; the quote and its place are still shown.
             return None
         return jpeg
 
-    def _fetch(self, path: str) -> Path:
-        """Return a local copy of the source object; documents come one after the other."""
-        file = self._room.scratch / "preview"
+    def _fetch(self, path: str) -> str:
+        """Copy the source object unless it lies there, and return its hash.
+
+        Documents come one after the other.
+        """
         if path != self._path:
-            file.write_bytes(self._room.source.get(path))
+            self._path = ""
+            self._key = fetch(self._room.source.stream(path), self._file)
             self._path = path
-        return file
+        return self._key
 
 
 def _card(

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from config.pipeline import StageConfig
 from connectors.chunker import ChunkRule, chunk_document
 from connectors.document import Chunk, Document, SourceRef, Unit
 from connectors.errors import DocumentRejected, StorageError, StorageUnavailable
+from connectors.storage import fetch
 from engine.batch import run as run_batch
 from engine.request import Request, Result
 from flows.run.answers import Answers
@@ -113,11 +114,8 @@ def read_chunks(
 def _read_document(room: Room, source: SourceRef, folder: Path, media_dir: Path) -> Document:
     key = hashlib.sha256(f"{source.etag}:{source.size_bytes}".encode()).hexdigest()
     try:
-        data = _fetch(room, source)
-        key = hashlib.sha256(data).hexdigest()
         file = folder / "object"
-        file.write_bytes(data)
-        del data
+        key = fetch(_pieces(room, source), file)
         content = room.readers.read(
             file,
             Path(source.path).name,
@@ -147,9 +145,9 @@ def _read_document(room: Room, source: SourceRef, folder: Path, media_dir: Path)
     )
 
 
-def _fetch(room: Room, source: SourceRef) -> bytes:
+def _pieces(room: Room, source: SourceRef) -> Iterator[bytes]:
     try:
-        return room.source.get(source.path)
+        yield from room.source.stream(source.path)
     except StorageUnavailable:
         raise
     except StorageError as exc:
