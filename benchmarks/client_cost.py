@@ -13,16 +13,15 @@ import argparse
 import asyncio
 import json
 import resource
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import fast_engine
 from benchmarks.machine import ROOT, machine, show
 
 IN_FLIGHT = 256
@@ -58,7 +57,7 @@ def main() -> None:
     if asked.requests < 2 * IN_FLIGHT or asked.peer_requests < 2 * IN_FLIGHT:
         parser.error(f"at least {2 * IN_FLIGHT} requests, twice those in flight")
     measured_on = machine()
-    with _engine() as url:
+    with fast_engine.serving() as url:
         rows = [
             _in_process(
                 arm, url, asked.requests if arm.startswith("headrace") else asked.peer_requests
@@ -74,25 +73,6 @@ def main() -> None:
         "cpu headrace whole / openai-aiohttp whole": cpu[_ARMS[1]] / cpu[_ARMS[4]],
     }
     show("client_cost", measured_on, facts, rows)
-
-
-@contextmanager
-def _engine() -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "benchmarks.fast_engine", str(port)], cwd=ROOT)
-    try:
-        for _ in range(100):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.kill()
-        server.wait()
 
 
 def _in_process(arm: str, url: str, requests: int) -> dict[str, Any]:

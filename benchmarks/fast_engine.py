@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from benchmarks.machine import ROOT
 
 MODEL = "fast"
 _ANSWER = json.dumps({"topic": "b"})
@@ -104,6 +111,26 @@ class _Connection(asyncio.Protocol):
             else:
                 streamed = b'"stream":true' in body.replace(b" ", b"")
                 self._transport.write(_STREAM if streamed else _WHOLE)
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """Serve in a process of its own, and yield the base URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "benchmarks.fast_engine", str(port)], cwd=ROOT)
+    try:
+        for _ in range(100):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.kill()
+        server.wait()
 
 
 async def _serve(port: int) -> None:
