@@ -19,6 +19,7 @@ from pathlib import Path
 from connectors.document import Content, Span
 from connectors.errors import ConnectorError, DocumentRejected, StorageError
 from connectors.readers import Password, ReaderOptions, detect_media_type, load_reader
+from connectors.readers.heap import trim
 
 _PR_SET_PDEATHSIG = 1
 _NOT_THE_DOCUMENT = frozenset({
@@ -80,6 +81,7 @@ def main(descriptor: int, parent_pid: int) -> None:
             # From here on the document is to blame if this process ends.
             connection.send(None)
             connection.send(_answer(request, options))
+            trim()
 
 
 def _follow_parent(parent_pid: int) -> None:
