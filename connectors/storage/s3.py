@@ -1,0 +1,240 @@
+"""Objects in an S3 bucket, or in one of a compatible store."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Literal, NoReturn
+
+import botocore.exceptions
+import botocore.session
+import obstore
+from botocore.config import Config
+from obstore import exceptions as obstore_errors
+from obstore.store import S3Store
+
+from connectors.errors import StorageError, StorageUnavailable
+from connectors.storage.objects import ObjectInfo
+
+_LIST_PAGE = 1000
+_PROBE = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
+_MISSING = (obstore_errors.NotFoundError, FileNotFoundError)
+_DENIED = (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError)
+
+
+class S3Storage:
+    """A prefix of an S3 bucket, or of a compatible store named by AWS_ENDPOINT_URL.
+
+    obstore does the work. It cannot say every key: it takes the folder mark `a/` for an object `a`,
+    and fails at `a//b` and `./b`. Where such keys are, botocore lists, and it reads them.
+    """
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.bucket = bucket
+        self.prefix = prefix
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._store, self._client, self._signed = _open_bucket(bucket)
+        self.endpoint_url = str(self._client.meta.endpoint_url)
+        """Address of the object store, for libraries that bring a client of their own."""
+
+    def uri(self, path: str) -> str:
+        """Return `s3://bucket/prefix/path`."""
+        return f"{self.url}/{path}"
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects below `prefix`; an empty one whose key ends in `/` is a folder mark."""
+        top = self._key(prefix).rstrip("/")
+        after: str | None = ""
+        with self._errors(prefix):
+            while after is not None:
+                if _is_plain(top) and _is_plain(after):
+                    after = yield from self._list_fast(top, after)
+                if after is not None:
+                    after = yield from self._list_page(top, after)
+
+    def _list_fast(self, top: str, after: str) -> Generator[ObjectInfo, None, str | None]:
+        """Yield pages as long as obstore tells them as they are; return the last key, None at the end."""
+        pages = obstore.list(self._store, top or None, offset=after or None, chunk_size=_LIST_PAGE)
+        try:
+            for page in pages:
+                # Any empty object may be a folder mark.
+                if not all(item["size"] for item in page):
+                    return after
+                for item in page:
+                    yield self._info(item["path"], item["size"], item["e_tag"])
+                    after = item["path"]
+        except obstore_errors.InvalidPathError:
+            return after
+        return None
+
+    def _list_page(self, top: str, after: str) -> Generator[ObjectInfo, None, str | None]:
+        """Yield one page with its keys as they are; return the last key, None at the end."""
+        page = self._client.list_objects_v2(
+            Bucket=self.bucket, Prefix=f"{top}/" if top else "", StartAfter=after
+        )
+        found = page.get("Contents", [])
+        for item in found:
+            if item["Size"] or not item["Key"].endswith("/"):
+                yield self._info(item["Key"], item["Size"], item["ETag"])
+        return str(found[-1]["Key"]) if page.get("IsTruncated") else None
+
+    def _info(self, key: str, size_bytes: int, etag: str | None) -> ObjectInfo:
+        path = key.removeprefix(f"{self.prefix}/") if self.prefix else key
+        return ObjectInfo(path=path, size_bytes=size_bytes, etag=(etag or "").strip('"'))
+
+    def get(self, path: str) -> bytes:
+        """Return the object's bytes."""
+        with self._errors(path):
+            return self._read(path)
+
+    def find(self, path: str) -> bytes | None:
+        """Return the object's bytes, or None where there is no such object."""
+        with self._errors(path):
+            try:
+                return self._read(path)
+            except (*_MISSING, self._client.exceptions.NoSuchKey):
+                return None
+
+    def _read(self, path: str) -> bytes:
+        key = self._key(path)
+        if _is_plain(key):
+            return obstore.get(self._store, key).bytes().to_bytes()
+        body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+        return bytes(body.read())
+
+    def put(self, path: str, data: bytes) -> None:
+        """Put the object in one request, or in parts where it is large."""
+        key = self._key_to_put(path)
+        with self._errors(path):
+            obstore.put(self._store, key, data)
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        """Put with `If-None-Match: *`."""
+        key = self._key_to_put(path)
+        with self._errors(path):
+            try:
+                obstore.put(self._store, key, data, mode="create", use_multipart=False)
+            except obstore_errors.AlreadyExistsError:
+                return False
+            return True
+
+    def _key(self, path: str) -> str:
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    def _key_to_put(self, path: str) -> str:
+        key = self._key(path)
+        if not _is_plain(key):
+            uri = self.uri(path)
+            raise StorageError(
+                f"{uri}: a key with an empty part, `.` or `..` is not written; choose another --sink",
+                uri=uri,
+            )
+        return key
+
+    @contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (
+            obstore_errors.BaseError,
+            botocore.exceptions.ClientError,
+            botocore.exceptions.BotoCoreError,
+            OSError,
+        ) as exc:
+            _raise_s3(exc, self, path)
+
+    def diagnose(self) -> Literal["missing", "denied", "silent", "fine"]:
+        """Return what a bare request for the bucket says, by HTTP status."""
+        try:
+            self._client.head_bucket(Bucket=self.bucket)
+        except botocore.exceptions.ClientError as exc:
+            status = _status(exc)
+            return "missing" if status == 404 else "denied" if status in {401, 403} else "silent"
+        except botocore.exceptions.NoCredentialsError:
+            return "denied"
+        except botocore.exceptions.BotoCoreError:
+            return "silent"
+        return "fine"
+
+    def advise(self, kind: Literal["missing", "denied"]) -> str:
+        """Return what an operator should check."""
+        if kind == "missing":
+            return f"check that bucket {self.bucket!r} exists and the key is spelled right"
+        if not self._signed:
+            return (
+                "no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
+                " or AWS_PROFILE"
+            )
+        return (
+            f"the credentials in use may not access bucket {self.bucket!r};"
+            " check key, secret and policy"
+        )
+
+
+def _is_plain(key: str) -> bool:
+    """Tell whether obstore can say this key."""
+    return not key or not {"", ".", ".."} & set(key.split("/"))
+
+
+def _status(exc: BaseException) -> int | None:
+    """Return the HTTP status of an error of botocore, None for others."""
+    if not isinstance(exc, botocore.exceptions.ClientError):
+        return None
+    return int(exc.response["ResponseMetadata"]["HTTPStatusCode"])
+
+
+def _open_bucket(bucket: str) -> tuple[S3Store, Any, bool]:
+    """Return the store, a botocore client and whether their requests are signed.
+
+    Raises:
+        StorageError: The AWS configuration cannot be resolved.
+    """
+    try:
+        session = botocore.session.Session()
+        region = session.get_config_variable("region") or "us-east-1"
+        # Resolves the endpoint from environment and profile, and diagnoses what obstore cannot.
+        client = session.create_client("s3", region_name=region, config=_PROBE)
+        endpoint = str(client.meta.endpoint_url)
+        credentials = session.get_credentials()
+    except botocore.exceptions.BotoCoreError as exc:
+        raise StorageError(f"AWS configuration for bucket {bucket!r}: {exc}", uri=bucket) from exc
+    options: dict[str, Any] = {"region": region}
+    if ".amazonaws.com" not in endpoint:
+        options["endpoint"] = endpoint
+    if credentials is None:
+        options["skip_signature"] = True
+    else:
+        frozen = credentials.get_frozen_credentials()
+        options["access_key_id"] = frozen.access_key
+        options["secret_access_key"] = frozen.secret_key
+        if frozen.token:
+            options["session_token"] = frozen.token
+    store = S3Store(
+        bucket,
+        client_options={"allow_http": endpoint.startswith("http://"), "connect_timeout": "5s"},
+        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
+        **options,
+    )
+    return store, client, credentials is not None
+
+
+def _raise_s3(exc: Exception, storage: S3Storage, path: str) -> NoReturn:
+    uri = storage.uri(path) if path else storage.url
+    kind: str
+    if isinstance(exc, _MISSING) or _status(exc) == 404:
+        kind = "missing"
+    elif isinstance(exc, (*_DENIED, PermissionError)) or _status(exc) in {401, 403}:
+        kind = "denied"
+    else:
+        # obstore reports a refused listing as a generic error, with its status in the text only.
+        kind = storage.diagnose()
+    if kind == "missing":
+        raise StorageError(f"{uri}: not found; {storage.advise('missing')}", uri=uri) from exc
+    if kind == "denied":
+        raise StorageError(f"{uri}: access denied; {storage.advise('denied')}", uri=uri) from exc
+    raise StorageUnavailable(
+        f"{uri}: no usable answer from the object store ({type(exc).__name__});"
+        " check AWS_ENDPOINT_URL and that the store is running",
+        uri=uri,
+    ) from exc
