@@ -2,7 +2,7 @@
 
 Sources are listed and read, sinks are written, through the same two classes. Writes are atomic: an
 object is there whole or not at all. S3 goes through obstore, with the usual AWS credential chain
-(environment, profile, instance) resolved by botocore.
+(environment, profile, SSO, instance) resolved by botocore.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from connectors.errors import StorageError
+from connectors.storage.access import Access
 from connectors.storage.local import LocalStorage
 from connectors.storage.objects import STAGING_PREFIX, ObjectInfo, Storage
 from connectors.storage.s3 import S3Storage
 
 __all__ = [
     "STAGING_PREFIX",
+    "Access",
     "LocalStorage",
     "ObjectInfo",
     "S3Storage",
@@ -25,8 +27,12 @@ __all__ = [
 ]
 
 
-def open_storage(url: str) -> Storage:
+def open_storage(url: str, access: Access | None = None) -> Storage:
     """Return the storage at `url`: `s3://bucket/prefix`, `file:///path` or a local path.
+
+    Args:
+        url: Where it is.
+        access: How to get into a bucket; by the environment where None.
 
     Raises:
         StorageError: The scheme is unknown or the bucket name is missing.
@@ -42,4 +48,4 @@ def open_storage(url: str) -> Storage:
         )
     if not parts.netloc:
         raise StorageError(f"storage {url!r} names no bucket; use s3://bucket/prefix", uri=url)
-    return S3Storage(parts.netloc, parts.path.strip("/"))
+    return S3Storage(parts.netloc, parts.path.strip("/"), access)

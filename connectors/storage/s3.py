@@ -4,39 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import botocore.exceptions
-import botocore.session
 import obstore
-from botocore.config import Config
 from obstore import exceptions as obstore_errors
-from obstore.store import S3Store
 
 from connectors.errors import StorageError, StorageUnavailable
+from connectors.storage.access import Access, Session
 from connectors.storage.objects import ObjectInfo
 
 _LIST_PAGE = 1000
-_PROBE = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
 _MISSING = (obstore_errors.NotFoundError, FileNotFoundError)
 _DENIED = (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError)
 
 
 class S3Storage:
-    """A prefix of an S3 bucket, or of a compatible store named by AWS_ENDPOINT_URL.
+    """A prefix of an S3 bucket, or of one of a compatible store.
 
     obstore does the work. It cannot say every key: it takes the folder mark `a/` for an object `a`,
     and fails at `a//b` and `./b`. Where such keys are, botocore lists, and it reads them.
     """
 
-    def __init__(self, bucket: str, prefix: str) -> None:
+    def __init__(self, bucket: str, prefix: str, access: Access | None = None) -> None:
+        """Resolve how the bucket is reached; nothing is asked of it yet.
+
+        Raises:
+            StorageError: The AWS configuration cannot be resolved.
+        """
         self.bucket = bucket
         self.prefix = prefix
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._store, self._client, self._signed = _open_bucket(bucket)
-        self.endpoint_url = str(self._client.meta.endpoint_url)
-        """Address of the object store, for libraries that bring a client of their own."""
+        try:
+            self.session = Session(access or Access())
+        except (botocore.exceptions.BotoCoreError, ValueError) as exc:
+            raise StorageError(f"AWS configuration for {self.url!r}: {exc}", uri=self.url) from exc
+        self._client = self.session.client()
+        self._store = self.session.store(bucket)
 
     def uri(self, path: str) -> str:
         """Return `s3://bucket/prefix/path`."""
@@ -161,13 +165,17 @@ class S3Storage:
         """Return what an operator should check."""
         if kind == "missing":
             return f"check that bucket {self.bucket!r} exists and the key is spelled right"
-        if not self._signed:
+        profile = self.session.profile
+        if self.session.is_anonymous:
+            return f"bucket {self.bucket!r} is not public; leave `anonymous` out, or name a profile"
+        if self.session.keys is None:
             return (
                 "no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
                 " or AWS_PROFILE"
             )
         return (
-            f"the credentials in use may not access bucket {self.bucket!r};"
+            f"the credentials {f'of profile {profile!r}' if profile else 'in use'} may not access"
+            f" bucket {self.bucket!r};"
             " check key, secret and policy"
         )
 
@@ -184,43 +192,16 @@ def _status(exc: BaseException) -> int | None:
     return int(exc.response["ResponseMetadata"]["HTTPStatusCode"])
 
 
-def _open_bucket(bucket: str) -> tuple[S3Store, Any, bool]:
-    """Return the store, a botocore client and whether their requests are signed.
-
-    Raises:
-        StorageError: The AWS configuration cannot be resolved.
-    """
-    try:
-        session = botocore.session.Session()
-        region = session.get_config_variable("region") or "us-east-1"
-        # Resolves the endpoint from environment and profile, and diagnoses what obstore cannot.
-        client = session.create_client("s3", region_name=region, config=_PROBE)
-        endpoint = str(client.meta.endpoint_url)
-        credentials = session.get_credentials()
-    except botocore.exceptions.BotoCoreError as exc:
-        raise StorageError(f"AWS configuration for bucket {bucket!r}: {exc}", uri=bucket) from exc
-    options: dict[str, Any] = {"region": region}
-    if ".amazonaws.com" not in endpoint:
-        options["endpoint"] = endpoint
-    if credentials is None:
-        options["skip_signature"] = True
-    else:
-        frozen = credentials.get_frozen_credentials()
-        options["access_key_id"] = frozen.access_key
-        options["secret_access_key"] = frozen.secret_key
-        if frozen.token:
-            options["session_token"] = frozen.token
-    store = S3Store(
-        bucket,
-        client_options={"allow_http": endpoint.startswith("http://"), "connect_timeout": "5s"},
-        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
-        **options,
-    )
-    return store, client, credentials is not None
-
-
 def _raise_s3(exc: Exception, storage: S3Storage, path: str) -> NoReturn:
     uri = storage.uri(path) if path else storage.url
+    failure = storage.session.keys and storage.session.keys.failure
+    if failure:
+        # Not of this object alone, so the run must stop.
+        raise StorageUnavailable(
+            f"{uri}: the AWS credentials cannot be renewed: {failure}; sign in again, such as with"
+            " `aws sso login`, and resume the run",
+            uri=uri,
+        ) from exc
     kind: str
     if isinstance(exc, _MISSING) or _status(exc) == 404:
         kind = "missing"
@@ -235,6 +216,6 @@ def _raise_s3(exc: Exception, storage: S3Storage, path: str) -> NoReturn:
         raise StorageError(f"{uri}: access denied; {storage.advise('denied')}", uri=uri) from exc
     raise StorageUnavailable(
         f"{uri}: no usable answer from the object store ({type(exc).__name__});"
-        " check AWS_ENDPOINT_URL and that the store is running",
+        f" check AWS_ENDPOINT_URL and that the store is running at {storage.session.endpoint_url}",
         uri=uri,
     ) from exc

@@ -84,7 +84,7 @@ def _refused(check: str, storage: S3Storage) -> Finding | None:
     if said == "fine":
         return None
     if said == "silent":
-        says = f"{storage.url}: no usable answer from {storage.endpoint_url}"
+        says = f"{storage.url}: no usable answer from {storage.session.endpoint_url}"
         return fail(check, says, _ADDRESS)
     mend = _CREDENTIALS if said == "denied" else f"aws s3 mb s3://{storage.bucket}"
     return fail(check, f"{storage.url}: {said}; {storage.advise(said)}", mend)
