@@ -21,7 +21,6 @@ from config.errors import ConfigError
 from config.load import load_profile, pipeline_from
 from config.pipeline import DEFAULT_ENGINE
 from config.shorthand import parse_fields
-from connectors.sinks.lake import Lake
 from connectors.sinks.parquet import span_from_row
 from connectors.storage import open_storage
 from flows.report.words import counted, place, unit_name
@@ -207,7 +206,7 @@ def answer_rows(job: Job) -> list[dict[str, Any]]:
 
     Unanswered chunks are rows too, with their `outcome` and `error`.
     """
-    lake = Lake(job.sink)
+    lake = job.open_lake()
     records, chunks = lake.read_table(f"records/stage={STAGE}"), lake.read_table("chunks")
     if records is None:
         return []

@@ -76,7 +76,7 @@ def _find(trial: Trial) -> tuple[str, SourceRef]:
             f"--document {path!r} is no local file, and the pipeline names no source to look in;"
             " give --source"
         )
-    refs = list_sources(open_storage(source), ("**/*",))
+    refs = list_sources(open_storage(source, trial.pipeline.access_to(source)), ("**/*",))
     found = [ref for ref in refs if ref.path == path]
     if not found:
         near = [ref.path for ref in refs if path.lower() in ref.path.lower()] or [

@@ -8,7 +8,14 @@ from contextlib import suppress
 
 from connectors.errors import StorageError, StorageUnavailable
 from connectors.probe import clock_skew_s, remove
-from connectors.storage import STAGING_PREFIX, LocalStorage, S3Storage, Storage, open_storage
+from connectors.storage import (
+    STAGING_PREFIX,
+    Access,
+    LocalStorage,
+    S3Storage,
+    Storage,
+    open_storage,
+)
 from flows.checks.finding import Finding, fail, ok, warn
 from flows.checks.machine import nearest
 
@@ -19,9 +26,9 @@ _CREDENTIALS = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=..."
 _ADDRESS = "export AWS_ENDPOINT_URL=http://HOST:PORT"
 
 
-def check_source(url: str) -> Sequence[Finding]:
+def check_source(url: str, access: Access | None = None) -> Sequence[Finding]:
     """Return whether the source can be listed and its first object read."""
-    storage = open_storage(url)
+    storage = open_storage(url, access)
     if isinstance(storage, S3Storage):
         refused = _refused("source", storage)
         if refused is not None:
@@ -36,9 +43,9 @@ def check_source(url: str) -> Sequence[Finding]:
     return [ok("source", f"{storage.url} is listed and read; its first object is {first.path}")]
 
 
-def check_sink(url: str) -> Sequence[Finding]:
+def check_sink(url: str, access: Access | None = None) -> Sequence[Finding]:
     """Return whether the sink takes a conditional put; what is written is removed again."""
-    storage = open_storage(url)
+    storage = open_storage(url, access)
     if isinstance(storage, S3Storage):
         refused = _refused("sink", storage)
         if refused is not None:

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from config.errors import ConfigError
 from config.load import find_pipeline, load_pipeline
 from config.pipeline import PipelineConfig
+from connectors.sinks.lake import Lake
+from connectors.storage import Storage, open_storage
 from engine.request import ModeName
 
 Start = Literal["new", "resume", "retry"]
@@ -49,6 +51,14 @@ class Job:
     start: Start = "new"
     """`resume`: shards that the run has committed are left alone, and answers that it has are not
     asked for again. `retry`: as resume, but shards with unanswered requests are opened again."""
+
+    def open_source(self) -> Storage:
+        """Return the source, reached as the pipeline says."""
+        return open_storage(self.source, self.pipeline.access_to(self.source))
+
+    def open_lake(self) -> Lake:
+        """Return the sink, reached as the pipeline says."""
+        return Lake(self.sink, self.pipeline.access_to(self.sink))
 
     def as_json(self) -> dict[str, Any]:
         """Return what `job_from_json` needs to make it again, but for how it starts."""
