@@ -250,9 +250,10 @@ class PipelineConfig(_Model):
     """What runs, tables and the run page call it. A sink keeps to one pipeline by this name."""
     source: str | None = None
     """Folder or bucket to read; `--source` overrides it. A relative path in the file is relative to the
-    file, on the command line to the folder one is in."""
+    file, on the command line to the folder one is in. Besides `s3://`, what fsspec opens can be read:
+    `gs://`, `az://`, `sftp://` with their packages installed, a ZIP archive as `zip://::/data/papers.zip`."""
     sink: str | None = None
-    """Folder or bucket to write; `--sink` overrides it."""
+    """Folder or `s3://` address to write; `--sink` overrides it. Others have no conditional put."""
     storage: Mapping[str, StorageConfig] = Field(default_factory=dict)
     """How source and sink are reached where the environment is not enough, by the beginning of their
     address; the longest one counts: `{"s3://open-data/": {anonymous: true}, "s3://archive/":

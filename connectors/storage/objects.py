@@ -21,8 +21,8 @@ class ObjectInfo:
     etag: str
 
 
-class Storage(Protocol):
-    """A folder of objects."""
+class Source(Protocol):
+    """A folder of objects to read."""
 
     url: str
 
@@ -38,6 +38,10 @@ class Storage(Protocol):
 
     def get(self, path: str) -> bytes:
         """Return the whole object."""
+
+
+class Storage(Source, Protocol):
+    """A folder of objects that can be written too, also on condition that there is none."""
 
     def find(self, path: str) -> bytes | None:
         """Return the whole object, or None where there is none."""

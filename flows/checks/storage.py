@@ -13,7 +13,9 @@ from connectors.storage import (
     Access,
     LocalStorage,
     S3Storage,
+    Source,
     Storage,
+    open_source,
     open_storage,
 )
 from flows.checks.finding import Finding, fail, ok, warn
@@ -23,12 +25,16 @@ MAX_SKEW_S = 60.0
 """Seconds between this clock and the store's that still pass; S3 refuses requests at 15 minutes."""
 
 _CREDENTIALS = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=..."
+_ANOTHER = "headrace doctor --source s3://BUCKET/PREFIX --sink s3://BUCKET/PREFIX"
 _ADDRESS = "export AWS_ENDPOINT_URL=http://HOST:PORT"
 
 
 def check_source(url: str, access: Access | None = None) -> Sequence[Finding]:
     """Return whether the source can be listed and its first object read."""
-    storage = open_storage(url, access)
+    try:
+        storage = open_source(url, access)
+    except StorageError as exc:
+        return [fail("source", str(exc), _ANOTHER)]
     if isinstance(storage, S3Storage):
         refused = _refused("source", storage)
         if refused is not None:
@@ -45,7 +51,10 @@ def check_source(url: str, access: Access | None = None) -> Sequence[Finding]:
 
 def check_sink(url: str, access: Access | None = None) -> Sequence[Finding]:
     """Return whether the sink takes a conditional put; what is written is removed again."""
-    storage = open_storage(url, access)
+    try:
+        storage = open_storage(url, access)
+    except StorageError as exc:
+        return [fail("sink", str(exc), _ANOTHER)]
     if isinstance(storage, S3Storage):
         refused = _refused("sink", storage)
         if refused is not None:
@@ -97,7 +106,7 @@ def _refused(check: str, storage: S3Storage) -> Finding | None:
     return fail(check, f"{storage.url}: {said}; {storage.advise(said)}", mend)
 
 
-def _failed(check: str, storage: Storage, exc: StorageError) -> Finding:
+def _failed(check: str, storage: Source, exc: StorageError) -> Finding:
     if isinstance(exc, StorageUnavailable):
         return fail(check, str(exc), _ADDRESS)
     local = isinstance(storage, LocalStorage)

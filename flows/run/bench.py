@@ -20,7 +20,7 @@ from connectors.chunker import ChunkRule
 from connectors.document import Media
 from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
-from connectors.storage import STAGING_PREFIX, Storage
+from connectors.storage import STAGING_PREFIX, Source
 from engine.batch import Amount, Budget, Route, route_to
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint
 from engine.profile import Profile
@@ -55,7 +55,7 @@ class Room:
     """What reads a job's documents and writes its tables; knows no engine."""
 
     job: Job
-    source: Storage
+    source: Source
     lake: Lake
     readers: ReaderPool
     passwords: Passwords

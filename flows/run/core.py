@@ -17,7 +17,7 @@ from typing import Any
 from config.errors import ConfigError
 from connectors.errors import ConnectorError
 from connectors.sinks.lake import Lake
-from connectors.storage import STAGING_PREFIX, Storage
+from connectors.storage import STAGING_PREFIX, Source
 from engine.errors import EngineError
 from flows.report.build import write_report
 from flows.run import commit, plan, registry
@@ -228,7 +228,7 @@ def _begin(bench: Bench, shards: Sequence[ShardPlan]) -> None:
         lake.put_json(plan_path(job.run_id), plan.plan_as_json(shards))
 
 
-def _identity(job: Job, source: Storage) -> dict[str, Any]:
+def _identity(job: Job, source: Source) -> dict[str, Any]:
     return {"layout": LAYOUT, "pipeline": job.pipeline.name, "source": source.url}
 
 

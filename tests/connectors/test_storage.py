@@ -61,7 +61,7 @@ def test_folder_that_is_missing_is_named_when_listed(tmp_path):
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("gs://bucket/x", "scheme 'gs'; use s3://"), ("s3:///x", "names no bucket")],
+    [("s3:///x", "names no bucket"), ("s3://me:pw@bucket/x", "holds a password")],
 )
 def test_url_is_refused_when_it_cannot_be_storage(url, message):
     with pytest.raises(StorageError, match=message):
@@ -216,3 +216,9 @@ def test_folder_marks_cost_their_page_alone_when_listed(fake_store):
     assert listed == [key.removeprefix("in/") for key in objects]
     # One page twice, then the rest as it comes.
     assert len(store.requests) <= 8
+
+
+def test_prefix_is_taken_whole_when_it_has_the_marks_of_an_address(bucket):
+    open_storage(f"{bucket}/a?b#c").put("x.txt", b"x")
+    assert [item.path for item in open_storage(bucket).list()] == ["a?b#c/x.txt"]
+    assert open_storage(f"{bucket}/a?b#c").get("x.txt") == b"x"

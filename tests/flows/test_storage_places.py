@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from config.errors import ConfigError
 from config.load import load_pipeline
 from connectors.errors import StorageError
 from connectors.storage import Access, open_storage
+from flows.checks.storage import check_sink, check_source
 from flows.report.build import rebuild
 from flows.report_server import page_for
 from flows.run.core import run_job
-from flows.run.job import Options, make_job
+from flows.run.job import Options, is_inside, make_job
 from flows.run.look import Query, query_records, run_status
 from flows.run.resume import reopen
 from tests.fakes.object_store import ARCHIVE, OPEN_DATA
@@ -117,3 +119,35 @@ def test_longest_beginning_counts_when_several_fit(tmp_path, url, profile):
     file.write_text(text + PIPELINE.partition("stages:")[2], encoding="utf-8")
     expected = None if profile is None else Access(profile=profile)
     assert load_pipeline(file).access_to(url) == expected
+
+
+def test_run_reads_an_archive_when_fsspec_opens_it(tmp_path, engine):
+    with zipfile.ZipFile(tmp_path / "notes.zip", "w") as archive:
+        archive.writestr("2024/a.txt", "Note a.")
+        archive.writestr("b.txt", "Note b.")
+    file = tmp_path / "notes.yaml"
+    text = PIPELINE.partition("source:")[0] + "stages:" + PIPELINE.partition("stages:")[2]
+    file.write_text(text, encoding="utf-8")
+    options = Options(
+        source=f"zip://::{tmp_path}/notes.zip", sink=str(tmp_path / "lake"), engine=engine.url
+    )
+    manifest = run_job(make_job(file, options))
+    assert manifest["documents"] == {"listed": 2, "read": 2}
+    rows = query_records(manifest["run_id"], None, None, Query()).frame
+    assert rows["path"].to_list() == ["2024/a.txt", "b.txt"]
+    report = rebuild(manifest["run_id"], None)
+    assert report
+
+
+def test_doctor_fails_when_a_source_cannot_be_opened_or_a_sink_not_be_written():
+    source, sink = (check("gs://bucket/x") for check in (check_source, check_sink))
+    assert [finding.status for finding in (*source, *sink)] == ["fail", "fail"]
+    assert "install gcsfs" in source[0].says
+    assert "not a sink" in sink[0].says
+
+
+@pytest.mark.parametrize("source", ["file:///data", "/data"])
+def test_sink_is_refused_when_inside_the_source_however_written(source):
+    assert is_inside("/data/lake", source)
+    assert is_inside("file:///data/lake", source)
+    assert not is_inside("/data-lake", source)
