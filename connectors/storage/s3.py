@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import botocore.exceptions
 import obstore
@@ -41,6 +41,8 @@ class S3Storage:
             raise StorageError(f"AWS configuration for {self.url!r}: {exc}", uri=self.url) from exc
         self._client = self.session.client()
         self._store = self.session.store(bucket)
+        self.bucket_region = self.session.region
+        """Where the bucket is, as far as the store has said; it says so to `diagnose`."""
 
     def uri(self, path: str) -> str:
         """Return `s3://bucket/prefix/path`."""
@@ -151,8 +153,9 @@ class S3Storage:
     def diagnose(self) -> Literal["missing", "denied", "silent", "fine"]:
         """Return what a bare request for the bucket says, by HTTP status."""
         try:
-            self._client.head_bucket(Bucket=self.bucket)
+            self._note_region(self._client.head_bucket(Bucket=self.bucket))
         except botocore.exceptions.ClientError as exc:
+            self._note_region(exc.response)
             status = _status(exc)
             return "missing" if status == 404 else "denied" if status in {401, 403} else "silent"
         except botocore.exceptions.NoCredentialsError:
@@ -160,6 +163,10 @@ class S3Storage:
         except botocore.exceptions.BotoCoreError:
             return "silent"
         return "fine"
+
+    def _note_region(self, answer: Mapping[str, Any]) -> None:
+        headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
+        self.bucket_region = headers.get("x-amz-bucket-region", self.session.region)
 
     def advise(self, kind: Literal["missing", "denied"]) -> str:
         """Return what an operator should check."""
@@ -214,8 +221,16 @@ def _raise_s3(exc: Exception, storage: S3Storage, path: str) -> NoReturn:
         raise StorageError(f"{uri}: not found; {storage.advise('missing')}", uri=uri) from exc
     if kind == "denied":
         raise StorageError(f"{uri}: access denied; {storage.advise('denied')}", uri=uri) from exc
+    ours, theirs = storage.session.region, storage.bucket_region
+    if theirs != ours:
+        raise StorageError(
+            f"{uri}: bucket {storage.bucket!r} is in region {theirs!r}, and requests go to {ours!r};"
+            f" set AWS_REGION={theirs}, or `region` in the pipeline's storage",
+            uri=uri,
+        ) from exc
     raise StorageUnavailable(
         f"{uri}: no usable answer from the object store ({type(exc).__name__});"
-        f" check AWS_ENDPOINT_URL and that the store is running at {storage.session.endpoint_url}",
+        f" check AWS_ENDPOINT_URL, that the store is running at {storage.session.endpoint_url}, and"
+        " that a session token has not expired",
         uri=uri,
     ) from exc

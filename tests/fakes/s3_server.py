@@ -30,8 +30,10 @@ class FakeStore:
         objects: Mapping[str, bytes],
         fault: Callable[[int], int | None] = lambda _: None,
         page: int = PAGE,
+        region: str | None = None,
     ) -> None:
         """Serve these objects; `fault` gives a status for a request by number, 0 for a cut."""
+        self.region = region
         self.objects = dict(objects)
         self.requests: list[Seen] = []
         self.fault = fault
@@ -98,6 +100,8 @@ def _handler_of(store: FakeStore) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", "application/xml")
             self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
             self.send_header("ETag", '"e"')
+            if store.region is not None:
+                self.send_header("x-amz-bucket-region", store.region)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)
