@@ -53,7 +53,7 @@ class LocalStorage:
                 yield self._info(entry)
 
     def _info(self, entry: os.DirEntry[str]) -> ObjectInfo:
-        path = entry.path[len(str(self.root)) :].lstrip("/")
+        path = entry.path[len(self.url) :].lstrip("/")
         size_bytes, etag = 0, "unreadable"
         try:
             found = entry.stat()
@@ -64,8 +64,9 @@ class LocalStorage:
             if stat.S_ISREG(found.st_mode):
                 size_bytes = found.st_size
                 etag = f"{found.st_mtime_ns:x}-{found.st_size:x}"
-        name = os.fsencode(path).decode("utf-8", errors="backslashreplace")
-        return ObjectInfo(path=name, size_bytes=size_bytes, etag=etag)
+        if not path.isascii():
+            path = os.fsencode(path).decode("utf-8", errors="backslashreplace")
+        return ObjectInfo(path=path, size_bytes=size_bytes, etag=etag)
 
     def get(self, path: str) -> bytes:
         """Return the file's bytes.
