@@ -39,6 +39,7 @@ class S3Storage:
             self.session = Session(access or Access())
         except (botocore.exceptions.BotoCoreError, ValueError) as exc:
             raise StorageError(f"AWS configuration for {self.url!r}: {exc}", uri=self.url) from exc
+        self._skipped = len(prefix) + 1 if prefix else 0
         self._client = self.session.client()
         self._store = self.session.store(bucket)
         self.bucket_region = self.session.region
@@ -86,8 +87,9 @@ class S3Storage:
         return str(found[-1]["Key"]) if page.get("IsTruncated") else None
 
     def _info(self, key: str, size_bytes: int, etag: str | None) -> ObjectInfo:
-        path = key.removeprefix(f"{self.prefix}/") if self.prefix else key
-        return ObjectInfo(path=path, size_bytes=size_bytes, etag=(etag or "").strip('"'))
+        return ObjectInfo(
+            path=key[self._skipped :], size_bytes=size_bytes, etag=(etag or "").strip('"')
+        )
 
     def get(self, path: str) -> bytes:
         """Return the object's bytes."""
