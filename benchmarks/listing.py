@@ -1,8 +1,9 @@
 """Listing as a stream, beside the bare calls under it: keys per second, time to the first, memory.
 
-`python -m benchmarks.listing [--keys 1000000] [--files 200000]` lists keys of a fake object store, which
+`python -m benchmarks.listing [--keys 1000000] [--files 200000] [--repeats 3]` lists keys of a fake object store, which
 answers page by page from a process of its own, and empty files in folders of a thousand. Each arm is a
-process of its own too; the bare arms are obstore.list, and os.scandir with one stat a file.
+process of its own too; the bare arms are obstore.list, and os.scandir with one stat a file. Ratios are of
+processor time, medians over pairs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--files", type=int, default=200_000)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--arm", choices=_ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--at", help=argparse.SUPPRESS)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -42,25 +45,49 @@ def main() -> None:
     elif asked.arm:
         sys.stdout.write(json.dumps(_measure(_ARMS[asked.arm](asked.at), asked.keys)) + "\n")
     else:
-        _compare(asked.keys, asked.files)
+        _compare(asked.keys, asked.files, asked.repeats)
 
 
-def _compare(num_keys: int, num_files: int) -> None:
+def _compare(num_keys: int, num_files: int, repeats: int) -> None:
     measured_on = machine()
     with _store(num_keys) as url:
-        rows = [_run(arm, url, num_keys) for arm in ("bucket", "obstore")]
-        rows.append(_run("bucket with empty objects", f"{url}/marked", num_keys // 10))
+        bucket, bare_bucket = _pairs(("bucket", "obstore"), url, num_keys, repeats)
+        marked = _run("bucket with empty objects", f"{url}/marked", num_keys // 10)
     with tempfile.TemporaryDirectory(prefix="headrace-listing-") as folder:
         _fill(Path(folder), num_files)
         # Once before, so that both find the folders in the system's cache.
         _run("scandir", folder, num_files)
-        rows += [_run(arm, folder, num_files) for arm in ("folder", "scandir")]
-    rate = {str(row["arm"]): float(row["keys_per_s"]) for row in rows}
+        local, bare_local = _pairs(("folder", "scandir"), folder, num_files, repeats)
     facts = {
-        "bucket / obstore": rate["bucket"] / rate["obstore"],
-        "folder / scandir": rate["folder"] / rate["scandir"],
+        "bucket / obstore, CPU": _ratio(bucket, bare_bucket),
+        "folder / scandir, CPU": _ratio(local, bare_local),
     }
-    show("listing", measured_on, facts, rows)
+    arms = [bucket, bare_bucket, [marked], local, bare_local]
+    show("listing", measured_on, facts, [_middle(runs) for runs in arms])
+
+
+def _pairs(
+    arms: tuple[str, str], at: str, num_keys: int, repeats: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the runs of both arms, taken in turn: what else goes on here then meets both."""
+    first, second = [], []
+    for _ in range(repeats):
+        first.append(_run(arms[0], at, num_keys))
+        second.append(_run(arms[1], at, num_keys))
+    return first, second
+
+
+def _ratio(runs: list[dict[str, Any]], peers: list[dict[str, Any]]) -> float:
+    pairs = zip(runs, peers, strict=True)
+    ratios = [float(run["cpu_us_per_key"] / peer["cpu_us_per_key"]) for run, peer in pairs]
+    return statistics.median(ratios)
+
+
+def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the median of each figure."""
+    figures = [name for name in runs[0] if name != "arm"]
+    middle = {name: statistics.median(run[name] for run in runs) for name in figures}
+    return {"arm": runs[0]["arm"], **middle}
 
 
 def _run(arm: str, at: str, num_keys: int) -> dict[str, Any]:
@@ -77,7 +104,7 @@ def _measure(paths: Iterator[str], num_keys: int) -> dict[str, object]:
     Raises:
         SystemExit: Keys are missing.
     """
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     first_s, tenth_mb, count = 0.0, 0.0, 0
     for count, _ in enumerate(paths, start=1):
         if count == 1:
@@ -90,6 +117,7 @@ def _measure(paths: Iterator[str], num_keys: int) -> dict[str, object]:
     return {
         "keys": count,
         "keys_per_s": round(count / seconds),
+        "cpu_us_per_key": round((time.process_time() - cpu) / count * 1e6, 1),
         "first_ms": round(first_s * 1000, 1),
         "peak_mb_tenth": tenth_mb,
         "peak_mb_all": _peak_mb(),
