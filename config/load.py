@@ -403,7 +403,8 @@ def _explain(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, mess
 def _field_names(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
     """Return the field names of the model at `loc` inside `model`."""
     for part in loc:
-        if isinstance(part, int):
+        # Numbers and names of the user's own are no fields: what is below them is the same model.
+        if isinstance(part, int) or part not in model.model_fields:
             continue
         field = model.model_fields.get(part)
         found = [

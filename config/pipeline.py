@@ -7,14 +7,16 @@ a run's manifest keeps.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import jsonschema
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from connectors.readers import ReaderOptions
 from connectors.sinks.parquet import RESERVED_COLUMNS
+from connectors.storage import Access
 from engine.request import ReasoningPolicy
 
 ModeChoice = Literal["instant", "thinking", "auto"]
@@ -186,6 +188,52 @@ class BudgetConfig(_Model):
     """Prompt and answer tokens together. None: no limit."""
 
 
+class StorageConfig(_Model):
+    """How one place in object storage is reached.
+
+    What is left out comes from the profile, then from the environment (`AWS_PROFILE`,
+    `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `AWS_REGION`). Keys and secrets are never here: they are
+    in the profile's files or in the environment. The run keeps this in its sink, and this machine
+    remembers how it reached the sink: resume, retry, records and report need not be told. Commands
+    without a pipeline (`headrace ask`), and those with a `--sink` that this machine has not written
+    to, go by the environment alone.
+    """
+
+    profile: str | None = None
+    """Profile of `~/.aws/config` or `~/.aws/credentials`: keys, role, SSO or `credential_process`, address
+    and region."""
+    endpoint_url: str | None = None
+    """Address of the store, such as `http://minio:9000`; of AWS itself `https://s3.REGION.amazonaws.com`,
+    where the environment names another one."""
+    region: str | None = None
+    """Region of the bucket. None: `us-east-1` where nothing else says one."""
+    anonymous: bool = False
+    """Send requests unsigned, also where there are credentials: for public data."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _check_address(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^/@?\s]+(/[^@?\s]*)?", url):
+            # Not shown: what stands before an @ may be a password.
+            raise ValueError("endpoint_url must be like http://host:9000, without user or password")
+        return url
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        if self.anonymous and self.profile is not None:
+            raise ValueError("anonymous and profile exclude each other; drop one")
+        return self
+
+    def access(self) -> Access:
+        """Return what storage is opened with."""
+        return Access(
+            profile=self.profile,
+            endpoint_url=self.endpoint_url,
+            region=self.region,
+            anonymous=self.anonymous,
+        )
+
+
 class ReportConfig(_Model):
     """What the report says besides the figures."""
 
@@ -202,9 +250,14 @@ class PipelineConfig(_Model):
     """What runs, tables and the run page call it. A sink keeps to one pipeline by this name."""
     source: str | None = None
     """Folder or bucket to read; `--source` overrides it. A relative path in the file is relative to the
-    file, on the command line to the folder one is in."""
+    file, on the command line to the folder one is in. Besides `s3://`, what fsspec opens can be read:
+    `gs://`, `az://`, `sftp://` with their packages installed, a ZIP archive as `zip://::/data/papers.zip`."""
     sink: str | None = None
-    """Folder or bucket to write; `--sink` overrides it."""
+    """Folder or `s3://` address to write; `--sink` overrides it. Others have no conditional put."""
+    storage: Mapping[str, StorageConfig] = Field(default_factory=dict)
+    """How source and sink are reached where the environment is not enough, by the beginning of their
+    address; the longest one counts: `{"s3://open-data/": {anonymous: true}, "s3://archive/":
+    {profile: archive}}`."""
     include: tuple[str, ...] = ("**/*",)
     """Globs on the path below the source; what matches none is not listed at all."""
     engine: str = DEFAULT_ENGINE
@@ -227,6 +280,19 @@ class PipelineConfig(_Model):
     Rejected and skipped documents are counted apart."""
     report: ReportConfig = Field(default_factory=ReportConfig)
 
+    def access_to(self, url: str) -> Access | None:
+        """Return how the place at `url` is reached; None: by the environment."""
+        found = [place for place in self.storage if _is_below(url, place)]
+        return self.storage[max(found, key=len)].access() if found else None
+
+    @field_validator("storage")
+    @classmethod
+    def _check_places(cls, storage: Mapping[str, StorageConfig]) -> Mapping[str, StorageConfig]:
+        strange = [place for place in storage if not place.startswith("s3://")]
+        if strange:
+            raise ValueError(f"{strange[0]!r} is no place in S3; it begins with s3://")
+        return storage
+
     @model_validator(mode="after")
     def _check_graph(self) -> Self:
         earlier: dict[str, StageConfig] = {}
@@ -246,3 +312,8 @@ class PipelineConfig(_Model):
                     )
             earlier[stage.name] = stage
         return self
+
+
+def _is_below(url: str, place: str) -> bool:
+    """Tell whether `url` is `place` or lies below it; `s3://a` is not below `s3://ab`."""
+    return f"{url.rstrip('/')}/".startswith(f"{place.rstrip('/')}/")

@@ -246,7 +246,8 @@ def _default(field: FieldInfo) -> str:
         return "required"
     value = field.default
     if field.default_factory is not None:
-        return "its own" if next(_inner_models(field.annotation), None) else "none"
+        has_own = any(not mark for _, mark in _inner_models(field.annotation))
+        return "its own" if has_own else "none"
     if value in (None, "", ()):
         return "none"
     return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"

@@ -6,9 +6,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import PurePosixPath
 
-import botocore.client
 import botocore.exceptions
-import botocore.session
 from botocore.config import Config
 
 from connectors.errors import StorageError
@@ -28,7 +26,7 @@ def remove(storage: Storage, path: str) -> None:
             (storage.root / path).unlink()
         elif isinstance(storage, S3Storage):
             key = str(PurePosixPath(storage.prefix, path))
-            _client().delete_object(Bucket=storage.bucket, Key=key)
+            storage.session.client(_ONE_TRY).delete_object(Bucket=storage.bucket, Key=key)
     except (OSError, botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as exc:
         uri = storage.uri(path)
         raise StorageError(f"{uri}: cannot be removed ({type(exc).__name__})", uri=uri) from exc
@@ -37,7 +35,7 @@ def remove(storage: Storage, path: str) -> None:
 def clock_skew_s(storage: S3Storage) -> float | None:
     """Return the seconds that this machine's clock is ahead of the store's; None if not known."""
     try:
-        answer = _client().head_bucket(Bucket=storage.bucket)
+        answer = storage.session.client(_ONE_TRY).head_bucket(Bucket=storage.bucket)
     except botocore.exceptions.ClientError as exc:
         answer = exc.response
     except botocore.exceptions.BotoCoreError:
@@ -46,9 +44,3 @@ def clock_skew_s(storage: S3Storage) -> float | None:
     if not date:
         return None
     return (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
-
-
-def _client() -> botocore.client.BaseClient:
-    session = botocore.session.Session()
-    region = session.get_config_variable("region") or "us-east-1"
-    return session.create_client("s3", region_name=region, config=_ONE_TRY)

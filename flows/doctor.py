@@ -9,13 +9,14 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http.client import HTTPException
 
 from config.errors import ConfigError
 from config.load import Surroundings, load_profile, load_secret, load_surroundings
 from connectors.errors import ConnectorError
+from connectors.storage import Access
 from engine.errors import EngineError
 from engine.local_models import LOCAL_MODELS
 from engine.profile import Profile
@@ -54,6 +55,7 @@ def diagnose(
     source: str | None = None,
     sink: str | None = None,
     *,
+    access_to: Callable[[str], Access | None] = lambda _: None,
     limit_s: float = LIMIT_S,
 ) -> list[Finding]:
     """Return what the checks have found, in a fixed order.
@@ -62,13 +64,19 @@ def diagnose(
         engine: Profile name or URL of the engine that runs are to use.
         source: Folder or bucket to read from; not looked at where None.
         sink: Folder or bucket to write to; not looked at where None.
+        access_to: Returns how source and sink are reached; by the environment where None.
         limit_s: Seconds for all checks together.
 
     Raises:
         ConfigError: There is no such profile.
     """
     profile, surroundings = load_profile(engine), load_surroundings()
-    findings = _run(_checks(profile, surroundings, source, sink), limit_s)
+    checks = _checks(profile, surroundings)
+    if source is not None:
+        checks["source"] = partial(storage.check_source, source, access_to(source))
+    if sink is not None:
+        checks["sink"] = partial(storage.check_sink, sink, access_to(sink))
+    findings = _run(checks | _services(surroundings), limit_s)
     secrets = [load_secret(name) for name in (*_SECRETS, profile.api_key_env)]
     return [_hide(finding, [text for text in secrets if text]) for finding in findings]
 
@@ -78,10 +86,8 @@ def is_well(findings: Sequence[Finding]) -> bool:
     return all(finding.status != "fail" for finding in findings)
 
 
-def _checks(
-    profile: Profile, surroundings: Surroundings, source: str | None, sink: str | None
-) -> Mapping[str, Check]:
-    """Return the checks by name; an engine elsewhere needs less of this machine."""
+def _checks(profile: Profile, surroundings: Surroundings) -> dict[str, Check]:
+    """Return the checks of machine and engine; an engine elsewhere needs less of this machine."""
     checks: dict[str, Check] = {
         "python": machine.check_python,
         "packages": install.check_packages,
@@ -95,12 +101,11 @@ def _checks(
             "engine environment": partial(install.check_engine_environment, surroundings),
             f"{profile.serve} model": partial(install.check_model, surroundings, profile.serve),
         }
-    checks["engine"] = partial(endpoint.check_engine, profile, surroundings)
-    if source is not None:
-        checks["source"] = partial(storage.check_source, source)
-    if sink is not None:
-        checks["sink"] = partial(storage.check_sink, sink)
-    return checks | {
+    return checks | {"engine": partial(endpoint.check_engine, profile, surroundings)}
+
+
+def _services(surroundings: Surroundings) -> dict[str, Check]:
+    return {
         "ports": partial(services.check_ports, surroundings.prefect_api_url),
         "prefect": partial(services.check_prefect, surroundings.prefect_api_url),
         "tesseract": machine.check_tesseract,

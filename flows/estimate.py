@@ -15,7 +15,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from connectors.document import Chunk, Document, SourceRef
-from connectors.sinks.lake import Lake
 from engine.endpoint import Endpoint
 from flows.run.ask import Asker
 from flows.run.bench import (
@@ -67,7 +66,7 @@ def _estimate(
     job: Job, endpoint: Endpoint, *, sample: int | None, notify: Callable[[str], None]
 ) -> dict[str, Any]:
     asker = Asker(job.pipeline, endpoint)
-    rule = chunk_rule(job, endpoint, asker, Lake(job.sink))
+    rule = chunk_rule(job, endpoint, asker, job.open_lake())
     with (
         tempfile.TemporaryDirectory(prefix="headrace-plan-") as sink,
         open_room(replace(job, sink=sink)) as room,

@@ -21,9 +21,8 @@ from config.errors import ConfigError
 from config.load import load_profile, pipeline_from
 from config.pipeline import DEFAULT_ENGINE
 from config.shorthand import parse_fields
-from connectors.sinks.lake import Lake
 from connectors.sinks.parquet import span_from_row
-from connectors.storage import open_storage
+from connectors.storage import open_source
 from flows.report.words import counted, place, unit_name
 from flows.run.job import Job, Options, is_inside, job_of
 from flows.run.plan import glob_regex
@@ -131,7 +130,7 @@ def _check_include(source: str, include: Sequence[str]) -> None:
     Raises:
         ConfigError: No glob fits any, and there are no more.
     """
-    listed = islice(open_storage(source).list(), _MAX_LISTED)
+    listed = islice(open_source(source).list(), _MAX_LISTED)
     paths = []
     for item in listed:
         if any(re.fullmatch(glob_regex(glob), item.path) for glob in include):
@@ -207,7 +206,7 @@ def answer_rows(job: Job) -> list[dict[str, Any]]:
 
     Unanswered chunks are rows too, with their `outcome` and `error`.
     """
-    lake = Lake(job.sink)
+    lake = job.open_lake()
     records, chunks = lake.read_table(f"records/stage={STAGE}"), lake.read_table("chunks")
     if records is None:
         return []

@@ -17,8 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from config.errors import ConfigError
 from connectors.errors import ConnectorError
-from connectors.storage import open_storage
-from flows.run.registry import RunEntry, find_run, known_runs
+from flows.run.registry import RunEntry, find_run, known_runs, open_sink
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def _report(run_id: str) -> tuple[HTTPStatus, str]:
     entry = find_run(run_id)
     if entry.run_id != run_id:
         return _sorry(f"There is no run {run_id} on this machine.")
-    data = open_storage(entry.sink).find(f"reports/{run_id}/index.html")
+    data = open_sink(entry.sink).storage.find(f"reports/{run_id}/index.html")
     if data is None:
         return _sorry(f"Run {run_id} has no report yet; it is written when the run ends.")
     return HTTPStatus.OK, data.decode("utf-8", errors="replace")

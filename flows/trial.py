@@ -13,7 +13,7 @@ from typing import Any
 from config.errors import ConfigError
 from config.pipeline import PipelineConfig
 from connectors.document import Document, SourceRef
-from connectors.storage import open_storage
+from connectors.storage import open_source
 from engine.batch import Amount
 from engine.endpoint import Endpoint
 from engine.prompt import user_text
@@ -76,7 +76,7 @@ def _find(trial: Trial) -> tuple[str, SourceRef]:
             f"--document {path!r} is no local file, and the pipeline names no source to look in;"
             " give --source"
         )
-    refs = list_sources(open_storage(source), ("**/*",))
+    refs = list_sources(open_source(source, trial.pipeline.access_to(source)), ("**/*",))
     found = [ref for ref in refs if ref.path == path]
     if not found:
         near = [ref.path for ref in refs if path.lower() in ref.path.lower()] or [

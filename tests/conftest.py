@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.services import ObjectStore, PrefectServer
+from flows.services import PrefectServer
 from tests.fakes.engine_server import FakeEngine
+from tests.fakes.object_store import SharedStore
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,7 +32,7 @@ def engine():
 @pytest.fixture(scope="session")
 def object_store(tmp_path_factory):
     """A real S3 server, SeaweedFS."""
-    with ObjectStore(tmp_path_factory.mktemp("s3"), notify=lambda _: None) as store:
+    with SharedStore(tmp_path_factory.mktemp("s3"), notify=lambda _: None) as store:
         yield store
 
 

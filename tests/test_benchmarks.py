@@ -27,6 +27,21 @@ def test_client_cost_gives_each_arm_its_figures_when_run_in_small():
     assert all(arm["cpu_ms"] > 0 and arm["rss_end_mb"] > 0 for arm in found["arms"])
 
 
+def test_listing_gives_each_arm_its_figures_when_run_in_small():
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.listing", "--keys=25000", "--files=2500", "--repeats=1"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert {arm["arm"]: arm["keys"] for arm in found["arms"]} == {
+        "bucket": 25_000, "obstore": 25_000, "bucket with empty objects": 2500,
+        "folder": 2500, "scandir": 2500,
+    }  # fmt: skip
+    assert all(arm["keys_per_s"] > 0 and arm["peak_mb_all"] > 0 for arm in found["arms"])
+    assert found["bucket / obstore, CPU"] > 0
+
+
 def test_checkpoint_has_the_real_shapes_when_written_for_a_gpu(tmp_path):
     gpu_capacity.write_checkpoint(tmp_path / "model", layers=2, experts=384)
     config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))

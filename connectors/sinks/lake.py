@@ -27,14 +27,14 @@ import pyarrow.dataset as ds
 from connectors.document import Chunk
 from connectors.errors import StorageError
 from connectors.sinks import parquet
-from connectors.storage import S3Storage, Storage, open_storage
+from connectors.storage import Access, S3Storage, Storage, open_storage
 
 
 class Lake:
     """Writes a run's tables and reads them back."""
 
-    def __init__(self, url: str) -> None:
-        self.storage: Storage = open_storage(url)
+    def __init__(self, url: str, access: Access | None = None) -> None:
+        self.storage: Storage = open_storage(url, access)
         self.url = self.storage.url
 
     def put_part(
@@ -113,9 +113,14 @@ def _filesystem(storage: Storage) -> tuple[Any, str]:
     """Return an fsspec file system and the root path in it; S3 through s3fs."""
     if not isinstance(storage, S3Storage):
         return fsspec.filesystem("file"), storage.url
+    session = storage.session
+    # It resolves credentials itself, and renews them.
     filesystem = fsspec.filesystem(
         "s3",
-        endpoint_url=storage.endpoint_url,
+        profile=session.profile,
+        anon=session.keys is None,
+        endpoint_url=session.endpoint_url,
+        client_kwargs={"region_name": session.region},
         use_listings_cache=False,
         # Stores other than AWS need not know the checksums that botocore adds by itself.
         config_kwargs={

@@ -8,7 +8,16 @@ from contextlib import suppress
 
 from connectors.errors import StorageError, StorageUnavailable
 from connectors.probe import clock_skew_s, remove
-from connectors.storage import STAGING_PREFIX, LocalStorage, S3Storage, Storage, open_storage
+from connectors.storage import (
+    STAGING_PREFIX,
+    Access,
+    LocalStorage,
+    S3Storage,
+    Source,
+    Storage,
+    open_source,
+    open_storage,
+)
 from flows.checks.finding import Finding, fail, ok, warn
 from flows.checks.machine import nearest
 
@@ -16,12 +25,16 @@ MAX_SKEW_S = 60.0
 """Seconds between this clock and the store's that still pass; S3 refuses requests at 15 minutes."""
 
 _CREDENTIALS = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=..."
+_ANOTHER = "headrace doctor --source s3://BUCKET/PREFIX --sink s3://BUCKET/PREFIX"
 _ADDRESS = "export AWS_ENDPOINT_URL=http://HOST:PORT"
 
 
-def check_source(url: str) -> Sequence[Finding]:
+def check_source(url: str, access: Access | None = None) -> Sequence[Finding]:
     """Return whether the source can be listed and its first object read."""
-    storage = open_storage(url)
+    try:
+        storage = open_source(url, access)
+    except StorageError as exc:
+        return [fail("source", str(exc), _ANOTHER)]
     if isinstance(storage, S3Storage):
         refused = _refused("source", storage)
         if refused is not None:
@@ -36,9 +49,12 @@ def check_source(url: str) -> Sequence[Finding]:
     return [ok("source", f"{storage.url} is listed and read; its first object is {first.path}")]
 
 
-def check_sink(url: str) -> Sequence[Finding]:
+def check_sink(url: str, access: Access | None = None) -> Sequence[Finding]:
     """Return whether the sink takes a conditional put; what is written is removed again."""
-    storage = open_storage(url)
+    try:
+        storage = open_storage(url, access)
+    except StorageError as exc:
+        return [fail("sink", str(exc), _ANOTHER)]
     if isinstance(storage, S3Storage):
         refused = _refused("sink", storage)
         if refused is not None:
@@ -84,13 +100,13 @@ def _refused(check: str, storage: S3Storage) -> Finding | None:
     if said == "fine":
         return None
     if said == "silent":
-        says = f"{storage.url}: no usable answer from {storage.endpoint_url}"
+        says = f"{storage.url}: no usable answer from {storage.session.endpoint_url}"
         return fail(check, says, _ADDRESS)
     mend = _CREDENTIALS if said == "denied" else f"aws s3 mb s3://{storage.bucket}"
     return fail(check, f"{storage.url}: {said}; {storage.advise(said)}", mend)
 
 
-def _failed(check: str, storage: Storage, exc: StorageError) -> Finding:
+def _failed(check: str, storage: Source, exc: StorageError) -> Finding:
     if isinstance(exc, StorageUnavailable):
         return fail(check, str(exc), _ADDRESS)
     local = isinstance(storage, LocalStorage)

@@ -12,8 +12,9 @@ from rich.text import Text
 from flows.cli.app import (
     EXIT_INCOMPLETE,
     AsJson,
+    EngineOption,
+    OptionalPipelineArgument,
     SourceOption,
-    ThisEngineOption,
     app,
     exit_codes,
     print_json,
@@ -29,7 +30,8 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 @app.command(rich_help_panel="This machine")
 def doctor(
-    engine: ThisEngineOption = "embedded",
+    pipeline: OptionalPipelineArgument = None,
+    engine: EngineOption = None,
     source: SourceOption = None,
     sink: Annotated[
         str | None,
@@ -39,19 +41,31 @@ def doctor(
 ) -> None:
     """Check this machine, the engine, storage and Prefect, and say what mends each finding.
 
+    With a pipeline: its engine, source and sink, reached as its `storage` says.
+
     Exits with 0 where nothing fails; warnings are allowed. Nothing is started and no prompt is sent.
 
     Examples:
       headrace doctor
 
+      headrace doctor invoices.yaml
+
       headrace doctor --source s3://lake/in --sink s3://lake/out
 
       headrace doctor --engine moonshot --json
     """
+    from config.pipeline import DEFAULT_ENGINE
     from flows.doctor import diagnose, is_well
+    from flows.run.job import Options, load_config
 
     with exit_codes():
-        findings = diagnose(engine, source, sink)
+        if pipeline is None:
+            findings = diagnose(engine or DEFAULT_ENGINE, source, sink)
+        else:
+            config = load_config(pipeline, Options(source=source, sink=sink, engine=engine))
+            findings = diagnose(
+                config.engine, config.source, config.sink, access_to=config.access_to
+            )
         well = is_well(findings)
         if as_json:
             print_json({"ok": well, "findings": [asdict(finding) for finding in findings]})

@@ -299,7 +299,6 @@ def _in_prefect(job: Job, pipeline: str, options: Options, *, as_json: bool) -> 
         ConfigError: The flow run wrote no manifest.
     """
     from config.load import find_pipeline
-    from connectors.sinks.lake import Lake
     from flows.run.resume import manifest_path
     from flows.terminal import ProgressBar
 
@@ -310,7 +309,7 @@ def _in_prefect(job: Job, pipeline: str, options: Options, *, as_json: bool) -> 
         from flows.corpus import run_here
 
         run_here(str(find_pipeline(pipeline).resolve()), options, job.run_id, bar.show)
-    manifest = Lake(job.sink).find_json(manifest_path(job.run_id))
+    manifest = job.open_lake().find_json(manifest_path(job.run_id))
     if manifest is None:
         raise ConfigError(f"run {job.run_id} left no manifest; its flow run says why")
     return manifest

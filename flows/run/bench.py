@@ -20,7 +20,7 @@ from connectors.chunker import ChunkRule
 from connectors.document import Media
 from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
-from connectors.storage import STAGING_PREFIX, Storage, open_storage
+from connectors.storage import STAGING_PREFIX, Source
 from engine.batch import Amount, Budget, Route, route_to
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint
 from engine.profile import Profile
@@ -55,7 +55,7 @@ class Room:
     """What reads a job's documents and writes its tables; knows no engine."""
 
     job: Job
-    source: Storage
+    source: Source
     lake: Lake
     readers: ReaderPool
     passwords: Passwords
@@ -188,7 +188,7 @@ def open_room(job: Job) -> Iterator[Room]:
     """
     reader = job.pipeline.reader
     passwords = Passwords(reader)
-    source, lake = open_storage(job.source), Lake(job.sink)
+    source, lake = job.open_source(), job.open_lake()
     with (
         tempfile.TemporaryDirectory(prefix="headrace-", ignore_cleanup_errors=True) as scratch,
         ReaderPool(NUM_READERS, reader.options(), timeout_s=reader.timeout_s) as readers,

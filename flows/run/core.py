@@ -17,7 +17,7 @@ from typing import Any
 from config.errors import ConfigError
 from connectors.errors import ConnectorError
 from connectors.sinks.lake import Lake
-from connectors.storage import STAGING_PREFIX, Storage, open_storage
+from connectors.storage import STAGING_PREFIX, Source
 from engine.errors import EngineError
 from flows.report.build import write_report
 from flows.run import commit, plan, registry
@@ -79,7 +79,7 @@ def run_job(
     started = datetime.now(UTC)
     progress.enter("listing")
     shards, num_listed = _plan(job)
-    done = load_done(job, Lake(job.sink), shards)
+    done = load_done(job, job.open_lake(), shards)
     finished = {report.shard for report in done.reports}
     left = [shard for shard in shards if shard.shard not in finished]
     if done.reports:
@@ -132,7 +132,7 @@ def _remembered(job: Job, started: datetime, progress: Progress) -> Iterator[Non
     except (ConfigError, ConnectorError, EngineError) as exc:
         registry.update(keep.entry, verdict=f"failed: {exc}")
         raise
-    found = Lake(job.sink).find_json(manifest_path(job.run_id))
+    found = job.open_lake().find_json(manifest_path(job.run_id))
     registry.update(keep.entry, verdict=found["verdict"] if found else "incomplete")
 
 
@@ -171,7 +171,7 @@ def _logged(job: Job) -> Iterator[None]:
 
 
 def _put_log(job: Job, file: Path) -> None:
-    storage: Storage = open_storage(job.sink)
+    storage = job.open_lake().storage
     try:
         if storage.find(SINK_FILE) is not None:
             storage.put(f"runs/{job.run_id}/run.log", file.read_bytes())
@@ -185,7 +185,7 @@ def _plan(job: Job) -> tuple[list[ShardPlan], int]:
     Raises:
         ConfigError: The source holds nothing to read, the sink is another's, or the run has no plan.
     """
-    source, lake = open_storage(job.source), Lake(job.sink)
+    source, lake = job.open_source(), job.open_lake()
     if job.start != "new":
         _check_sink(lake, lake.find_json(SINK_FILE) or {}, _identity(job, source))
         planned = lake.find_json(plan_path(job.run_id))
@@ -228,7 +228,7 @@ def _begin(bench: Bench, shards: Sequence[ShardPlan]) -> None:
         lake.put_json(plan_path(job.run_id), plan.plan_as_json(shards))
 
 
-def _identity(job: Job, source: Storage) -> dict[str, Any]:
+def _identity(job: Job, source: Source) -> dict[str, Any]:
     return {"layout": LAYOUT, "pipeline": job.pipeline.name, "source": source.url}
 
 

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from config.errors import ConfigError
 from config.load import find_pipeline, load_pipeline
 from config.pipeline import PipelineConfig
+from connectors.sinks.lake import Lake
+from connectors.storage import Source, open_source
 from engine.request import ModeName
 
 Start = Literal["new", "resume", "retry"]
@@ -49,6 +51,14 @@ class Job:
     start: Start = "new"
     """`resume`: shards that the run has committed are left alone, and answers that it has are not
     asked for again. `retry`: as resume, but shards with unanswered requests are opened again."""
+
+    def open_source(self) -> Source:
+        """Return the source, reached as the pipeline says."""
+        return open_source(self.source, self.pipeline.access_to(self.source))
+
+    def open_lake(self) -> Lake:
+        """Return the sink, reached as the pipeline says."""
+        return Lake(self.sink, self.pipeline.access_to(self.sink))
 
     def as_json(self) -> dict[str, Any]:
         """Return what `job_from_json` needs to make it again, but for how it starts."""
@@ -138,7 +148,7 @@ def _absolute(url: str) -> str:
 
 def is_inside(inner: str, outer: str) -> bool:
     """Tell whether the folder or prefix `inner` is `outer` or lies below it."""
-    a, b = urlsplit(inner), urlsplit(outer)
+    a, b = (urlsplit(url.removeprefix("file://")) for url in (inner, outer))
     if (a.scheme, a.netloc) != (b.scheme, b.netloc):
         return False
     if a.scheme == "s3":

@@ -11,12 +11,11 @@ from typing import Any
 import polars as pl
 
 from config.errors import ConfigError
-from connectors.sinks.lake import Lake
 from connectors.sinks.parquet import RECORD_COLUMNS, RECORD_TAIL, span_from_row
 from flows.report.words import counted, place
 from flows.run.job import Job
 from flows.run.plan import glob_regex
-from flows.run.registry import RunEntry, known_runs, runs_folder
+from flows.run.registry import RunEntry, known_runs, open_sink, runs_folder
 from flows.run.resume import load_job, locate, manifest_path
 
 _TABLES = ("documents", "chunks", "usage")
@@ -52,7 +51,7 @@ def run_status(run: str | None, sink: str | None) -> dict[str, Any]:
     """Return one run: as this machine knows it, and its manifest where it has ended."""
     run_id, sink = locate(run, sink)
     entries = [entry for entry in known_runs() if entry.run_id == run_id]
-    manifest = Lake(sink).find_json(manifest_path(run_id))
+    manifest = open_sink(sink).find_json(manifest_path(run_id))
     log = runs_folder() / f"{run_id}.log"
     shown: dict[str, Any] = {
         "run_id": run_id,
@@ -136,7 +135,7 @@ def query_records(run: str | None, stage: str | None, sink: str | None, query: Q
             f"{name!r} is no stage of run {job.run_id}; stages: {', '.join(stages)};"
             f" other tables: {', '.join(_TABLES)}"
         )
-    frame = Lake(job.sink).read_table(_folder(job, name))
+    frame = job.open_lake().read_table(_folder(job, name))
     if frame is None:
         raise ConfigError(
             f"run {job.run_id} has no {name!r} records yet; `headrace status {job.run_id}` says"

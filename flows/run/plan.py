@@ -10,7 +10,7 @@ from typing import Any
 
 from config.errors import ConfigError
 from connectors.document import SourceRef
-from connectors.storage import ObjectInfo, Storage
+from connectors.storage import ObjectInfo, Source
 from flows.report.words import counted
 
 
@@ -22,7 +22,7 @@ class ShardPlan:
     sources: tuple[SourceRef, ...]
 
 
-def list_sources(storage: Storage, include: Sequence[str]) -> list[SourceRef]:
+def list_sources(storage: Source, include: Sequence[str]) -> list[SourceRef]:
     """Return the source objects whose path matches one of the globs, in path order."""
     pattern = re.compile("|".join(f"(?:{glob_regex(glob)})" for glob in include))
     found = (item for item in storage.list() if pattern.fullmatch(item.path))
@@ -42,7 +42,7 @@ def require_match(sources: Sequence[SourceRef], url: str, include: Sequence[str]
         )
 
 
-def _source(storage: Storage, item: ObjectInfo) -> SourceRef:
+def _source(storage: Source, item: ObjectInfo) -> SourceRef:
     return SourceRef(
         uri=storage.uri(item.path), path=item.path, size_bytes=item.size_bytes, etag=item.etag
     )

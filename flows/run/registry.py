@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from config.errors import ConfigError
 from config.load import load_surroundings
+from connectors.sinks.lake import Lake
+from connectors.storage import Access
 from engine.process import ProcessMark, start_mark
 from flows.run.job import Job
 
@@ -40,6 +42,8 @@ class RunEntry:
     """As in the manifest; `failed: ...` where there is none; None while it runs or was killed."""
     progress: Mapping[str, Any] | None = None
     """The last counts it told of."""
+    access: Mapping[str, Any] | None = None
+    """How its sink is reached, where the pipeline says so; there are no secrets in it."""
 
     @property
     def state(self) -> RunState:
@@ -52,6 +56,7 @@ class RunEntry:
 
 def register(job: Job, started: str) -> RunEntry:
     """Remember a run that begins in this process, and return its entry."""
+    access = job.pipeline.access_to(job.sink)
     entry = RunEntry(
         run_id=job.run_id,
         pipeline=job.pipeline.name,
@@ -60,6 +65,7 @@ def register(job: Job, started: str) -> RunEntry:
         started=started,
         pid=os.getpid(),
         pid_started=start_mark(os.getpid()),
+        access=None if access is None else asdict(access),
     )
     return update(entry)
 
@@ -105,6 +111,15 @@ def _read(file: Path) -> RunEntry | None:
     except (OSError, ValueError, TypeError):
         # Written by another version, or damaged: the sink still has the run.
         return None
+
+
+def open_sink(sink: str) -> Lake:
+    """Return the lake at `sink`, reached as by this machine's last run there, else by the environment.
+
+    For commands that have no pipeline; the run's own is in its sink.
+    """
+    access = next((entry.access for entry in known_runs() if entry.sink == sink), None)
+    return Lake(sink, None if access is None else Access(**access))
 
 
 def find_run(run: str | None) -> RunEntry:

@@ -18,7 +18,7 @@ from flows.run.answers import Answers
 from flows.run.commit import UNANSWERED, ShardReport, StageCount, marker_path, report_from_json
 from flows.run.job import Job, Options, job_from_json
 from flows.run.plan import ShardPlan
-from flows.run.registry import find_run, known_runs
+from flows.run.registry import find_run, known_runs, open_sink
 
 
 def job_path(run_id: str) -> str:
@@ -49,7 +49,7 @@ def locate(run: str | None, sink: str | None) -> tuple[str, str]:
     if sink is None:
         entry = find_run(run)
         return entry.run_id, entry.sink
-    storage = Lake(sink).storage
+    storage = open_sink(sink).storage
     ids = sorted({item.path.split("/")[1] for item in storage.list("runs") if "/" in item.path})
     found = [run_id for run_id in ids if run is None or run in run_id]
     if not found:
@@ -71,7 +71,7 @@ def load_job(run: str | None, sink: str | None, start: Literal["resume", "retry"
         ConfigError: There is no such run, or it never began.
     """
     run_id, sink = locate(run, sink)
-    value = Lake(sink).find_json(job_path(run_id))
+    value = open_sink(sink).find_json(job_path(run_id))
     if value is None:
         raise ConfigError(
             f"run {run_id} did not get as far as its plan, so there is nothing to go on with; run"

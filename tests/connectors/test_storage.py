@@ -1,9 +1,12 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
 from connectors.errors import StorageError, StorageUnavailable
 from connectors.storage import STAGING_PREFIX, LocalStorage, open_storage
+from tests.fakes.s3_server import FakeStore
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -58,7 +61,7 @@ def test_folder_that_is_missing_is_named_when_listed(tmp_path):
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("gs://bucket/x", "scheme 'gs'; use s3://"), ("s3:///x", "names no bucket")],
+    [("s3:///x", "names no bucket"), ("s3://me:pw@bucket/x", "holds a password")],
 )
 def test_url_is_refused_when_it_cannot_be_storage(url, message):
     with pytest.raises(StorageError, match=message):
@@ -92,3 +95,130 @@ def test_silent_store_is_retryable_when_nothing_listens(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageUnavailable, match="check AWS_ENDPOINT_URL"):
         list(open_storage(bucket).list())
+
+
+@pytest.fixture
+def fake_store(monkeypatch):
+    """Serve objects from a fake store, and set the environment for it."""
+    with ExitStack() as stack:
+
+        def serve(objects, **options):
+            store = stack.enter_context(FakeStore(objects, **options))
+            for name in [name for name in os.environ if name.startswith("AWS_")]:
+                monkeypatch.delenv(name)
+            monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+            return store
+
+        yield serve
+
+
+_NAMES = ["a/x", "a.txt", "a-b/y", "aé", "a0", "Z", "a/b/c", "a/b.d", "a/b-e/f", "é/1"]
+
+
+def test_listing_has_the_same_order_when_local_or_in_a_bucket(tmp_path, fake_store):
+    local = LocalStorage(tmp_path)
+    for name in _NAMES:
+        local.put(name, b"x")
+    fake_store(dict.fromkeys(_NAMES, b"x"))
+    for prefix in ("", "a"):
+        listed = [item.path for item in local.list(prefix)]
+        listed = [path for path in listed if not path.startswith(STAGING_PREFIX)]
+        assert listed == [item.path for item in open_storage("s3://bucket").list(prefix)]
+        assert listed == sorted(listed, key=str.encode)
+        assert len(listed) == (len(_NAMES) if not prefix else 4)
+
+
+def test_listing_is_complete_when_the_store_orders_by_folders(bucket):
+    # SeaweedFS does: a/x stands before a-b/y there.
+    storage = open_storage(bucket)
+    names = {f"{name}-{number}" for name in _NAMES for number in range(110)}
+    with ThreadPoolExecutor(8) as threads:
+        list(
+            threads.map(lambda name: storage.put(name, b"" if name.endswith("7") else b"x"), names)
+        )
+    listed = [item.path for item in storage.list()]
+    assert len(listed) == len(names) == 1100
+    assert set(listed) == names
+
+
+def test_listing_goes_on_when_a_local_entry_cannot_be_read(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one")
+    (tmp_path / "broken.pdf").symlink_to(tmp_path / "gone.pdf")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "folder")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"two")
+    (tmp_path / "z.txt").write_bytes(b"three")
+    storage = LocalStorage(tmp_path)
+    listed = {item.path: item.size_bytes for item in storage.list()}
+    reasons = {
+        "broken.pdf": "gone.pdf'; mend or remove",
+        r"caf\xe9.txt": "not UTF-8, rename it",
+        "linked": "is a folder; a link to one is not followed",
+        "loop": "symbolic links",
+        "pipe": "is no regular file",
+    }
+    assert listed == {"a.txt": 3, **dict.fromkeys(reasons, 0), r"caf\xe9.txt": 3, "z.txt": 5}
+    for path, reason in reasons.items():
+        with pytest.raises(StorageError, match=reason):
+            storage.get(path)
+
+
+def test_listing_goes_on_when_files_and_folders_vanish_under_it(tmp_path):
+    storage = LocalStorage(tmp_path)
+    for name in ("a.txt", "b.txt", "c/d.txt", "e.txt"):
+        storage.put(name, b"x")
+    listing = storage.list()
+    assert next(listing).path == "a.txt"
+    (tmp_path / "b.txt").unlink()
+    (tmp_path / "c" / "d.txt").unlink()
+    (tmp_path / "c").rmdir()
+    # b.txt was seen: it is a document, and reading it says what became of it.
+    assert [item.path for item in listing] == ["b.txt", "e.txt"]
+    with pytest.raises(StorageError, match="No such file"):
+        storage.get("b.txt")
+
+
+def test_folder_is_named_when_its_name_is_refused(tmp_path):
+    with pytest.raises(StorageError, match="name too long; check path"):
+        list(LocalStorage(tmp_path / ("x" * 300)).list())
+
+
+@pytest.mark.parametrize("page", [1, 2, 1000])
+def test_every_key_is_listed_and_read_when_obstore_cannot_say_it(fake_store, page):
+    objects = {
+        "in/": b"", "in/a": b"", "in/a/": b"", "in/a/b": b"1", "in/a//b": b"2", "in/./c": b"3",
+        "in/../d": b"4", "in//e": b"5", "in/f/": b"", "in/g": b"6", "in/h%2Fi j+é": b"7",
+    }  # fmt: skip
+    fake_store(objects, page=page)
+    storage = open_storage("s3://bucket/in")
+    marks = {"in/", "in/a/", "in/f/"}
+    wanted = {key.removeprefix("in/"): data for key, data in objects.items() if key not in marks}
+    listed = [item.path for item in storage.list()]
+    assert listed == sorted(wanted, key=str.encode)
+    assert {path: storage.get(path) for path in listed} == wanted
+    assert storage.find("a//gone") is None
+
+
+def test_unsayable_key_is_refused_when_written(fake_store):
+    fake_store({})
+    with pytest.raises(StorageError, match="is not written; choose another --sink"):
+        open_storage("s3://bucket/out").put("a//b", b"x")
+
+
+def test_folder_marks_cost_their_page_alone_when_listed(fake_store):
+    objects = {f"in/{number:05d}": b"x" for number in range(5000)}
+    store = fake_store({"in/": b"", **objects})
+    listed = [item.path for item in open_storage("s3://bucket/in").list()]
+    assert listed == [key.removeprefix("in/") for key in objects]
+    # One page twice, then the rest as it comes.
+    assert len(store.requests) <= 8
+
+
+def test_prefix_is_taken_whole_when_it_has_the_marks_of_an_address(bucket):
+    open_storage(f"{bucket}/a?b#c").put("x.txt", b"x")
+    assert [item.path for item in open_storage(bucket).list()] == ["a?b#c/x.txt"]
+    assert open_storage(f"{bucket}/a?b#c").get("x.txt") == b"x"

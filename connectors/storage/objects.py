@@ -1,0 +1,59 @@
+"""What a storage is: a folder of objects with paths below it, and how to get into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+PIECE_BYTES = 8 << 20
+"""How much of an object is in memory while it streams: a film may have gigabytes."""
+
+STAGING_PREFIX = "_headrace/staging/"
+"""Where a local sink stages objects before the rename: inside the sink (one file system), outside
+every folder that readers glob."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """One listed object."""
+
+    path: str
+    """Relative to the storage's root, with forward slashes."""
+    size_bytes: int
+    etag: str
+
+
+class Source(Protocol):
+    """A folder of objects to read."""
+
+    url: str
+
+    def uri(self, path: str) -> str:
+        """Return the full address of `path`."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects below `prefix` while the listing arrives.
+
+        They come in the order of their paths' bytes, as S3 has it; where a compatible store has
+        another one (SeaweedFS goes folder by folder), in that.
+        """
+
+    def get(self, path: str) -> bytes:
+        """Return the whole object."""
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield the object's bytes in order, some megabytes at a time."""
+
+
+class Storage(Source, Protocol):
+    """A folder of objects that can be written too, also on condition that there is none."""
+
+    def find(self, path: str) -> bytes | None:
+        """Return the whole object, or None where there is none."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write the object, in place of an older one."""
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        """Write the object and return True, or return False where there is one already."""
