@@ -22,7 +22,8 @@ from connectors.readers.contact_sheet import Tile, make_tile
 from connectors.readers.media import Pixels, as_pixels, fit, is_blank, write_jpeg
 from connectors.readers.ocr import MIN_CONFIDENCE_FRAME, OcrLine, line_segments, read_lines
 
-_GREY_SIZE = (160, 90)
+_CUT_SIZE, _LOOK_SIZE = (80, 45), (160, 90)
+"""Pixels on which frames are compared: every frame with the one before, and those that may be shown."""
 _CUT_DIFFERENCE = 20.0
 """Mean change of grey, of 255, between neighbouring frames that makes a hard cut."""
 _PIXEL_CHANGE = 12
@@ -108,7 +109,7 @@ class Sampler:
             self._turn(time_s)
         if self._room == 0:
             return len(self._shown) < self._options.max_frames
-        grey = _brightness(frame, cv2.INTER_LINEAR)
+        grey = _brightness(frame, _CUT_SIZE, cv2.INTER_LINEAR)
         before, self._before = self._before, grey
         self._cut_waits |= before is None or _difference(grey, before) > _CUT_DIFFERENCE
         since = time_s - self._looked_s
@@ -134,7 +135,7 @@ class Sampler:
         return found
 
     def _look(self, frame: av.VideoFrame, time_s: float) -> None:
-        grey = _brightness(frame, cv2.INTER_AREA)
+        grey = _brightness(frame, _LOOK_SIZE, cv2.INTER_AREA)
         if self._open is not None and _shows_the_same(grey, self._open.grey):
             self.num_same += 1
             return
@@ -224,16 +225,15 @@ def _distance(time_s: float, times: Sequence[float]) -> float:
     return min((abs(time_s - other) for other in times), default=math.inf)
 
 
-def _brightness(frame: av.VideoFrame, interpolation: int) -> Grey:
+def _brightness(frame: av.VideoFrame, size: tuple[int, int], interpolation: int) -> Grey:
     """Return the frame in grey, small; linear is cheap, and area sees every pixel."""
     plane = frame.planes[0]
     if frame.format.name not in _LUMA_FIRST or plane.line_size <= 0:
-        width, height = _GREY_SIZE
-        small = frame.reformat(width=width, height=height, format="gray", interpolation="AREA")
+        small = frame.reformat(width=size[0], height=size[1], format="gray", interpolation="AREA")
         return np.asarray(small.to_ndarray(), np.uint8)
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
     luma = rows[: frame.height, : frame.width]
-    return np.asarray(cv2.resize(luma, _GREY_SIZE, interpolation=interpolation), np.uint8)
+    return np.asarray(cv2.resize(luma, size, interpolation=interpolation), np.uint8)
 
 
 def _difference(one: Grey, other: Grey) -> float:

@@ -58,7 +58,8 @@ def write_jpeg(pixels: Pixels, folder: Path, name: str) -> Media:
 
 def is_blank(pixels: Pixels) -> bool:
     """Say whether the image has one colour all over, but for noise."""
-    return float(pixels.std(axis=(0, 1)).max()) < _BLANK_DEVIATION
+    _, deviations = cv2.meanStdDev(pixels)
+    return float(deviations.max()) < _BLANK_DEVIATION
 
 
 def as_pixels(array: Any) -> Pixels:  # noqa: ANN401 - what OpenCV returns has no type

@@ -97,7 +97,12 @@ def test_a_torn_film_says_so_and_a_whole_one_does_not(tmp_path, name, status):
 
 
 @pytest.mark.parametrize(
-    ("name", "cuts"), [("testvideo.mp4", [30, 180]), ("scene_cuts.mp4", []), ("bikes.mp4", [])]
+    ("name", "cuts"),
+    [
+        ("testvideo.mp4", [30, 180]),
+        ("scene_cuts.mp4", [30, 76, 137, 187, 242]),
+        ("bikes.mp4", [30, 76, 137, 187, 242]),
+    ],
 )
 def test_known_cuts_are_found(tmp_path, name, cuts):
     path = _film(name)

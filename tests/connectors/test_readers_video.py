@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import cv2
@@ -75,7 +76,7 @@ def test_text_on_frames_belongs_to_the_frame_that_shows_it(tmp_path):
     read_off = [(s.span.t0, s.text) for s in content.segments if s.tier == "ocr"]
     assert (0.0, "Frame = 1") in read_off
     assert (2.0, "Frame = 21") in read_off
-    assert content.reader.startswith("video/2+av-")
+    assert content.reader.startswith("video/3+av-")
     assert "+rapidocr-" in content.reader
 
 
@@ -185,6 +186,22 @@ def test_a_strobe_takes_no_more_than_its_minute(tmp_path):
     times = _times(_read(path, tmp_path, _options(frames_per_minute=4)))
     assert sum(time < 60 for time in times) == 4
     assert max(times) >= 30
+
+
+def test_scenes_left_out_are_named_when_every_frame_is_another(tmp_path):
+    rng = np.random.default_rng(5)
+    noise = [rng.integers(0, 256, (180, 320, 3)).astype(np.uint8) for _ in range(100)]
+    path = write_frames(tmp_path / "a.mkv", [(n / 25, one) for n, one in enumerate(noise)])
+    content = _read(path, tmp_path, _options(frames_per_minute=5))
+    times = _times(content)
+    assert len(times) == 5
+    # They are spread over the film: no two lie nearer than a third of an even share.
+    assert min(after - before for before, after in itertools.pairwise(times)) > 0.25
+    left_out = int(dict(content.metadata)["frames_over_budget"])
+    assert left_out > 20
+    name = f"scene changes over the budget: {left_out}"
+    assert [(unit.name, unit.status) for unit in content.units[1:]] == [(name, "failed")]
+    assert "frames_per_minute is 5" in content.units[1].error
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "bgr0", "gray", "yuv444p"])
