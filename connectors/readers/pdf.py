@@ -21,9 +21,11 @@ from connectors.readers.media import encode_jpeg, is_blank, write_jpeg
 from connectors.readers.ocr import MIN_CONFIDENCE_PAGE, line_segments, ocr_version, read_lines
 from connectors.readers.pdf_facts import document_facts
 from connectors.readers.pdf_form import FORM_ERRORS, read_form
+from connectors.readers.pdf_grid import TableWriter
 from connectors.readers.pdf_layout import Body, PageText, find_body, page_segments
 from connectors.readers.pdf_notes import read_notes
 from connectors.readers.pdf_page import has_marks, is_garbled, page_text, picture_share, render
+from connectors.readers.pdf_tables import RuledTables
 
 VERSION = 2
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
@@ -59,7 +61,8 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         if count == 0:
             raise DocumentRejected("the PDF has no pages", reason="damaged")
         num_pages = min(count, options.max_pages)
-        pages = _read_pages(document, num_pages, media_dir, options)
+        with RuledTables(path, options) as tables:
+            pages = _read_pages(document, num_pages, media_dir, options, tables=tables)
         metadata = document_facts(document, num_pages)
         has_form = document.get_formtype() != pdfium_c.FORMTYPE_NONE
     if all(page.unit.status == "failed" for page in pages):
@@ -157,7 +160,12 @@ def _locked(password: Password | None) -> str:
 
 
 def _read_pages(
-    document: pdfium.PdfDocument, count: int, media_dir: Path, options: ReaderOptions
+    document: pdfium.PdfDocument,
+    count: int,
+    media_dir: Path,
+    options: ReaderOptions,
+    *,
+    tables: RuledTables,
 ) -> list[_Page]:
     pages: list[_Page] = []
     num_ocr = 0
@@ -169,7 +177,7 @@ def _read_pages(
             pages.append(_Page(Unit(name=f"page {number}", status="failed", error=str(exc))))
             continue
         try:
-            done = _read_page(page, number, media_dir, left)
+            done = _read_page(page, number, media_dir, left, tables=tables)
         except pdfium.PdfiumError as exc:
             done = _Page(Unit(name=f"page {number}", status="failed", error=str(exc)))
         finally:
@@ -182,8 +190,15 @@ def _read_pages(
     return pages
 
 
-def _read_page(page: pdfium.PdfPage, number: int, media_dir: Path, options: ReaderOptions) -> _Page:
-    text = page_text(page, number)
+def _read_page(
+    page: pdfium.PdfPage,
+    number: int,
+    media_dir: Path,
+    options: ReaderOptions,
+    *,
+    tables: RuledTables,
+) -> _Page:
+    text = page_text(page, number, tables)
     done = _read_marks(page, text, media_dir, options)
     done.notes.extend(read_notes(page, text))
     if done.notes and done.unit.status == "empty":
@@ -196,10 +211,10 @@ def _read_marks(
 ) -> _Page:
     """Return the page without its annotations: from its text layer, or from its picture."""
     number, name = text.page, f"page {text.page}"
-    num_chars = sum(len(line.text) for line in text.lines)
+    num_chars = sum(map(len, text.texts))
     garbled = is_garbled(text)
     if num_chars >= _MIN_TEXT_CHARS and not garbled and not _is_stamped_scan(page, text):
-        return _Page(Unit(name=name, status="read"), text=text)
+        return _Page(Unit(name=name, status="read", error=text.error), text=text)
     layer = None if garbled or num_chars == 0 else text
     if not has_marks(page, beside_text=layer is not None):
         return _Page(Unit(name=name, status="read" if layer else "empty"), text=layer)
@@ -223,7 +238,7 @@ def _read_marks(
 
 
 def _is_stamped_scan(page: pdfium.PdfPage, text: PageText) -> bool:
-    if len(text.lines) > _MAX_STAMP_LINES:
+    if text.grids or len(text.lines) > _MAX_STAMP_LINES:
         return False
     num_chars = sum(len(line.text) for line in text.lines)
     return num_chars <= _MAX_STAMP_CHARS and picture_share(page) >= _SCAN_SHARE
@@ -231,9 +246,10 @@ def _is_stamped_scan(page: pdfium.PdfPage, text: PageText) -> bool:
 
 def _by_page(pages: list[_Page]) -> dict[int, list[Segment]]:
     body: Body = find_body(page.text for page in pages if page.text is not None)
+    tables = TableWriter()
     segments: dict[int, list[Segment]] = {}
     for number, page in enumerate(pages, start=1):
-        layer = page_segments(page.text, body) if page.text is not None else ()
+        layer = page_segments(page.text, body, tables) if page.text is not None else ()
         segments[number] = [*layer, *page.scan, *page.notes]
     return segments
 
@@ -260,6 +276,9 @@ def _add_form(
 def _reader_name(options: ReaderOptions, *, used_ocr: bool) -> str:
     minor = ".".join(importlib.metadata.version("pypdfium2").split(".")[:2])
     name = f"pdf/{VERSION}+pdfium-{minor}{options.changes('max_pages')}"
+    if options.pdf_tables != "off":
+        tool = ".".join(importlib.metadata.version("pdfplumber").split(".")[:2])
+        name += f"+pdfplumber-{tool}{options.changes('pdf_tables', 'max_table_pages')}"
     if used_ocr:
         name += f"+{ocr_version(options.ocr)}"
         name += options.changes("raster_long_side_px", "max_ocr_pages")
