@@ -20,6 +20,7 @@ from connectors.readers import Password, ReaderOptions
 from connectors.readers.media import encode_jpeg, is_blank, write_jpeg
 from connectors.readers.ocr import MIN_CONFIDENCE_PAGE, line_segments, ocr_version, read_lines
 from connectors.readers.pdf_facts import document_facts
+from connectors.readers.pdf_figures import read_figures
 from connectors.readers.pdf_form import FORM_ERRORS, read_form
 from connectors.readers.pdf_grid import TableWriter
 from connectors.readers.pdf_layout import Body, PageText, find_body, page_segments
@@ -47,7 +48,15 @@ class _Page:
     scan: list[Segment] = field(default_factory=list)
     notes: list[Segment] = field(default_factory=list)
     media: Media | None = None
+    figures: list[Media] = field(default_factory=list)
+    num_unread: int = 0
+    """Figures without a text layer whose text was not read."""
     used_ocr: bool = False
+
+    @property
+    def all_media(self) -> list[Media]:
+        """The page's own picture and its figures."""
+        return [*([self.media] if self.media is not None else []), *self.figures]
 
 
 def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:
@@ -86,7 +95,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         reader=_reader_name(options, used_ocr=any(page.used_ocr for page in pages)),
         units=tuple(units),
         segments=tuple(segment for number in sorted(segments) for segment in segments[number]),
-        media=tuple(page.media for page in pages if page.media is not None),
+        media=tuple(media for page in pages for media in page.all_media),
         metadata=tuple(sorted(metadata.items())),
     )
 
@@ -168,9 +177,11 @@ def _read_pages(
     tables: RuledTables,
 ) -> list[_Page]:
     pages: list[_Page] = []
-    num_ocr = 0
+    num_ocr = num_figures = 0
     for number in range(1, count + 1):
-        left = options if num_ocr < options.max_ocr_pages else replace(options, ocr="off")
+        left = replace(options, max_figures=options.max_figures - num_figures)
+        if num_ocr >= options.max_ocr_pages:
+            left = replace(left, ocr="off")
         try:
             page = document[number - 1]
         except pdfium.PdfiumError as exc:
@@ -183,11 +194,21 @@ def _read_pages(
         finally:
             page.close()
         num_ocr += done.used_ocr
-        if done.media is not None and left.ocr != options.ocr:
-            error = f"its text was not read: reader.max_ocr_pages is {options.max_ocr_pages}"
-            done.unit = Unit(name=f"page {number}", status="failed", error=error)
+        num_figures += len(done.figures)
+        if left.ocr != options.ocr:
+            _name_unread(done, options.max_ocr_pages)
         pages.append(done)
     return pages
+
+
+def _name_unread(page: _Page, max_ocr_pages: int) -> None:
+    """Say what OCR would have read of the page."""
+    limit = f"was not read: reader.max_ocr_pages is {max_ocr_pages}"
+    if page.media is not None:
+        page.unit = Unit(name=page.unit.name, status="failed", error=f"its text {limit}")
+    elif page.num_unread:
+        errors = [page.unit.error, f"text on {page.num_unread} figures {limit}"]
+        page.unit = replace(page.unit, error="; ".join(filter(None, errors)))
 
 
 def _read_page(
@@ -214,7 +235,7 @@ def _read_marks(
     num_chars = sum(map(len, text.texts))
     garbled = is_garbled(text)
     if num_chars >= _MIN_TEXT_CHARS and not garbled and not _is_stamped_scan(page, text):
-        return _Page(Unit(name=name, status="read", error=text.error), text=text)
+        return _read_figures(page, text, media_dir, options)
     layer = None if garbled or num_chars == 0 else text
     if not has_marks(page, beside_text=layer is not None):
         return _Page(Unit(name=name, status="read" if layer else "empty"), text=layer)
@@ -235,6 +256,23 @@ def _read_marks(
         media=media,
         used_ocr=options.ocr != "off",
     )
+
+
+def _read_figures(
+    page: pdfium.PdfPage, text: PageText, media_dir: Path, options: ReaderOptions
+) -> _Page:
+    """Return a page of text with its figures, where they are asked for."""
+    errors = [text.error] if text.error else []
+    done = _Page(Unit(name=f"page {text.page}", status="read"), text=text)
+    if options.pdf_figures:
+        found = read_figures(page, text, media_dir, options)
+        done.text = replace(text, figures=tuple(found.placed))
+        done.figures, done.num_unread = found.media, found.num_unread
+        done.used_ocr = found.used_ocr
+        if found.num_left_out:
+            errors.append(f"{found.num_left_out} figures are left out: see reader.max_figures")
+    done.unit = replace(done.unit, error="; ".join(errors) or None)
+    return done
 
 
 def _is_stamped_scan(page: pdfium.PdfPage, text: PageText) -> bool:
@@ -279,7 +317,12 @@ def _reader_name(options: ReaderOptions, *, used_ocr: bool) -> str:
     if options.pdf_tables != "off":
         tool = ".".join(importlib.metadata.version("pdfplumber").split(".")[:2])
         name += f"+pdfplumber-{tool}{options.changes('pdf_tables', 'max_table_pages')}"
+    if options.pdf_figures:
+        name += options.changes("pdf_figures", "max_figures", "raster_long_side_px")
     if used_ocr:
         name += f"+{ocr_version(options.ocr)}"
-        name += options.changes("raster_long_side_px", "max_ocr_pages")
+        names = (
+            ("max_ocr_pages",) if options.pdf_figures else ("raster_long_side_px", "max_ocr_pages")
+        )
+        name += options.changes(*names)
     return name

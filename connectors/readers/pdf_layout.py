@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 
 from connectors.document import Segment, SegmentKind, Span
 from connectors.readers.pdf_boxes import Box, turn_box, within_page
@@ -49,6 +50,15 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A picture or drawing beside text: its image segment, and what was read off it."""
+
+    num_before: int
+    """Lines of the page in front of it."""
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PageText:
     """The lines of one page with its size in points, both turned as its text asks."""
 
@@ -62,6 +72,7 @@ class PageText:
     lines: tuple[Line, ...]
     grids: tuple[Grid, ...] = ()
     """Ruled tables, whose text is in no line."""
+    figures: tuple[Figure, ...] = ()
     error: str | None = None
     """What cannot be told of the page; its lines are not touched by it."""
 
@@ -95,7 +106,7 @@ def find_body(pages: Iterable[PageText]) -> Body:
 
 
 def page_segments(page: PageText, body: Body, tables: TableWriter) -> Iterator[Segment]:
-    """Yield the page's headings, sentences and table rows in the order of the content stream.
+    """Yield the page's headings, sentences, table rows and figures in the order of the content stream.
 
     Args:
         page: The page, later than those that `tables` has seen.
@@ -103,12 +114,16 @@ def page_segments(page: PageText, body: Body, tables: TableWriter) -> Iterator[S
         tables: Gives ruled tables as segments.
     """
     done = 0
-    for grid in page.grids:
-        yield from _text_segments(page, page.lines[done : grid.num_before], body)
-        num_above = sum(line.middle < grid.top * page.height for line in page.lines)
-        num_below = sum(line.middle > grid.bottom * page.height for line in page.lines)
-        yield from tables.segments(grid, Place(page.page, page.turn, num_above, num_below))
-        done = grid.num_before
+    insets: list[Grid | Figure] = [*page.grids, *page.figures]
+    for inset in sorted(insets, key=attrgetter("num_before")):
+        yield from _text_segments(page, page.lines[done : inset.num_before], body)
+        done = inset.num_before
+        if isinstance(inset, Figure):
+            yield from inset.segments
+            continue
+        num_above = sum(line.middle < inset.top * page.height for line in page.lines)
+        num_below = sum(line.middle > inset.bottom * page.height for line in page.lines)
+        yield from tables.segments(inset, Place(page.page, page.turn, num_above, num_below))
     yield from _text_segments(page, page.lines[done:], body)
 
 

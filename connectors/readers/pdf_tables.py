@@ -6,18 +6,17 @@ only where the cells are. Their text comes from PDFium, like all other text, see
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from connectors.readers import ReaderOptions
 from connectors.readers.pdf_boxes import TableCells, TablesError
+from connectors.readers.pdf_objects import drawn_objects
 
 if TYPE_CHECKING:
     from connectors.readers.pdf_plumber import PlumbedFile
@@ -29,7 +28,6 @@ _THIN, _LONG = 3.0, 8.0
 _RECTANGLE_SEGMENTS = 6
 _MAX_OBJECTS = 20_000
 """Most objects of a page that pdfplumber is given, lines and runs of text: about 5 s."""
-_MAX_DEPTH = 4
 
 
 class _Rules(NamedTuple):
@@ -92,37 +90,19 @@ class RuledTables:
 
 def _rules(page: pdfium.PdfPage) -> _Rules:
     """Return how many lines across and down the page has, about, and its number of objects."""
-    bounds = [ctypes.c_float() for _ in range(4)]
     across = down = num_objects = 0
-    for drawn in _objects(page, pdfium_c.FPDFPage_CountObjects, pdfium_c.FPDFPage_GetObject):
+    for drawn in drawn_objects(page):
         num_objects += 1
-        if pdfium_c.FPDFPageObj_GetType(drawn) != pdfium_c.FPDF_PAGEOBJ_PATH:
+        if drawn.kind != pdfium_c.FPDF_PAGEOBJ_PATH or drawn.box is None:
             continue
-        if not pdfium_c.FPDFPageObj_GetBounds(drawn, *bounds):
-            continue
-        left, bottom, right, top = (side.value for side in bounds)
+        left, bottom, right, top = drawn.box
         is_wide, is_high = right - left >= _LONG, top - bottom >= _LONG
         if is_wide and is_high:
             # A box, or a whole grid in one path.
-            segments = pdfium_c.FPDFPath_CountSegments(drawn)
-            sides = 2 if segments <= _RECTANGLE_SEGMENTS else segments // 2
+            is_box = drawn.num_segments <= _RECTANGLE_SEGMENTS
+            sides = 2 if is_box else drawn.num_segments // 2
             across, down = across + sides, down + sides
         else:
             across += is_wide and top - bottom <= _THIN
             down += is_high and right - left <= _THIN
     return _Rules(across, down, num_objects)
-
-
-def _objects(
-    parent: Any,  # noqa: ANN401 - a page or a C pointer
-    count: Callable[[Any], int],
-    get: Callable[[Any, int], Any],
-    depth: int = 0,
-) -> Iterator[Any]:
-    for index in range(max(0, count(parent))):
-        drawn = get(parent, index)
-        yield drawn
-        if depth < _MAX_DEPTH and pdfium_c.FPDFPageObj_GetType(drawn) == pdfium_c.FPDF_PAGEOBJ_FORM:
-            yield from _objects(
-                drawn, pdfium_c.FPDFFormObj_CountObjects, pdfium_c.FPDFFormObj_GetObject, depth + 1
-            )
