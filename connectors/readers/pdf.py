@@ -28,7 +28,7 @@ from connectors.readers.pdf_notes import read_notes
 from connectors.readers.pdf_page import has_marks, is_garbled, page_text, picture_share, render
 from connectors.readers.pdf_tables import RuledTables
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MIN_TEXT_CHARS = 20

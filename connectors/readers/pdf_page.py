@@ -8,7 +8,7 @@ import math
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from connectors.readers.media import Pixels, as_pixels
 from connectors.readers.pdf_boxes import Box, TableCells, TablesError
 from connectors.readers.pdf_cells import read_grids
 from connectors.readers.pdf_layout import Line, PageText, on_one_line
-from connectors.readers.pdf_order import Glyph, mend_order
+from connectors.readers.pdf_order import Glyph, mend_order, part_words
 from connectors.readers.pdf_places import fractions
 from connectors.readers.pdf_tables import RuledTables
 
@@ -38,8 +38,15 @@ _MIN_REPEATED = 2
 """Lines that say something twice in a row, as where a page is drawn twice, with an offset."""
 _MAX_MENDED_CHARS = 1000
 """A longer line is no line of text; the time for one grows with its square."""
-_RIGHT_TO_LEFT = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
+_MIN_PLACED, _MIN_SPREAD, _SPREAD_GAP = 8, 0.6, 0.01
+"""Pairs of characters that tell whether letters are placed one by one, the share of them that must have a
+gap, and that gap in font sizes: else widths alone place them, and PDFium finds their blanks."""
+_NOT_PARTED = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010000-\U0010ffff]")
+"""Written from right to left, or two units in the text layer."""
 _CONTROL_UNITS = [unit for unit in range(0x20) if chr(unit) not in "\t\n\v\f\r"]
+
+
+_Mend = Callable[[Sequence[Glyph], float], str]
 
 
 class _Font(NamedTuple):
@@ -88,13 +95,14 @@ def _laid_out(
     width, height = (max(side, 1.0) for side in page.get_size())
     units = _text_units(textpage)
     in_table, grids = read_grids(page, textpage, units, tables)
-    starts, lines = _lines(page, textpage, units, in_table)
+    mend = part_words if _is_spread(textpage) else None
+    starts, lines = _lines(page, textpage, units, in_table, mend=mend)
     cells = (cell for _, grid in grids for row in grid.rows for cell in row.cells)
     shown = itertools.chain((line.text for line in lines), cells)
     if sum(_REPEATED.search(text) is not None for text in shown) >= _MIN_REPEATED:
         if grids:
             raise TablesError("the page is drawn twice")
-        starts, lines = _lines(page, textpage, units, in_table, is_drawn_twice=True)
+        starts, lines = _lines(page, textpage, units, in_table, mend=mend_order)
     return PageText(
         page=number,
         width=width,
@@ -182,13 +190,31 @@ def _turn(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage) -> int:
     return turns.most_common(1)[0][0] if turns else 0
 
 
+def _is_spread(textpage: pdfium.PdfTextPage) -> bool:
+    """Say whether the page's letters are placed one by one, with gaps between them."""
+    count = textpage.count_chars()
+    rect = pdfium_c.FS_RECTF()
+    num_pairs = num_gaps = 0
+    for index in range(0, count - 1, max(1, count // _NUM_SAMPLES)):
+        pair = (pdfium_c.FPDFText_GetUnicode(textpage, index + at) for at in (0, 1))
+        if not all(chr(char).isalnum() for char in pair):
+            continue
+        pdfium_c.FPDFText_GetLooseCharBox(textpage, index, rect)
+        right, bottom, height = rect.right, rect.bottom, rect.top - rect.bottom
+        pdfium_c.FPDFText_GetLooseCharBox(textpage, index + 1, rect)
+        if height > 0 and abs(rect.bottom - bottom) < 1:
+            num_pairs += 1
+            num_gaps += abs(rect.left - right) > _SPREAD_GAP * height
+    return num_pairs >= _MIN_PLACED and num_gaps > _MIN_SPREAD * num_pairs
+
+
 def _lines(
     page: pdfium.PdfPage,
     textpage: pdfium.PdfTextPage,
     units: NDArray[np.uint16],
     in_table: NDArray[np.bool_],
     *,
-    is_drawn_twice: bool = False,
+    mend: _Mend | None,
 ) -> tuple[list[int], list[Line]]:
     """Return the lines outside of tables, and where in the units each begins."""
     starts, lines = [], []
@@ -197,7 +223,7 @@ def _lines(
     for before, end in itertools.pairwise([-1, *breaks, len(units)]):
         if end - before < 2:
             continue
-        line = _line(page, textpage, units, (before + 1, end), is_drawn_twice=is_drawn_twice)
+        line = _line(page, textpage, units, (before + 1, end), mend=mend)
         if line is not None:
             starts.append(before + 1)
             lines.append(line)
@@ -220,7 +246,7 @@ def _line(
     units: NDArray[np.uint16],
     extent: tuple[int, int],
     *,
-    is_drawn_twice: bool,
+    mend: _Mend | None,
 ) -> Line | None:
     start, end = extent
     raw = units[start:end].tobytes().decode("utf-16-le", errors="ignore")
@@ -234,8 +260,8 @@ def _line(
     size = max(font.size for font in fonts)
     x0, y0 = min(box[0] for box in boxes), min(box[1] for box in boxes)
     x1, y1 = max(box[2] for box in boxes), max(box[3] for box in boxes)
-    if is_drawn_twice and y1 - y0 < 2 * size and _can_mend(text):
-        text = on_one_line(mend_order(_glyphs(page, textpage, first, last), size))
+    if mend is not None and y1 - y0 < 2 * size and _can_mend(text):
+        text = on_one_line(mend(_glyphs(page, textpage, first, last), size))
     return Line(
         text=text,
         box=(x0, y0, x1, y1),
@@ -260,20 +286,22 @@ def _boxes(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, first: int, last:
 
 
 def _can_mend(text: str) -> bool:
-    return len(text) < _MAX_MENDED_CHARS and not _RIGHT_TO_LEFT.search(text)
+    return len(text) < _MAX_MENDED_CHARS and not _NOT_PARTED.search(text)
 
 
 def _glyphs(
     page: pdfium.PdfPage, textpage: pdfium.PdfTextPage, first: int, last: int
-) -> Iterator[Glyph]:
+) -> list[Glyph]:
     width = page.get_size()[0]
+    glyphs: list[Glyph] = []
     rect = pdfium_c.FS_RECTF()
     for index in range(first, last + 1):
         # The loose box holds the character's own margins, so that a gap is a blank.
         pdfium_c.FPDFText_GetLooseCharBox(textpage, index, rect)
         x0, _, x1, _ = fractions(page, (rect.left, rect.top, rect.right, rect.bottom))
         char = chr(pdfium_c.FPDFText_GetUnicode(textpage, index))
-        yield Glyph(char, x0 * width, x1 * width)
+        glyphs.append(Glyph(char, x0 * width, x1 * width))
+    return glyphs
 
 
 def _font(textpage: pdfium.PdfTextPage, index: int) -> _Font:
