@@ -53,6 +53,18 @@ class ReaderConfig(_Model):
     max_ocr_pages: int = Field(default=16, ge=0)
     """Most pages of one document that OCR reads, at 2 to 10 s a page; the images of the others
     are kept, for a model that takes images."""
+    pdf_tables: Literal["off", "auto"] = "off"
+    """auto gives tables of PDFs that are drawn with ruling lines cell by cell, each row under the names
+    of its columns. Found by pdfplumber, at about 9 pages a second; off gives rows as lines of text."""
+    max_table_pages: int = Field(default=100, ge=1)
+    """Most pages of one PDF whose tables are looked for; rows of the others are lines of text, and its
+    units name them."""
+    pdf_figures: bool = False
+    """Give pictures and drawings on pages of text as images with their box, from 3 % of the page on.
+    Text on them that the page has not as text is read by OCR, within max_ocr_pages."""
+    max_figures: int = Field(default=64, ge=1)
+    """Most figures of one PDF, in the order of its pages; its units count the others. Each costs a model
+    that takes images up to about 2,500 tokens."""
     max_rows: int = Field(default=100_000, ge=1)
     """Most rows of one workbook, CSV or Parquet file; the units name what was left out."""
     formulas: bool = False
@@ -74,6 +86,10 @@ class ReaderConfig(_Model):
             max_frames=self.max_frames,
             max_pages=self.max_pages,
             max_ocr_pages=self.max_ocr_pages,
+            pdf_tables=self.pdf_tables,
+            max_table_pages=self.max_table_pages,
+            pdf_figures=self.pdf_figures,
+            max_figures=self.max_figures,
             max_rows=self.max_rows,
             formulas=self.formulas,
         )

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 OcrName = Literal["rapidocr", "tesseract", "off"]
+PdfTables = Literal["off", "auto"]
 
 _SHEETS = "connectors.readers.spreadsheet"
 _DELIMITED = "connectors.readers.delimited"
@@ -90,6 +91,14 @@ class ReaderOptions:
     """Most pages of one PDF; the pages behind them are named as failed."""
     max_ocr_pages: int = 16
     """Most pages of one PDF that OCR reads: a dense page takes 5 to 10 s of one core."""
+    pdf_tables: PdfTables = "off"
+    """`auto` gives ruled tables of PDFs cell by cell: pages with ruling lines take a tenth of a second."""
+    max_table_pages: int = 100
+    """Most pages of one PDF that are asked for their tables; the others give lines of text."""
+    pdf_figures: bool = False
+    """Give pictures and drawings beside the text of a PDF as images with their box."""
+    max_figures: int = 64
+    """Most figures of one PDF: each is a JPEG that a model which sees images pays for."""
     max_rows: int = 100_000
     """Most rows of one workbook, CSV or Parquet file; the rows behind them are named as failed."""
     formulas: bool = False

@@ -20,12 +20,15 @@ from connectors.readers import Password, ReaderOptions
 from connectors.readers.media import encode_jpeg, is_blank, write_jpeg
 from connectors.readers.ocr import MIN_CONFIDENCE_PAGE, line_segments, ocr_version, read_lines
 from connectors.readers.pdf_facts import document_facts
+from connectors.readers.pdf_figures import read_figures
 from connectors.readers.pdf_form import FORM_ERRORS, read_form
+from connectors.readers.pdf_grid import TableWriter
 from connectors.readers.pdf_layout import Body, PageText, find_body, page_segments
 from connectors.readers.pdf_notes import read_notes
 from connectors.readers.pdf_page import has_marks, is_garbled, page_text, picture_share, render
+from connectors.readers.pdf_tables import RuledTables
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MIN_TEXT_CHARS = 20
@@ -45,7 +48,15 @@ class _Page:
     scan: list[Segment] = field(default_factory=list)
     notes: list[Segment] = field(default_factory=list)
     media: Media | None = None
+    figures: list[Media] = field(default_factory=list)
+    num_unread: int = 0
+    """Figures without a text layer whose text was not read."""
     used_ocr: bool = False
+
+    @property
+    def all_media(self) -> list[Media]:
+        """The page's own picture and its figures."""
+        return [*([self.media] if self.media is not None else []), *self.figures]
 
 
 def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:
@@ -59,7 +70,8 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         if count == 0:
             raise DocumentRejected("the PDF has no pages", reason="damaged")
         num_pages = min(count, options.max_pages)
-        pages = _read_pages(document, num_pages, media_dir, options)
+        with RuledTables(path, options) as tables:
+            pages = _read_pages(document, num_pages, media_dir, options, tables=tables)
         metadata = document_facts(document, num_pages)
         has_form = document.get_formtype() != pdfium_c.FORMTYPE_NONE
     if all(page.unit.status == "failed" for page in pages):
@@ -83,7 +95,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         reader=_reader_name(options, used_ocr=any(page.used_ocr for page in pages)),
         units=tuple(units),
         segments=tuple(segment for number in sorted(segments) for segment in segments[number]),
-        media=tuple(page.media for page in pages if page.media is not None),
+        media=tuple(media for page in pages for media in page.all_media),
         metadata=tuple(sorted(metadata.items())),
     )
 
@@ -157,33 +169,57 @@ def _locked(password: Password | None) -> str:
 
 
 def _read_pages(
-    document: pdfium.PdfDocument, count: int, media_dir: Path, options: ReaderOptions
+    document: pdfium.PdfDocument,
+    count: int,
+    media_dir: Path,
+    options: ReaderOptions,
+    *,
+    tables: RuledTables,
 ) -> list[_Page]:
     pages: list[_Page] = []
-    num_ocr = 0
+    num_ocr = num_figures = 0
     for number in range(1, count + 1):
-        left = options if num_ocr < options.max_ocr_pages else replace(options, ocr="off")
+        left = replace(options, max_figures=options.max_figures - num_figures)
+        if num_ocr >= options.max_ocr_pages:
+            left = replace(left, ocr="off")
         try:
             page = document[number - 1]
         except pdfium.PdfiumError as exc:
             pages.append(_Page(Unit(name=f"page {number}", status="failed", error=str(exc))))
             continue
         try:
-            done = _read_page(page, number, media_dir, left)
+            done = _read_page(page, number, media_dir, left, tables=tables)
         except pdfium.PdfiumError as exc:
             done = _Page(Unit(name=f"page {number}", status="failed", error=str(exc)))
         finally:
             page.close()
         num_ocr += done.used_ocr
-        if done.media is not None and left.ocr != options.ocr:
-            error = f"its text was not read: reader.max_ocr_pages is {options.max_ocr_pages}"
-            done.unit = Unit(name=f"page {number}", status="failed", error=error)
+        num_figures += len(done.figures)
+        if left.ocr != options.ocr:
+            _name_unread(done, options.max_ocr_pages)
         pages.append(done)
     return pages
 
 
-def _read_page(page: pdfium.PdfPage, number: int, media_dir: Path, options: ReaderOptions) -> _Page:
-    text = page_text(page, number)
+def _name_unread(page: _Page, max_ocr_pages: int) -> None:
+    """Say what OCR would have read of the page."""
+    limit = f"was not read: reader.max_ocr_pages is {max_ocr_pages}"
+    if page.media is not None:
+        page.unit = Unit(name=page.unit.name, status="failed", error=f"its text {limit}")
+    elif page.num_unread:
+        errors = [page.unit.error, f"text on {page.num_unread} figures {limit}"]
+        page.unit = replace(page.unit, error="; ".join(filter(None, errors)))
+
+
+def _read_page(
+    page: pdfium.PdfPage,
+    number: int,
+    media_dir: Path,
+    options: ReaderOptions,
+    *,
+    tables: RuledTables,
+) -> _Page:
+    text = page_text(page, number, tables)
     done = _read_marks(page, text, media_dir, options)
     done.notes.extend(read_notes(page, text))
     if done.notes and done.unit.status == "empty":
@@ -196,10 +232,10 @@ def _read_marks(
 ) -> _Page:
     """Return the page without its annotations: from its text layer, or from its picture."""
     number, name = text.page, f"page {text.page}"
-    num_chars = sum(len(line.text) for line in text.lines)
+    num_chars = sum(map(len, text.texts))
     garbled = is_garbled(text)
     if num_chars >= _MIN_TEXT_CHARS and not garbled and not _is_stamped_scan(page, text):
-        return _Page(Unit(name=name, status="read"), text=text)
+        return _read_figures(page, text, media_dir, options)
     layer = None if garbled or num_chars == 0 else text
     if not has_marks(page, beside_text=layer is not None):
         return _Page(Unit(name=name, status="read" if layer else "empty"), text=layer)
@@ -222,8 +258,25 @@ def _read_marks(
     )
 
 
+def _read_figures(
+    page: pdfium.PdfPage, text: PageText, media_dir: Path, options: ReaderOptions
+) -> _Page:
+    """Return a page of text with its figures, where they are asked for."""
+    errors = [text.error] if text.error else []
+    done = _Page(Unit(name=f"page {text.page}", status="read"), text=text)
+    if options.pdf_figures:
+        found = read_figures(page, text, media_dir, options)
+        done.text = replace(text, figures=tuple(found.placed))
+        done.figures, done.num_unread = found.media, found.num_unread
+        done.used_ocr = found.used_ocr
+        if found.num_left_out:
+            errors.append(f"{found.num_left_out} figures are left out: see reader.max_figures")
+    done.unit = replace(done.unit, error="; ".join(errors) or None)
+    return done
+
+
 def _is_stamped_scan(page: pdfium.PdfPage, text: PageText) -> bool:
-    if len(text.lines) > _MAX_STAMP_LINES:
+    if text.grids or len(text.lines) > _MAX_STAMP_LINES:
         return False
     num_chars = sum(len(line.text) for line in text.lines)
     return num_chars <= _MAX_STAMP_CHARS and picture_share(page) >= _SCAN_SHARE
@@ -231,9 +284,10 @@ def _is_stamped_scan(page: pdfium.PdfPage, text: PageText) -> bool:
 
 def _by_page(pages: list[_Page]) -> dict[int, list[Segment]]:
     body: Body = find_body(page.text for page in pages if page.text is not None)
+    tables = TableWriter()
     segments: dict[int, list[Segment]] = {}
     for number, page in enumerate(pages, start=1):
-        layer = page_segments(page.text, body) if page.text is not None else ()
+        layer = page_segments(page.text, body, tables) if page.text is not None else ()
         segments[number] = [*layer, *page.scan, *page.notes]
     return segments
 
@@ -260,7 +314,15 @@ def _add_form(
 def _reader_name(options: ReaderOptions, *, used_ocr: bool) -> str:
     minor = ".".join(importlib.metadata.version("pypdfium2").split(".")[:2])
     name = f"pdf/{VERSION}+pdfium-{minor}{options.changes('max_pages')}"
+    if options.pdf_tables != "off":
+        tool = ".".join(importlib.metadata.version("pdfplumber").split(".")[:2])
+        name += f"+pdfplumber-{tool}{options.changes('pdf_tables', 'max_table_pages')}"
+    if options.pdf_figures:
+        name += options.changes("pdf_figures", "max_figures", "raster_long_side_px")
     if used_ocr:
         name += f"+{ocr_version(options.ocr)}"
-        name += options.changes("raster_long_side_px", "max_ocr_pages")
+        names = (
+            ("max_ocr_pages",) if options.pdf_figures else ("raster_long_side_px", "max_ocr_pages")
+        )
+        name += options.changes(*names)
     return name

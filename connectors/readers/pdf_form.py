@@ -11,7 +11,7 @@ from pypdf.errors import PyPdfError
 from pypdf.generic import ArrayObject, DictionaryObject, NameObject
 
 from connectors.readers import ReaderOptions
-from connectors.readers.pdf_layout import Box, turn_box, within_page
+from connectors.readers.pdf_boxes import Box, turn_box, within_page
 
 _MAX_PARENTS = 32
 

@@ -12,16 +12,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 
 from connectors.document import Segment, SegmentKind, Span
+from connectors.readers.pdf_boxes import Box, turn_box, within_page
+from connectors.readers.pdf_grid import Grid, Place, TableWriter
 from connectors.readers.sentences import MAX_SENTENCE_CHARS, split_sentences
-
-Box = tuple[float, float, float, float]
 
 _SIZE_JUMP = 1.18
 _HEADING_SIZE = 1.12
 _MAX_HEADING_CHARS = 160
 _MAX_HEADING_LINES = 3
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufeff\uffff]")
+_BULLET_GLYPHS = str.maketrans({"\uf0b7": "•", "\uf0a7": "▪", "\uf0d8": "‣"})
 _BULLET = re.compile(r"(?:[•▪◦‣●■□\u2013\u2014*-]|\(?\d{1,3}[.)]|\(?[A-Za-z][.)])\s")
 _NUMBERED_HEADING = re.compile(r"(?:\d+\.)*\d+\.?\s+\S|[IVX]+\.\s")
 
@@ -47,6 +50,15 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A picture or drawing beside text: its image segment, and what was read off it."""
+
+    num_before: int
+    """Lines of the page in front of it."""
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PageText:
     """The lines of one page with its size in points, both turned as its text asks."""
 
@@ -58,6 +70,19 @@ class PageText:
     turn: int = 0
     """Quarter turns clockwise that the upright page was given to make its text horizontal."""
     lines: tuple[Line, ...]
+    grids: tuple[Grid, ...] = ()
+    """Ruled tables, whose text is in no line."""
+    figures: tuple[Figure, ...] = ()
+    error: str | None = None
+    """What cannot be told of the page; its lines are not touched by it."""
+
+    @property
+    def texts(self) -> list[str]:
+        """Lines and cells."""
+        return [
+            *(line.text for line in self.lines),
+            *(cell for grid in self.grids for row in grid.rows for cell in row.cells),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +105,30 @@ def find_body(pages: Iterable[PageText]) -> Body:
     return Body(size=size, bold=bold)
 
 
-def page_segments(page: PageText, body: Body) -> Iterator[Segment]:
-    """Yield the page's headings, sentences and table rows in the order of the content stream."""
-    for paragraph in _paragraphs(page.lines):
+def page_segments(page: PageText, body: Body, tables: TableWriter) -> Iterator[Segment]:
+    """Yield the page's headings, sentences, table rows and figures in the order of the content stream.
+
+    Args:
+        page: The page, later than those that `tables` has seen.
+        body: The document's font.
+        tables: Gives ruled tables as segments.
+    """
+    done = 0
+    insets: list[Grid | Figure] = [*page.grids, *page.figures]
+    for inset in sorted(insets, key=attrgetter("num_before")):
+        yield from _text_segments(page, page.lines[done : inset.num_before], body)
+        done = inset.num_before
+        if isinstance(inset, Figure):
+            yield from inset.segments
+            continue
+        num_above = sum(line.middle < inset.top * page.height for line in page.lines)
+        num_below = sum(line.middle > inset.bottom * page.height for line in page.lines)
+        yield from tables.segments(inset, Place(page.page, page.turn, num_above, num_below))
+    yield from _text_segments(page, page.lines[done:], body)
+
+
+def _text_segments(page: PageText, lines: Sequence[Line], body: Body) -> Iterator[Segment]:
+    for paragraph in _paragraphs(lines):
         text, starts = _joined(paragraph)
         kind = _kind(paragraph, text, body)
         # A heading is short, and a row stays whole: the dots in it seldom end a sentence.
@@ -176,18 +222,9 @@ def _kind(paragraph: Sequence[Line], text: str, body: Body) -> SegmentKind:
     return "heading" if stands_out and ends_open else "paragraph"
 
 
-def turn_box(box: Box, quarters: int) -> Box:
-    """Return a box in fractions of a page after quarter turns of the page, clockwise."""
-    x0, y0, x1, y1 = box
-    for _ in range(quarters % 4):
-        x0, y0, x1, y1 = 1 - y1, x0, 1 - y0, x1
-    return (x0, y0, x1, y1)
-
-
-def within_page(box: Box) -> Box:
-    """Return a box in fractions of a page, cut off at the page's border and rounded."""
-    x0, y0, x1, y1 = (round(min(1.0, max(0.0, side)), 4) for side in box)
-    return (x0, y0, x1, y1)
+def on_one_line(raw: str) -> str:
+    """Return what can be shown of a text, with single blanks."""
+    return " ".join(_CONTROLS.sub("", raw).translate(_BULLET_GLYPHS).split())
 
 
 def _fractions(lines: Sequence[Line], page: PageText) -> Box:

@@ -11,8 +11,9 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from connectors.document import Segment, Span
-from connectors.readers.pdf_layout import Box, PageText
-from connectors.readers.pdf_page import to_fractions
+from connectors.readers.pdf_boxes import Box
+from connectors.readers.pdf_layout import PageText
+from connectors.readers.pdf_places import to_fractions
 from connectors.readers.sentences import MAX_SENTENCE_CHARS, split_sentences
 
 _MAX_ANNOTATIONS = 1000
@@ -42,7 +43,7 @@ def read_notes(page: pdfium.PdfPage, text: PageText) -> Iterator[Segment]:
         page: The page.
         text: Its text layer.
     """
-    shown = "".join(line.text for line in text.lines).replace(" ", "")
+    shown = "".join(text.texts).replace(" ", "")
     seen: set[str] = set()
     count = min(pdfium_c.FPDFPage_GetAnnotCount(page), _MAX_ANNOTATIONS)
     for index in range(count):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from connectors.readers.pdf_order import Glyph, mend_order
+from connectors.readers.pdf_order import Glyph, mend_order, part_words
 
 
 def _glyphs(*pieces):
@@ -48,3 +48,38 @@ def test_ligature_keeps_its_letters():
     ]
     assert mend_order(word, 2) == "effix"
     assert mend_order([*word, *word], 2) == "effix"
+
+
+def _spread(*words, gap, blank):
+    """Glyphs one unit wide, `gap` apart, with `blank` between words and no character for it."""
+    glyphs, x = [], 0.0
+    for word in words:
+        for char in word:
+            glyphs.append(Glyph(char, x, x + 1))
+            x += 1 + gap
+        x += blank - gap
+    return glyphs
+
+
+@pytest.mark.parametrize("gap", [-0.2, 0.0, 0.1, 1.5])
+def test_words_are_parted_when_the_gap_between_them_is_wide_for_their_line(gap):
+    glyphs = _spread("Boric", "acid", "and", "lead", gap=gap, blank=gap + 0.3)
+    assert part_words(glyphs, 2) == "Boric acid and lead"
+
+
+def test_words_stay_whole_when_their_gaps_are_alike():
+    assert part_words(_spread("Boric", "acid", gap=0.5, blank=0.6), 2) == "Boricacid"
+    assert part_words([], 2) == ""
+
+
+def test_word_stays_whole_when_its_letters_are_set_far_apart_and_others_are_not():
+    glyphs = [*_spread("Written,_in", gap=0, blank=0), *_spread("_letter", gap=0.4, blank=0)]
+    moved = [
+        Glyph(g.char, g.x0 + 11 * (at > 10), g.x1 + 11 * (at > 10)) for at, g in enumerate(glyphs)
+    ]
+    assert part_words(moved, 2) == "Written,_in_letter"
+
+
+def test_marks_and_blanks_of_the_layer_are_kept():
+    glyphs = _spread("one two", "3.5%", gap=0, blank=0.5)
+    assert part_words(glyphs, 2) == "one two 3.5%"

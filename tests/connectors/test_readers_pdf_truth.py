@@ -129,6 +129,16 @@ def test_word_is_whole_when_a_hyphen_breaks_it_at_the_end_of_a_line(tmp_path):
     assert segment.text == "The pressure on the isosurface falls to 3 %."
 
 
+@pytest.mark.parametrize("rotate", [0, 90])
+def test_words_are_parted_when_letters_are_placed_one_by_one(tmp_path, rotate):
+    # Blanks of 0.08 em, where PDFium sees none; letters reach 0.04 em into each other.
+    words = ["Boric", "acid", "is", "used", "in", "glass"]
+    placed = " -80 ".join(" 40 ".join(f"({char})" for char in word) for word in words)
+    extra = f"BT /F1 12 Tf 1 0 0 1 80 600 Tm [{placed}] TJ ET\n"
+    (segment,) = _read(tmp_path, [Page(texts=[], extra=extra, rotate=rotate)]).segments
+    assert segment.text == " ".join(words)
+
+
 def test_characters_beyond_ascii_are_kept(tmp_path):
     text = "Zürich – 5 € für „Tee“, naïve façade."
     (segment,) = _read(tmp_path, [Page(texts=[Text(x=80, y=600, text=text)])]).segments

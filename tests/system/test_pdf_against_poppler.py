@@ -30,7 +30,6 @@ EXPLAINED = {
     "birdisland.pdf",
     "developers-reference-ja.pdf",
     "fake-bold-sample.pdf",
-    "lots_of_sci_tables.pdf",
     "newspaper.pdf",
     "pdf-with-ocr-text.pdf",
     "right_to_left_01.pdf",
