@@ -67,6 +67,9 @@ class ReaderConfig(_Model):
     that takes images up to about 2,500 tokens."""
     max_rows: int = Field(default=100_000, ge=1)
     """Most rows of one workbook, CSV or Parquet file; the units name what was left out."""
+    tables: bool = True
+    """Write each table of a workbook, CSV or Parquet file into the sink as a typed Parquet file too,
+    `media/<document_key>/t0001.parquet`; column `tables` of the documents table lists them."""
     formulas: bool = False
     """Give the formulas of xlsx and xlsm files too, as `=A1+B1 -> 3`. Read by openpyxl,
     about a ninth as fast as values are read."""
@@ -91,6 +94,7 @@ class ReaderConfig(_Model):
             pdf_figures=self.pdf_figures,
             max_figures=self.max_figures,
             max_rows=self.max_rows,
+            tables=self.tables,
             formulas=self.formulas,
         )
 

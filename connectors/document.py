@@ -94,6 +94,23 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TableFile:
+    """One table as a typed Parquet file made by a reader, beside its rows as text."""
+
+    name: str
+    """File in the document's media folder."""
+    sheet: str
+    """Empty for a CSV or Parquet file."""
+    cells: str
+    """A1 range with the header; empty for a Parquet file."""
+    title: str
+    """The name its author gave it, or what stands above it."""
+    columns: tuple[str, ...]
+    """Names in order; the first, `row`, is the row's number on the sheet or in the file."""
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRef:
     """One object in storage, as it was listed."""
 
@@ -114,6 +131,8 @@ class Content:
     units: tuple[Unit, ...]
     segments: tuple[Segment, ...]
     media: tuple[Media, ...] = ()
+    tables: tuple[TableFile, ...] = ()
+    """In the media folder too."""
     metadata: tuple[tuple[str, str], ...] = ()
     """Names and values as the file states them (title, author, form fields), sorted by name."""
 

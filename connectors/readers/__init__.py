@@ -101,6 +101,8 @@ class ReaderOptions:
     """Most figures of one PDF: each is a JPEG that a model which sees images pays for."""
     max_rows: int = 100_000
     """Most rows of one workbook, CSV or Parquet file; the rows behind them are named as failed."""
+    tables: bool = True
+    """Write the tables of sheets as Parquet files too; of no chunk key, since it changes no text."""
     formulas: bool = False
     """Give formulas of xlsx and xlsm files beside their values."""
     password: Password | None = None

@@ -12,8 +12,10 @@ from connectors.document import Content, Unit
 from connectors.errors import DocumentRejected
 from connectors.readers import ReaderOptions, no_picture
 from connectors.readers.decoding import find_encoding
+from connectors.readers.table_files import TableWriter
 from connectors.readers.table_header import Row
 from connectors.readers.table_rows import cell_text, sheet_segments
+from connectors.readers.tables import find_tables
 
 VERSION = 2
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
@@ -23,7 +25,7 @@ _SAMPLE_CHARS = 65_536
 _MAX_FIELD_CHARS = 10_000_000
 
 
-def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:  # noqa: ARG001
+def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:
     """Return the file's rows; the first is the header where it is all words.
 
     Raises:
@@ -41,11 +43,16 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
             raise DocumentRejected(error, reason="damaged")
         raise DocumentRejected("the file has no row with a value", reason="empty")
     unit = Unit(name="rows", status="failed" if error else "read", error=error)
+    tables = find_tables(rows)
+    writer = TableWriter(media_dir)
+    if options.tables:
+        writer.add("", tables, 0)
     return Content(
         media_type=media_type,
         reader=f"delimited/{VERSION}{options.changes('max_rows')}",
         units=(unit,),
-        segments=tuple(sheet_segments("", rows, 0)),
+        segments=tuple(sheet_segments("", tables, 0)),
+        tables=tuple(writer.files),
         metadata=(("delimiter", repr(delimiter)), ("encoding", encoding)),
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pyarrow.parquet as pq
 from connectors.document import Content, Unit, UnitStatus
 from connectors.errors import DocumentRejected
 from connectors.readers import ReaderOptions, no_picture
+from connectors.readers.table_files import TableWriter, unique_names
 from connectors.readers.table_header import Row
-from connectors.readers.table_rows import cell_text, named_segments
+from connectors.readers.table_rows import cell_text, column_letters, sheet_segments
+from connectors.readers.tables import Table
 
 VERSION = 1
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
@@ -22,7 +25,7 @@ VERSION = 1
 _BATCH_ROWS = 1024
 
 
-def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:  # noqa: ARG001
+def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:
     """Return the file's rows, numbered from 1, and a unit for each row group.
 
     Raises:
@@ -42,11 +45,16 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         if failed:
             raise DocumentRejected(f"no row group can be read: {failed[0].error}", reason="damaged")
         raise DocumentRejected("the file has no row with a value", reason="empty")
+    names = file.schema_arrow.names
+    writer = TableWriter(media_dir)
+    if options.tables:
+        writer.put(_typed_rows(file, [row.number for row in rows]))
     return Content(
         media_type=media_type,
         reader=f"parquet/{VERSION}{options.changes('max_rows')}",
         units=tuple(units),
-        segments=tuple(named_segments(file.schema_arrow.names, rows)),
+        segments=tuple(sheet_segments("", [Table((), (), rows, names, 0, len(names) - 1)], 0)),
+        tables=tuple(writer.files),
     )
 
 
@@ -95,6 +103,28 @@ def _rows(file: Any, group: int, first: int) -> Iterator[Row]:  # noqa: ANN401 -
             if any(cells):
                 yield Row(number, cells)
         first += batch.num_rows
+
+
+def _typed_rows(file: Any, numbers: Sequence[int]) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """Return the rows of these numbers, from 1 and in order, as the file types them."""
+    kept: list[Any] = []
+    first, at = 1, 0
+    for group in range(file.num_row_groups):
+        stop = first + file.metadata.row_group(group).num_rows
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group])
+        # Not beyond the last row that was read of a group: what follows may be damaged.
+        while at < len(numbers) and numbers[at] < stop:
+            batch = next(batches)
+            end = bisect_left(numbers, first + batch.num_rows, lo=at)
+            if end > at:
+                kept.append(batch.take(pa.array([n - first for n in numbers[at:end]])))
+            first, at = first + batch.num_rows, end
+        first = stop
+    table = pa.Table.from_batches(kept)
+    letters = [column_letters(index) for index in range(table.num_columns)]
+    renamed = table.rename_columns(unique_names(table.column_names, letters))
+    field = pa.field("row", pa.int64(), nullable=False)
+    return renamed.add_column(0, field, pa.array(numbers, pa.int64()))
 
 
 def _cells(batch: Any) -> Iterator[list[str]]:  # noqa: ANN401 - pyarrow has no types

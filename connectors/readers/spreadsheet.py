@@ -7,7 +7,8 @@ openpyxl where they are asked for.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,15 +20,26 @@ from connectors.errors import DocumentRejected
 from connectors.readers import ReaderOptions, no_picture
 from connectors.readers.detect import XLSM, XLSX
 from connectors.readers.formulas import Formulas, FormulasError
+from connectors.readers.table_files import TableWriter
 from connectors.readers.table_header import Merge, Row
-from connectors.readers.table_rows import Hidden, cell_text, sheet_segments
-from connectors.readers.workbook_parts import Comment, PartsError, SheetMarks, WorkbookParts
+from connectors.readers.table_rows import Hidden, cell_text, column_index, sheet_segments
+from connectors.readers.tables import Marked, find_tables
+from connectors.readers.workbook_parts import (
+    Comment,
+    Listed,
+    PartsError,
+    SheetMarks,
+    WorkbookParts,
+)
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MAX_CELLS = 20_000_000
 """Most cells of one sheet that are looked at, empty ones too: a wrong range costs a minute."""
+
+
+_RANGE = re.compile(r"([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})")
 
 
 class _Workbook(NamedTuple):
@@ -44,6 +56,7 @@ class _Details(NamedTuple):
 
     marks: SheetMarks
     comments: Sequence[Comment]
+    tables: Sequence[Listed]
     formulas: Mapping[int, Mapping[int, str]]
     errors: Sequence[str]
 
@@ -54,7 +67,7 @@ class _Sheet(NamedTuple):
     num_rows: int = 0
 
 
-def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:  # noqa: ARG001
+def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:
     """Return every non-empty row of every sheet, hidden ones too.
 
     Raises:
@@ -64,8 +77,9 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     listed = workbook.values.sheets_metadata
     sheets: list[_Sheet] = []
     left = options.max_rows
+    writer = TableWriter(media_dir, formulas=workbook.formulas is not None)
     for metadata in listed:
-        sheet = _read_sheet(workbook, metadata, left, options)
+        sheet = _read_sheet(workbook, metadata, left, options, writer=writer)
         left -= sheet.num_rows
         sheets.append(sheet)
     failed = [sheet.unit for sheet in sheets if sheet.unit.status == "failed"]
@@ -80,6 +94,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         reader=f"spreadsheet/{VERSION}{used}{options.changes('max_rows', 'formulas')}",
         units=tuple(sheet.unit for sheet in sheets),
         segments=tuple(segment for sheet in sheets for segment in sheet.segments),
+        tables=tuple(writer.files),
         metadata=(("hidden_sheets", ", ".join(hidden)),) if hidden else (),
     )
 
@@ -102,7 +117,7 @@ def _open_all(path: Path, media_type: str, options: ReaderOptions) -> _Workbook:
     try:
         workbook = workbook._replace(parts=WorkbookParts.open(path))
     except PartsError as exc:
-        error = f"errors, units, comments and hidden rows are not told: {exc}"
+        error = f"errors, units, comments, hidden rows and table names are not told: {exc}"
         workbook = workbook._replace(errors=(error,))
     if options.formulas:
         try:
@@ -129,6 +144,8 @@ def _read_sheet(
     metadata: Any,  # noqa: ANN401 - calamine has no types
     max_rows: int,
     options: ReaderOptions,
+    *,
+    writer: TableWriter,
 ) -> _Sheet:
     name = f"sheet {metadata.name!r}"
     if metadata.typ != calamine.SheetTypeEnum.WorkSheet:
@@ -151,8 +168,10 @@ def _read_sheet(
         _is_hidden(metadata), details.marks.hidden_rows, frozenset(details.marks.hidden_columns)
     )
     left = sheet.start[1] if sheet.start else 0
-    merges = _merges(sheet, left)
-    segments = [*sheet_segments(metadata.name, rows, left, merges=merges, hidden=hidden)]
+    tables = find_tables(rows, _merges(sheet, left), _marked(details.tables, left)) if rows else []
+    if options.tables:
+        writer.add(metadata.name, tables, left)
+    segments = [*sheet_segments(metadata.name, tables, left, hidden=hidden)]
     segments += [_comment_segment(metadata.name, comment) for comment in details.comments]
     if errors:
         unit = Unit(name=name, status="failed", error="; ".join(errors))
@@ -166,19 +185,23 @@ def _find_details(workbook: _Workbook, name: str, sheet: Any) -> _Details:  # no
     errors = [*workbook.errors]
     marks = SheetMarks({}, {}, [], set())
     comments: list[Comment] = []
+    tables: list[Listed] = []
     formulas: dict[int, dict[int, str]] = {}
     if workbook.parts is not None:
         try:
             marks = workbook.parts.marks(name)
             comments = workbook.parts.comments(name)
+            tables = workbook.parts.tables(name)
         except PartsError as exc:
-            errors.append(f"errors, units, comments and hidden rows are not told: {exc}")
+            errors.append(
+                f"errors, units, comments, hidden rows and table names are not told: {exc}"
+            )
     if workbook.formulas is not None and sheet.end is not None:
         try:
             formulas = workbook.formulas.of_sheet(name, sheet.end[0] + 1, sheet.end[1] + 1)
         except FormulasError as exc:
             errors.append(f"formulas are left out: {exc}")
-    return _Details(marks, comments, formulas, errors)
+    return _Details(marks, comments, tables, formulas, errors)
 
 
 def _rows(sheet: Any, details: _Details) -> Iterator[Row]:  # noqa: ANN401 - calamine has no types
@@ -219,6 +242,17 @@ def _merges(sheet: Any, left: int) -> list[Merge]:  # noqa: ANN401 - calamine ha
         for start, end in sheet.merged_cell_ranges or ()
         if start[1] >= left
     ]
+
+
+def _marked(listed: Iterable[Listed], left: int) -> Iterator[Marked]:
+    """Yield the marked tables, their columns counted from column `left` of the sheet."""
+    for table in listed:
+        ends = _RANGE.fullmatch(table.cells)
+        if ends is not None:
+            first, last = column_index(ends[1]) - left, column_index(ends[3]) - left
+            if 0 <= first <= last:
+                top, bottom = int(ends[2]), int(ends[4])
+                yield Marked(table.name, top, first, bottom, last, table.has_header)
 
 
 def _comment_segment(sheet: str, comment: Comment) -> Segment:

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from connectors.document import Segment, Span
-from connectors.readers.table_header import Merge, Row, filled
-from connectors.readers.tables import Table, find_tables
+from connectors.readers.table_header import Row, filled
+from connectors.readers.tables import Table
 
 _MAX_HIDDEN_RANGES = 8
 """Most ranges of hidden rows that a heading names: a filter can leave thousands."""
@@ -41,6 +41,14 @@ def column_letters(index: int) -> str:
     return letters
 
 
+def column_index(letters: str) -> int:
+    """Return 0 for `A`, 26 for `AA`."""
+    index = 0
+    for letter in letters:
+        index = index * 26 + ord(letter) - ord("A") + 1
+    return index - 1
+
+
 def cell_text(value: object) -> str:
     """Return a cell as a reader would write it: ISO dates, 15 digits, no `.0`, one line."""
     if isinstance(value, bool):
@@ -56,31 +64,21 @@ def cell_text(value: object) -> str:
 
 def sheet_segments(
     sheet: str,
-    rows: Sequence[Row],
+    tables: Iterable[Table],
     first_column: int,
     *,
-    merges: Iterable[Merge] = (),
     hidden: Hidden = _NOTHING,
 ) -> Iterator[Segment]:
     """Yield for each table a heading, which holds its title and header, then one segment per row.
 
     Args:
         sheet: The sheet's name; empty for a CSV file.
-        rows: Non-empty rows in order.
+        tables: The tables on it.
         first_column: Index of the column of each row's first cell, from 0.
-        merges: The sheet's merged cells, their columns counted from `first_column`.
         hidden: What the sheet hides; headings say so.
     """
-    if not rows:
-        return
-    for table in find_tables(rows, merges):
+    for table in tables:
         yield from _table_segments(sheet, table, first_column, hidden)
-
-
-def named_segments(names: Sequence[str], rows: Sequence[Row]) -> Iterator[Segment]:
-    """Yield the heading and the rows of a table whose format keeps the columns' names apart."""
-    table = Table((), (), rows, names, 0, len(names) - 1)
-    yield from _table_segments("", table, 0, _NOTHING)
 
 
 def _table_segments(
@@ -91,7 +89,7 @@ def _table_segments(
         yield Segment(
             kind="table",
             text=_row_text(row, table.left),
-            span=Span(sheet=sheet, cells=_range([row], first_column)),
+            span=Span(sheet=sheet, cells=cell_range([row], first_column)),
         )
 
 
@@ -99,19 +97,21 @@ def _heading(sheet: str, table: Table, first_column: int, hidden: Hidden) -> Seg
     """Return the segment that chunks of the table's rows begin with."""
     top = [*table.titles, *table.header]
     rows = [*top, *table.body]
-    place = _range(rows, first_column)
+    place = cell_range(rows, first_column)
     if sheet:
         place = f"{'Hidden sheet' if hidden.sheet else 'Sheet'} {sheet}!{place}"
     else:
         place = f"Table {place}"
     titles = [cell for row in table.titles for cell in row.cells if cell]
+    if table.name:
+        place += f", table {table.name}"
     parts = [place, *([f"title: {' / '.join(titles)}"] if titles else [])]
     numbers = [row.number for row in rows]
     parts += _hidden_rows(hidden, min(numbers), max(numbers))
     return Segment(
         kind="heading",
         text=f"{', '.join(parts)}, columns: row, {_columns(table, first_column, hidden)}",
-        span=Span(sheet=sheet, cells=_range(top or rows, first_column)),
+        span=Span(sheet=sheet, cells=cell_range(top or rows, first_column)),
     )
 
 
@@ -142,7 +142,7 @@ def _hidden_rows(hidden: Hidden, top: int, bottom: int) -> list[str]:
     return [f"hidden rows {named}"]
 
 
-def _range(rows: Sequence[Row], first_column: int) -> str:
+def cell_range(rows: Sequence[Row], first_column: int) -> str:
     """Return the A1 range from the first to the last cell with a value."""
     ends = [(cells[0], cells[-1]) for row in rows if (cells := filled(row))]
     left = column_letters(first_column + min(first for first, _ in ends))

@@ -12,7 +12,7 @@ right side can be read alone: its first column holds words, or has the name of t
 the left, or its rows are others. A blank column that only sets figures apart parts nothing.
 
 A line of one cell right above a header, or alone above it and not nearer to the table before, is
-the table's title.
+the table's title. Tables that the author has marked (Excel's tables) come first: they are cut out.
 """
 
 from __future__ import annotations
@@ -45,6 +45,17 @@ _SAME_ROWS = 0.8
 """Share of rows above which two sides of a blank column are taken for one table."""
 
 
+class Marked(NamedTuple):
+    """Where the author of a sheet has marked a table: rows from 1, columns as indices into cells."""
+
+    name: str
+    top: int
+    left: int
+    bottom: int
+    right: int
+    has_header: bool
+
+
 class Table(NamedTuple):
     """One table of a sheet; each of its rows is a title, in the header or in the body."""
 
@@ -55,6 +66,8 @@ class Table(NamedTuple):
     """Column names from column `left` on, `Group / Name` under merged cells; empty without header."""
     left: int
     right: int
+    name: str = ""
+    """What the author has called it, where it is marked."""
 
 
 @dataclass(slots=True)
@@ -82,16 +95,57 @@ class _Part:
         self.last = max(self.last, below.last)
 
 
-def find_tables(rows: Sequence[Row], merges: Iterable[Merge] = ()) -> list[Table]:
+def find_tables(
+    rows: Sequence[Row], merges: Iterable[Merge] = (), marked: Iterable[Marked] = ()
+) -> list[Table]:
     """Return the tables of a sheet from top to bottom, and from left to right within a band.
 
     Each cell lies in exactly one table. Rows keep their numbers and cells their columns; where
-    tables stand side by side, each has the rows with the other's cells left blank.
+    tables stand side by side, each has the rows with the other's cells left blank. Tables that
+    are marked are as their author says, whatever stands around them.
     """
     by_top: dict[int, list[Merge]] = {}
     for merge in merges:
         by_top.setdefault(merge.top, []).append(merge)
-    return list(_tables(rows, [], by_top))
+    cut: list[Table] = []
+    for area in marked:
+        table, rows = _cut_out(rows, area, by_top)
+        cut += [table] if table is not None else []
+    found = [*cut, *(_tables(rows, [], by_top) if rows else ())]
+    return sorted(found, key=_place) if cut else found
+
+
+def _place(table: Table) -> tuple[int, int]:
+    return min(row.number for row in (*table.titles, *table.header, *table.body)), table.left
+
+
+def _cut_out(
+    rows: Sequence[Row], area: Marked, merges: Merges
+) -> tuple[Table | None, Sequence[Row]]:
+    """Return the table in an area, None where it has no cell, and the rows without its cells."""
+    inside: list[Row] = []
+    outside: list[Row] = []
+    for row in rows:
+        own = row.cells[area.left : area.right + 1]
+        if not area.top <= row.number <= area.bottom or not any(own):
+            outside.append(row)
+            continue
+        inside.append(Row(row.number, [*[""] * area.left, *own]))
+        rest = [*row.cells[: area.left], *[""] * len(own), *row.cells[area.right + 1 :]]
+        if any(rest):
+            outside.append(Row(row.number, rest))
+    if not inside:
+        return None, rows
+    num_header = int(area.has_header and inside[0].number == area.top and len(inside) > 1)
+    header, body = inside[:num_header], inside[num_header:]
+    names = column_names(header, area.left, area.right, merges) if header else ()
+    titles = [row for row in outside if row.number == area.top - 1 and _is_title_of(row, area)]
+    kept = [row for row in outside if row not in titles] if titles else outside
+    return Table(titles, header, body, names, area.left, area.right, area.name), kept
+
+
+def _is_title_of(row: Row, area: Marked) -> bool:
+    return _is_title(row) and area.left <= filled(row)[0] <= area.right
 
 
 def _tables(rows: Sequence[Row], titles: Sequence[Row], merges: Merges) -> Iterator[Table]:

@@ -1,6 +1,6 @@
 """Looks into the XML of an xlsx or xlsm file for what calamine does not tell.
 
-That is error values, percentages and currencies, comments, hidden rows and columns. Sheets are
+That is error values, percentages and currencies, comments, hidden rows and columns, named tables. Sheets are
 searched as bytes and not parsed, since a parser would take many times longer than calamine itself.
 """
 
@@ -47,6 +47,15 @@ class Comment(NamedTuple):
     cell: str
     author: str
     text: str
+
+
+class Listed(NamedTuple):
+    """A table that the author of a sheet has marked as one, under its name."""
+
+    name: str
+    cells: str
+    """A1 range, header included."""
+    has_header: bool
 
 
 Marks = dict[int, dict[int, str]]
@@ -133,6 +142,21 @@ class WorkbookParts:
                     Comment(thread.get("ref", ""), "", " ".join("".join(thread.itertext()).split()))
                     for thread in _named(tree, "threadedComment")
                 ]
+        return found
+
+    def tables(self, sheet: str) -> list[Listed]:
+        """Return the tables that are marked on a sheet.
+
+        Raises:
+            PartsError: One is damaged.
+        """
+        found = []
+        for kind, target in _links(self.archive, self.sheets.get(sheet, sheet)).values():
+            if kind == "table":
+                tree = _tree(self.archive, target)
+                name = tree.get("displayName") or tree.get("name") or ""
+                has_header = tree.get("headerRowCount", "1") != "0"
+                found.append(Listed(name, tree.get("ref", ""), has_header))
         return found
 
 

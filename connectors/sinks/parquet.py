@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -56,6 +57,19 @@ DOCUMENTS = pa.schema([
         ),
     ),
     ("metadata", pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))),
+    (
+        "tables",
+        pa.list_(
+            pa.struct([
+                ("name", pa.string()),
+                ("sheet", pa.string()),
+                ("cells", pa.string()),
+                ("title", pa.string()),
+                ("columns", pa.list_(pa.string())),
+                ("num_rows", pa.int64()),
+            ])
+        ),
+    ),
     pa.field("num_chunks", pa.int32(), nullable=False),
 ])
 
@@ -271,6 +285,10 @@ def document_row(document: Document, *, shard: str, num_chunks: int) -> dict[str
         ],
         "metadata": [
             {"name": name, "value": value} for name, value in (content.metadata if content else ())
+        ],
+        "tables": [
+            {**asdict(table), "columns": list(table.columns)}
+            for table in (content.tables if content else ())
         ],
         "num_chunks": num_chunks,
     }

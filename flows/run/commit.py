@@ -158,7 +158,10 @@ def _usage(answers: Mapping[str, Sequence[Answered]]) -> list[dict[str, Any]]:
 def _put_media(bench: Bench, documents: Sequence[ReadDocument]) -> None:
     for read in documents:
         content = read.document.content
-        for name in sorted(item.name for item in content.media) if content else ():
+        if content is None:
+            continue
+        names = [item.name for item in content.media] + [table.name for table in content.tables]
+        for name in sorted(names):
             path = f"media/{read.document.document_key}/{name}"
             bench.lake.storage.put(path, (read.media_dir / name).read_bytes())
 

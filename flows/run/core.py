@@ -34,7 +34,7 @@ from flows.run.shard import process_shard
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the sink's layout; a sink written by another one is refused."""
 
 SINK_FILE = STAGING_PREFIX.split("/", maxsplit=1)[0] + "/sink.json"

@@ -54,7 +54,8 @@ def test_columns_are_the_documented_ones_when_tables_are_made():
     ]  # fmt: skip
     assert DOCUMENTS.names == [
         "uri", "path", "etag", "size_bytes", "document_key", "shard", "status", "error_class",
-        "error", "media_type", "reader", "units", "metadata", "num_chunks",
+        "error", "media_type", "reader", "units", "metadata", "tables",
+            "num_chunks",
     ]  # fmt: skip
     assert CHUNKS.names == [
         "chunk_key", "document_key", "uri", "path", "ordinal", "num_tokens", "segments",

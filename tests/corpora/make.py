@@ -86,6 +86,8 @@ class Extras:
     hidden_columns: Sequence[int] = ()
     """Numbers from 1."""
     comments: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, str] = field(default_factory=dict)
+    """Ranges by name, of tables that are marked as such."""
     dimension: str = ""
     """The range that the sheet declares."""
 
@@ -117,20 +119,32 @@ def write_xlsx(
                 f"xl/{target}",
                 f'<worksheet xmlns="{main}">{_sheet(cells, extra, styles)}</worksheet>',
             )
+            sheet_parts = {}
             if extra.comments:
-                archive.writestr(
-                    f"xl/worksheets/_rels/sheet{number}.xml.rels",
-                    f'<Relationships xmlns="{package}/relationships"><Relationship Id="r1" '
-                    f'Type="{office}/comments" Target="../comments{number}.xml"/></Relationships>',
-                )
                 notes = "".join(
                     f'<comment ref="{ref}" authorId="0"><text><t>{escape(text)}</t></text></comment>'
                     for ref, text in extra.comments.items()
                 )
-                archive.writestr(
-                    f"xl/comments{number}.xml",
+                sheet_parts[f"comments{number}.xml"] = (
+                    "comments",
                     f'<comments xmlns="{main}"><authors><author>Ann</author></authors>'
                     f"<commentList>{notes}</commentList></comments>",
+                )
+            for count, (table, cells_of) in enumerate(extra.tables.items()):
+                sheet_parts[f"table{number}-{count}.xml"] = (
+                    "table",
+                    f'<table xmlns="{main}" displayName="{table}" ref="{cells_of}"/>',
+                )
+            for part, (_, text) in sheet_parts.items():
+                archive.writestr(f"xl/{part}", text)
+            if sheet_parts:
+                relations = "".join(
+                    f'<Relationship Id="{part}" Type="{office}/{type_}" Target="../{part}"/>'
+                    for part, (type_, _) in sheet_parts.items()
+                )
+                archive.writestr(
+                    f"xl/worksheets/_rels/sheet{number}.xml.rels",
+                    f'<Relationships xmlns="{package}/relationships">{relations}</Relationships>',
                 )
         links += f'<Relationship Id="s" Type="{office}/styles" Target="styles.xml"/>'
         parts += f'<Override PartName="/xl/styles.xml" ContentType="{kind}.styles+xml"/>'

@@ -124,6 +124,16 @@ def test_tables_are_read_by_glob_when_other_tools_open_them(source, tmp_path, en
     assert {row[0] for row in stages.fetchall()} == {"digest", "topic", "merge"}
 
 
+def test_tables_of_sheets_can_be_queried_when_a_run_has_read_them(source, tmp_path, engine):
+    run(source, tmp_path / "lake", engine)
+    documents = table(tmp_path / "lake", "documents")
+    found = documents.explode("tables").drop_nulls("tables")
+    rows = found.select("document_key", pl.col("tables").struct.unnest()).to_dicts()
+    assert [(row["cells"], row["columns"][0]) for row in rows] == [("A1:B3", "row")]
+    file = tmp_path / "lake" / "media" / rows[0]["document_key"] / rows[0]["name"]
+    assert len(pl.read_parquet(file)) == rows[0]["num_rows"]
+
+
 def test_parts_have_the_same_bytes_when_a_run_is_repeated(source, tmp_path, engine):
     run(source, tmp_path / "lake", engine)
     before = parts(tmp_path / "lake")
@@ -263,7 +273,7 @@ def test_limit_bounds_the_documents_when_given(source, tmp_path, engine):
     [
         ({"pipeline": "gone.yaml"}, 2, "gone.yaml: cannot be read"),
         ({"source": "/no/such/folder"}, 2, "'/no/such/folder' does not exist; check the path"),
-        ({"source": "gs://x/y"}, 2, "scheme 'gs'"),
+        ({"source": "gs://x/y"}, 2, "install gcsfs"),
         ({"engine": "kimi"}, 2, "'kimi' is no profile; profiles:"),
         ({"engine": "http://127.0.0.1:9"}, 1, "http://127.0.0.1:9/v1 cannot be reached"),
         ({"sink": "/proc/nowhere"}, 2, "/proc/nowhere"),

@@ -1,0 +1,184 @@
+"""Tables of sheets as typed Parquet files, beside their rows as text."""
+
+from datetime import date, datetime
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from connectors.document import TableFile
+from connectors.readers import ReaderOptions, detect_media_type, load_reader
+from tests.connectors.test_readers_workbooks import _grid
+from tests.corpora.make import Cell, Extras, write_xlsx
+
+
+def read(path: Path, **options):
+    media_type = detect_media_type(path, path.name)
+    content = load_reader(media_type).read(path, media_type, path.parent, ReaderOptions(**options))
+    return content.tables, [pl.read_parquet(path.parent / table.name) for table in content.tables]
+
+
+def read_csv(tmp_path, text, **options):
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    return read(tmp_path / "a.csv", **options)
+
+
+def column(tmp_path, *cells):
+    """Return the column of a CSV file with these cells, which another column keeps from being blank."""
+    rows = "".join(f"x,{cell}\n" for cell in cells)
+    _, [frame] = read_csv(tmp_path, f"key,value\n{rows}")
+    return frame["value"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "values"),
+    [
+        (("1", "", "-20"), pl.Int64, [1, None, -20]),
+        (("1", "2.50", "-3e-4"), pl.Float64, [1.0, 2.5, -3e-4]),
+        (("007", "8"), pl.String, ["007", "8"]),
+        (('"1,5"', "2"), pl.String, ["1,5", "2"]),
+        (("1234567890123456789", "2"), pl.String, ["1234567890123456789", "2"]),
+        (("true", "FALSE"), pl.Boolean, [True, False]),
+        (("2024-02-29", ""), pl.Date, [date(2024, 2, 29), None]),
+        (("2024-02-30", "2024-01-01"), pl.String, ["2024-02-30", "2024-01-01"]),
+        (
+            ("2024-02-29", "2024-03-01 10:20:30.5"),
+            pl.Datetime("us"),
+            [datetime(2024, 2, 29), datetime(2024, 3, 1, 10, 20, 30, 500_000)],  # noqa: DTZ001
+        ),
+        (("1", "one"), pl.String, ["1", "one"]),
+        (("#DIV/0!", "3"), pl.Int64, [None, 3]),
+        (("12.5%", "-3%"), pl.Float64, [0.125, -0.03]),
+        (("$3", "$-4.5"), pl.Float64, [3.0, -4.5]),
+        (("20 CHF", "1 CHF"), pl.Float64, [20.0, 1.0]),
+        (("20 CHF", "1 EUR"), pl.String, ["20 CHF", "1 EUR"]),
+        (("12.5%", "3"), pl.String, ["12.5%", "3"]),
+        (("v1", "v2"), pl.String, ["v1", "v2"]),
+        (("#1", "#2"), pl.String, ["#1", "#2"]),
+        (("5 May", "6 May"), pl.String, ["5 May", "6 May"]),
+        (("1e999", "2"), pl.String, ["1e999", "2"]),
+    ],
+)
+def test_column_has_the_type_that_all_its_cells_show(tmp_path, cells, kind, values):
+    found = column(tmp_path, *cells)
+    assert found.dtype == kind
+    assert found.to_list() == values
+
+
+def test_unit_of_numbers_is_told_when_all_have_it(tmp_path):
+    [table], _ = read_csv(tmp_path, "share,price,count\n12%,$3,1\n1%,$4,2\n")
+    schema = pq.read_schema(tmp_path / table.name)
+    assert schema.field("share").metadata == {b"unit": b"%"}
+    assert schema.field("price").metadata == {b"unit": b"$"}
+    assert schema.field("count").metadata is None
+
+
+def test_each_value_keeps_its_row_when_tables_share_a_sheet(tmp_path):
+    cells = _grid("B2", ("Name", "Age"), ("Ann", 41), ("Bo", 35))
+    cells |= _grid("B7", ("Ship", "Tons"), ("Olga", 900.5))
+    path = write_xlsx(tmp_path / "a.xlsx", {"S": cells})
+    tables, [crew, ships] = read(path)
+    assert tables == (
+        TableFile(
+            name="t0001.parquet", sheet="S", cells="B2:C4", title="",
+            columns=("row", "Name", "Age"), num_rows=2,
+        ),
+        TableFile(
+            name="t0002.parquet", sheet="S", cells="B7:C8", title="",
+            columns=("row", "Ship", "Tons"), num_rows=1,
+        ),
+    )  # fmt: skip
+    assert crew.rows() == [(3, "Ann", 41), (4, "Bo", 35)]
+    assert ships.rows() == [(8, "Olga", 900.5)]
+
+
+def test_values_are_those_of_the_sheet_when_it_has_errors_units_and_formulas(tmp_path):
+    rows = [
+        ("Share", "Sum", "Done", "Code"),
+        (Cell(value=0.125, style="0.0%"), Cell(value=3, formula="A1+B1"), True, "007"),
+        (Cell(value=1.5, style="0%"), Cell(error="#DIV/0!", formula="1/0"), False, "8"),
+    ]
+    path = write_xlsx(tmp_path / "a.xlsx", {"S": _grid("A1", *rows)})
+    _, [frame] = read(path, formulas=True)
+    assert frame.rows() == [(2, 0.125, 3, True, "007"), (3, 1.5, None, False, "8")]
+
+
+def test_columns_have_names_of_their_own_when_the_header_repeats_them(tmp_path):
+    [table], _ = read_csv(tmp_path, "Name,name,row,Sum\na,b,c,1\nd,e,f,2\n")
+    assert table.columns == ("row", "Name", "name (B)", "row (C)", "Sum")
+    # A database does not tell capitals apart.
+    found = duckdb.sql(f"SELECT \"name (B)\", sum FROM '{tmp_path / table.name}'").fetchall()
+    assert found == [("b", 1), ("e", 2)]
+
+
+def test_bytes_are_the_same_when_a_file_is_read_again(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        read_csv(tmp_path / name, "key,value\nx,1\ny,2.5\n")
+    files = [(tmp_path / name / "t0001.parquet").read_bytes() for name in ("a", "b")]
+    assert files[0] == files[1]
+
+
+def test_no_table_is_written_when_it_is_not_wanted_or_none(tmp_path):
+    assert read_csv(tmp_path, "a,b\n1,2\n", tables=False) == ((), [])
+    path = write_xlsx(tmp_path / "a.xlsx", {"S": _grid("A1", ("Read me first",), ("Then go on",))})
+    assert read(path) == ((), [])
+
+
+def test_types_are_those_of_the_file_when_it_is_parquet(tmp_path):
+    source = pa.table({
+        "when": pa.array([datetime(2024, 1, 1), None, datetime(2024, 1, 3)], pa.timestamp("ns", "UTC")),  # noqa: DTZ001
+        "tags": pa.array([["a"], None, []]),
+        "code": pa.array(["007", None, "8"]),
+    })  # fmt: skip
+    pq.write_table(source, tmp_path / "a.parquet", row_group_size=2)
+    [table], [frame] = read(tmp_path / "a.parquet")
+    # The second row has no value, so it is no row.
+    assert (table.num_rows, frame["row"].to_list()) == (2, [1, 3])
+    copy = pq.read_table(tmp_path / table.name)
+    assert copy.drop_columns("row").equals(source.take([0, 2]))
+
+
+def test_rows_beyond_the_limit_are_left_out_when_a_file_has_too_many(tmp_path):
+    pq.write_table(pa.table({"a": range(9)}), tmp_path / "a.parquet", row_group_size=2)
+    [table], [frame] = read(tmp_path / "a.parquet", max_rows=3)
+    assert frame.rows() == [(1, 0), (2, 1), (3, 2)]
+    assert table.columns == ("row", "a")
+
+
+def test_marked_table_is_one_whatever_stands_around_it(tmp_path):
+    # Without the mark, the note would be a row of it and the rows below the gap another table.
+    cells = _grid("A1", ("Sales of May",), ("Who", "Sum"), ("Ann", 3))
+    cells |= _grid("A6", ("Bo", 4), ("see annex", None)) | _grid("C3", ("a note",))
+    extra = Extras(tables={"Sales": "A2:B6"})
+    path = write_xlsx(
+        tmp_path / "a.xlsx", {"S": dict(sorted(cells.items(), key=_place))}, extras={"S": extra}
+    )
+    media_type = detect_media_type(path, path.name)
+    content = load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
+    assert [segment.text for segment in content.segments] == [
+        "Sheet S!A1:B6, table Sales, title: Sales of May, columns: row, A Who, B Sum",
+        "3,Ann,3",
+        "6,Bo,4",
+        "Sheet S!A3:C7, columns: row, A to C",
+        "3,,,a note",
+        "7,see annex",
+    ]
+    assert next((table.title, table.cells) for table in content.tables) == ("Sales", "A2:B6")
+
+
+def _place(item):
+    return int(item[0][1:]), item[0][0]
+
+
+def test_workbook_is_read_when_the_mark_of_a_table_is_broken(tmp_path):
+    cells = _grid("A1", ("Who", "Sum"), ("Ann", 3))
+    path = write_xlsx(tmp_path / "a.xlsx", {"S": cells}, extras={"S": Extras(tables={"T": "<&"})})
+    media_type = detect_media_type(path, path.name)
+    content = load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
+    assert [segment.text for segment in content.segments][1:] == ["2,Ann,3"]
+    assert content.units[0].status == "failed"
+    assert "table names are not told" in content.units[0].error
