@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,11 @@ from obstore.store import S3Store
 if TYPE_CHECKING:
     from obstore.store import S3Credential
 
-_PROBE = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
+ONE_TRY = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
+"""For a look at the bucket that is quick to fail."""
+_WORK = Config(
+    connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4}
+)
 # botocore itself knows the second name only.
 _VARIABLES = {"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)}
 _RENEWED_S = 600
@@ -60,20 +65,25 @@ class Session:
         credentials = None if access.anonymous else self._session.get_credentials()
         self.keys = None if credentials is None else Keys(credentials)
         """What requests are signed with; None where they are not."""
-        self.endpoint_url = str(self.client(_PROBE).meta.endpoint_url)
+        self._making = threading.Lock()
+        self.worker = self.client(_WORK)
+        """A client that tries four times, as obstore's store does."""
+        self.endpoint_url = str(self.worker.meta.endpoint_url)
 
     def _endpoint_in(self, profile: Mapping[str, Any]) -> str | None:
         services = self._session.full_config.get("services", {}).get(profile.get("services"), {})
         found = services.get("s3", {}).get("endpoint_url") or profile.get("endpoint_url")
         return None if found is None else str(found)
 
-    def client(self, config: Config = _PROBE) -> Any:  # noqa: ANN401 - botocore makes its classes at run time
-        """Return a botocore client for S3; by default one that tries once."""
+    def client(self, config: Config) -> Any:  # noqa: ANN401 - botocore makes its classes at run time
+        """Return a new botocore client for S3."""
         if self.keys is None:
             config = config.merge(Config(signature_version=botocore.UNSIGNED))
-        return self._session.create_client(
-            "s3", region_name=self.region, endpoint_url=self._endpoint_url, config=config
-        )
+        # Clients may be used by several threads, but not made.
+        with self._making:
+            return self._session.create_client(
+                "s3", region_name=self.region, endpoint_url=self._endpoint_url, config=config
+            )
 
     def store(self, bucket: str) -> S3Store:
         """Return obstore's store for a bucket; it tries four times, within half a minute."""

@@ -11,7 +11,7 @@ import obstore
 from obstore import exceptions as obstore_errors
 
 from connectors.errors import StorageError, StorageUnavailable
-from connectors.storage.access import Access, Session
+from connectors.storage.access import ONE_TRY, Access, Session
 from connectors.storage.objects import ObjectInfo
 
 _LIST_PAGE = 1000
@@ -40,7 +40,7 @@ class S3Storage:
         except (botocore.exceptions.BotoCoreError, ValueError) as exc:
             raise StorageError(f"AWS configuration for {self.url!r}: {exc}", uri=self.url) from exc
         self._skipped = len(prefix) + 1 if prefix else 0
-        self._client = self.session.client()
+        self._client = self.session.worker
         self._store = self.session.store(bucket)
         self.bucket_region = self.session.region
         """Where the bucket is, as far as the store has said; it says so to `diagnose`."""
@@ -155,7 +155,7 @@ class S3Storage:
     def diagnose(self) -> Literal["missing", "denied", "silent", "fine"]:
         """Return what a bare request for the bucket says, by HTTP status."""
         try:
-            self._note_region(self._client.head_bucket(Bucket=self.bucket))
+            self._note_region(self.session.client(ONE_TRY).head_bucket(Bucket=self.bucket))
         except botocore.exceptions.ClientError as exc:
             self._note_region(exc.response)
             status = _status(exc)
