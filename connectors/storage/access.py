@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,14 +14,20 @@ import botocore.session
 from botocore.config import Config
 from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.exceptions import BotoCoreError
+from botocore.utils import parse_timestamp
 from obstore.store import S3Store
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential
 
-_PROBE = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
+ONE_TRY = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
+"""For a look at the bucket that is quick to fail."""
+_WORK = Config(
+    connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 4}
+)
 # botocore itself knows the second name only.
 _VARIABLES = {"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)}
+_ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6})?Z")
 _RENEWED_S = 600
 """Seconds before the end of keys at which botocore renews them for certain."""
 
@@ -47,6 +55,8 @@ class Session:
             BotoCoreError: There is no such profile, or its credentials cannot be fetched.
         """
         self._session = botocore.session.Session(_VARIABLES, profile=access.profile)
+        parsers = self._session.get_component("response_parser_factory")
+        parsers.set_parser_defaults(timestamp_parser=_timestamp)
         profile = self._session.get_scoped_config() if access.profile is not None else {}
         self.profile = access.profile
         self.is_anonymous = access.anonymous
@@ -60,20 +70,25 @@ class Session:
         credentials = None if access.anonymous else self._session.get_credentials()
         self.keys = None if credentials is None else Keys(credentials)
         """What requests are signed with; None where they are not."""
-        self.endpoint_url = str(self.client(_PROBE).meta.endpoint_url)
+        self._making = threading.Lock()
+        self.worker = self.client(_WORK)
+        """A client that tries four times, as obstore's store does."""
+        self.endpoint_url = str(self.worker.meta.endpoint_url)
 
     def _endpoint_in(self, profile: Mapping[str, Any]) -> str | None:
         services = self._session.full_config.get("services", {}).get(profile.get("services"), {})
         found = services.get("s3", {}).get("endpoint_url") or profile.get("endpoint_url")
         return None if found is None else str(found)
 
-    def client(self, config: Config = _PROBE) -> Any:  # noqa: ANN401 - botocore makes its classes at run time
-        """Return a botocore client for S3; by default one that tries once."""
+    def client(self, config: Config) -> Any:  # noqa: ANN401 - botocore makes its classes at run time
+        """Return a new botocore client for S3."""
         if self.keys is None:
             config = config.merge(Config(signature_version=botocore.UNSIGNED))
-        return self._session.create_client(
-            "s3", region_name=self.region, endpoint_url=self._endpoint_url, config=config
-        )
+        # Clients may be used by several threads, but not made.
+        with self._making:
+            return self._session.create_client(
+                "s3", region_name=self.region, endpoint_url=self._endpoint_url, config=config
+            )
 
     def store(self, bucket: str) -> S3Store:
         """Return obstore's store for a bucket; it tries four times, within half a minute."""
@@ -90,6 +105,15 @@ class Session:
             },
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
         )
+
+
+def _timestamp(value: object) -> datetime:
+    """Return a time in an answer; botocore's own way takes most of the time of a listing."""
+    if isinstance(value, str) and _ISO_TIME.fullmatch(value):
+        return datetime.fromisoformat(value)
+    found = parse_timestamp(value)
+    assert isinstance(found, datetime)
+    return found
 
 
 class Keys:

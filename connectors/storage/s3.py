@@ -11,7 +11,7 @@ import obstore
 from obstore import exceptions as obstore_errors
 
 from connectors.errors import StorageError, StorageUnavailable
-from connectors.storage.access import Access, Session
+from connectors.storage.access import ONE_TRY, Access, Session
 from connectors.storage.objects import PIECE_BYTES, ObjectInfo
 
 _LIST_PAGE = 1000
@@ -40,7 +40,7 @@ class S3Storage:
         except (botocore.exceptions.BotoCoreError, ValueError) as exc:
             raise StorageError(f"AWS configuration for {self.url!r}: {exc}", uri=self.url) from exc
         self._skipped = len(prefix) + 1 if prefix else 0
-        self._client = self.session.client()
+        self._client = self.session.worker
         self._store = self.session.store(bucket)
         self.bucket_region = self.session.region
         """Where the bucket is, as far as the store has said; it says so to `diagnose`."""
@@ -57,8 +57,10 @@ class S3Storage:
             while after is not None:
                 if _is_plain(top) and _is_plain(after):
                     after = yield from self._list_fast(top, after)
-                if after is not None:
-                    after = yield from self._list_page(top, after)
+                is_odd = after is not None
+                # Odd keys seldom come alone.
+                while is_odd and after is not None:
+                    after, is_odd = yield from self._list_page(top, after)
 
     def _list_fast(self, top: str, after: str) -> Generator[ObjectInfo, None, str | None]:
         """Yield pages as long as obstore tells them as they are; return the last key, None at the end."""
@@ -75,8 +77,14 @@ class S3Storage:
             return after
         return None
 
-    def _list_page(self, top: str, after: str) -> Generator[ObjectInfo, None, str | None]:
-        """Yield one page with its keys as they are; return the last key, None at the end."""
+    def _list_page(
+        self, top: str, after: str
+    ) -> Generator[ObjectInfo, None, tuple[str | None, bool]]:
+        """Yield one page with its keys as they are.
+
+        Returns:
+            The last key, None at the end, and whether obstore would have failed at the page.
+        """
         page = self._client.list_objects_v2(
             Bucket=self.bucket, Prefix=f"{top}/" if top else "", StartAfter=after
         )
@@ -84,7 +92,8 @@ class S3Storage:
         for item in found:
             if item["Size"] or not item["Key"].endswith("/"):
                 yield self._info(item["Key"], item["Size"], item["ETag"])
-        return str(found[-1]["Key"]) if page.get("IsTruncated") else None
+        is_odd = any(not item["Size"] or not _is_plain(item["Key"]) for item in found)
+        return str(found[-1]["Key"]) if page.get("IsTruncated") else None, is_odd
 
     def _info(self, key: str, size_bytes: int, etag: str | None) -> ObjectInfo:
         return ObjectInfo(
@@ -166,7 +175,7 @@ class S3Storage:
     def diagnose(self) -> Literal["missing", "denied", "silent", "fine"]:
         """Return what a bare request for the bucket says, by HTTP status."""
         try:
-            self._note_region(self._client.head_bucket(Bucket=self.bucket))
+            self._note_region(self.session.client(ONE_TRY).head_bucket(Bucket=self.bucket))
         except botocore.exceptions.ClientError as exc:
             self._note_region(exc.response)
             status = _status(exc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -148,7 +149,8 @@ def _absolute(url: str) -> str:
 
 def is_inside(inner: str, outer: str) -> bool:
     """Tell whether the folder or prefix `inner` is `outer` or lies below it."""
-    a, b = (urlsplit(url.removeprefix("file://")) for url in (inner, outer))
+    # `local://` is fsspec's name for the same.
+    a, b = (urlsplit(re.sub("^(file|local)://", "", url)) for url in (inner, outer))
     if (a.scheme, a.netloc) != (b.scheme, b.netloc):
         return False
     if a.scheme == "s3":

@@ -23,6 +23,14 @@ def test_request_is_tried_again_when_the_store_says_later(bucket, status):
     assert len(store.requests) == 6
 
 
+def test_page_is_tried_again_when_botocore_lists_it(bucket):
+    faults = iter([None, 503, 503])
+    with FakeStore({"in/": b"", "in/a": b"x"}, fault=lambda _: next(faults, None)) as store:
+        storage = open_storage("s3://b/in", Access(endpoint_url=store.url))
+        assert [item.path for item in storage.list()] == ["a"]
+    assert len(store.requests) == 4
+
+
 def test_store_is_unavailable_when_it_says_later_each_time(bucket):
     with FakeStore({}, fault=lambda _: 503) as store:
         storage = open_storage("s3://b/in", Access(endpoint_url=store.url))

@@ -218,7 +218,7 @@ WRONG = [
     (("run", "demo"), 2, "source: missing; set it there or give --source"),
     (("run", "demo", "--source", "papers"), 2, "sink: missing"),
     (("run", "notes.yaml", "--source", "nowhere"), 2, "nowhere' does not exist; check the path"),
-    (("run", "notes.yaml", "--source", "gs://x/y"), 2, "scheme 'gs'; use s3://"),
+    (("run", "notes.yaml", "--source", "gs://x/y"), 2, "not installed: .*gcsfs.*; install it"),
     (("run", "notes.yaml", "--source", "s3:///y"), 2, "names no bucket"),
     (("run", "notes.yaml", "--sink", "papers/lake"), 2, "lies inside source"),
     (("run", "notes.yaml", "--sink", "/proc/nowhere"), 2, "/proc/nowhere"),

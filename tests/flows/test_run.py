@@ -273,7 +273,9 @@ def test_limit_bounds_the_documents_when_given(source, tmp_path, engine):
     [
         ({"pipeline": "gone.yaml"}, 2, "gone.yaml: cannot be read"),
         ({"source": "/no/such/folder"}, 2, "'/no/such/folder' does not exist; check the path"),
-        ({"source": "gs://x/y"}, 2, "install gcsfs"),
+        ({"source": "gs://x/y"}, 2, "needs a package that is not installed"),
+        ({"source": "nope://x/y"}, 2, "cannot be opened: Protocol not known: nope"),
+        ({"sink": "gs://x/y"}, 2, "can be a source, not a sink"),
         ({"engine": "kimi"}, 2, "'kimi' is no profile; profiles:"),
         ({"engine": "http://127.0.0.1:9"}, 1, "http://127.0.0.1:9/v1 cannot be reached"),
         ({"sink": "/proc/nowhere"}, 2, "/proc/nowhere"),

@@ -146,7 +146,7 @@ def test_doctor_fails_when_a_source_cannot_be_opened_or_a_sink_not_be_written():
     assert "not a sink" in sink[0].says
 
 
-@pytest.mark.parametrize("source", ["file:///data", "/data"])
+@pytest.mark.parametrize("source", ["file:///data", "local:///data", "/data"])
 def test_sink_is_refused_when_inside_the_source_however_written(source):
     assert is_inside("/data/lake", source)
     assert is_inside("file:///data/lake", source)
