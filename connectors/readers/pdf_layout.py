@@ -224,7 +224,8 @@ def _kind(paragraph: Sequence[Line], text: str, body: Body) -> SegmentKind:
 
 def on_one_line(raw: str) -> str:
     """Return what can be shown of a text, with single blanks."""
-    return " ".join(_CONTROLS.sub("", raw).translate(_BULLET_GLYPHS).split())
+    text = _CONTROLS.sub("", raw)
+    return " ".join((text if text.isascii() else text.translate(_BULLET_GLYPHS)).split())
 
 
 def _fractions(lines: Sequence[Line], page: PageText) -> Box:
