@@ -25,6 +25,8 @@ from connectors.readers.pdf_places import Places
 _CARRIAGE_RETURN, _LINE_FEED, _SOFT_HYPHEN = 0x0D, 0x0A, 0xFFFE
 _ROW_GAP = 2.0
 """Gap between parts of a line, in font sizes, that a table row has and justified text has not."""
+_ROUNDING = 0.1
+"""Points by which a gap on the canvas may differ from the same one on the page."""
 _BOLD_WEIGHT = 600
 _NUM_SAMPLES = 64
 """Pairs of characters of a page that are asked for the gap between them."""
@@ -80,9 +82,13 @@ class TextLayer:
     def is_spread(self) -> bool:
         """Say whether the page's letters are placed one by one, with gaps between them."""
         rect = self._rect
+        # With as many units as characters, the one is the other.
+        text = self._text if len(self.units) == self._count else None
         num_pairs = num_gaps = 0
         for index in range(0, self._count - 1, max(1, self._count // _NUM_SAMPLES)):
-            if not (self._char(index).isalnum() and self._char(index + 1).isalnum()):
+            pair = text[index : index + 2] if text else self._char(index) + self._char(index + 1)
+            # Of the words; blanks and marks have gaps of their own.
+            if not pair.isalnum():
                 continue
             pdfium_c.FPDFText_GetLooseCharBox(self._raw, index, self._rect_ref)
             right, bottom, height = rect.right, rect.bottom, rect.top - rect.bottom
@@ -152,6 +158,9 @@ class TextLayer:
         """Say whether some gap between boxes is wider than `least` points."""
         if len(boxes) < 2:
             return least < 0
+        axis, scale = self._places.axis, self._places.scale
+        if _widest_gap(boxes, axis) * scale < least - _ROUNDING:
+            return False
         ordered = sorted(map(self._places.points, boxes))
         reach = ordered[0][2]
         for x0, _, x1, _ in ordered[1:]:
@@ -181,6 +190,16 @@ class TextLayer:
             x0, _, x1, _ = self._places.points((rect.left, rect.top, rect.right, rect.bottom))
             glyphs.append(Glyph(self._char(index), x0, x1))
         return glyphs
+
+
+def _widest_gap(boxes: Sequence[Box], axis: int) -> float:
+    """Return the widest gap between boxes along a side of the canvas, in its units."""
+    ordered = sorted([sorted((box[axis], box[axis + 2])) for box in boxes])
+    widest, reach = 0.0, ordered[0][1]
+    for first, last in ordered:
+        widest = max(widest, first - reach)
+        reach = max(reach, last)
+    return widest
 
 
 def _can_mend(text: str) -> bool:

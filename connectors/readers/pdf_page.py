@@ -31,7 +31,10 @@ _NO_CHARACTER = re.compile("[\ue000-\uf8ff\ufffd]")
 _REPEATED = re.compile(r"(?:^| )([^\W\d_].{3,60}?\S) \1(?:[ .,;]|$)")
 _MIN_REPEATED = 2
 """Lines that say something twice in a row, as where a page is drawn twice, with an offset."""
-_CONTROL_UNITS = [unit for unit in range(0x20) if chr(unit) not in "\t\n\v\f\r"]
+_IS_CONTROL = np.zeros(0x10000, dtype=np.bool_)
+_IS_CONTROL[[unit for unit in range(0x20) if chr(unit) not in "\t\n\v\f\r"]] = True
+_MIN_REPEATED_CHARS = 11
+"""What `_REPEATED` matches at least."""
 
 
 def page_text(page: pdfium.PdfPage, number: int, tables: RuledTables) -> PageText:
@@ -79,7 +82,7 @@ def _laid_out(
     starts, lines = layer.lines(in_table, mend)
     cells = (cell for _, grid in grids for row in grid.rows for cell in row.cells)
     shown = itertools.chain((line.text for line in lines), cells)
-    if sum(_REPEATED.search(text) is not None for text in shown) >= _MIN_REPEATED:
+    if sum(map(_says_twice, shown)) >= _MIN_REPEATED:
         if grids:
             raise TablesError("the page is drawn twice")
         starts, lines = layer.lines(in_table, mend_order)
@@ -89,7 +92,7 @@ def _laid_out(
         height=height,
         lines=tuple(lines),
         grids=tuple(replace(grid, num_before=bisect_left(starts, at)) for at, grid in grids),
-        num_controls=int(np.count_nonzero(np.isin(layer.units, _CONTROL_UNITS))),
+        num_controls=int(np.count_nonzero(_IS_CONTROL[layer.units])),
     )
 
 
@@ -100,6 +103,10 @@ def _text_layer(page: pdfium.PdfPage) -> Iterator[pdfium.PdfTextPage]:
         yield textpage
     finally:
         textpage.close()
+
+
+def _says_twice(text: str) -> bool:
+    return len(text) >= _MIN_REPEATED_CHARS and _REPEATED.search(text) is not None
 
 
 def is_garbled(text: PageText) -> bool:
@@ -157,13 +164,14 @@ def picture_share(page: pdfium.PdfPage) -> float:
 def _turn(page: pdfium.PdfPage, textpage: pdfium.PdfTextPage) -> int:
     """Return the quarter turns clockwise of the upright page that make most text horizontal."""
     count = textpage.count_chars()
+    raw, rotation = textpage.raw, page.get_rotation()
     turns: Counter[int] = Counter()
     matrix = pdfium_c.FS_MATRIX()
     for index in range(0, count, max(1, count // _NUM_SAMPLES)):
         # What PDFium puts in, spaces above all, has no direction.
-        if pdfium_c.FPDFText_IsGenerated(textpage, index) == 1:
+        if pdfium_c.FPDFText_IsGenerated(raw, index) == 1:
             continue
-        if pdfium_c.FPDFText_GetMatrix(textpage, index, matrix):
-            degrees = math.degrees(math.atan2(matrix.b, matrix.a)) - page.get_rotation()
+        if pdfium_c.FPDFText_GetMatrix(raw, index, matrix):
+            degrees = math.degrees(math.atan2(matrix.b, matrix.a)) - rotation
             turns[round(degrees / 90) % 4] += 1
     return turns.most_common(1)[0][0] if turns else 0

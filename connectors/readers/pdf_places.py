@@ -11,6 +11,8 @@ from connectors.readers.pdf_boxes import Box, within_page
 
 _DEVICE_UNITS = 64
 """Device units per point, so that PDFium's whole numbers keep a 64th of a point."""
+_LONG = 10_000
+"""Units of the canvas that tell its scale."""
 
 
 class Places:
@@ -23,6 +25,11 @@ class Places:
         self._units = [max(1, round(side * _DEVICE_UNITS)) for side in (self.width, self.height)]
         self._x, self._y = ctypes.c_int(), ctypes.c_int()
         self._refs = (ctypes.byref(self._x), ctypes.byref(self._y))
+        x0, y0, x1, y1 = self.points((0, 0, _LONG, 0))
+        self.axis = 0 if x1 - x0 > y1 - y0 else 1
+        """Side of the canvas that is across on the page: 0 is x, 1 is y."""
+        self.scale = max(x1 - x0, y1 - y0) / _LONG
+        """Points per unit of the canvas."""
 
     def fractions(self, box: Box) -> Box:
         """Return a box as fractions of the page, or beyond its borders."""
