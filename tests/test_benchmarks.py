@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import gpu_capacity
 from engine import tiny
+from tests.corpora.pages import Page, Text, write_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,3 +51,25 @@ def test_checkpoint_has_the_real_shapes_when_written_for_a_gpu(tmp_path):
     size = text["n_routed_experts"] * 3 * text["hidden_size"] * text["moe_intermediate_size"]
     assert size == 16_911_433_728
     assert tiny.LATENT_SIZE == 576
+
+
+def test_pdf_reading_compares_its_arms_over_the_files_that_all_open(tmp_path):
+    texts = [Text(x=80, y=700 - 20 * n, text=f"Line {n} of a page of text.") for n in range(20)]
+    for name, count in (("short.pdf", 2), ("long.pdf", 5)):
+        write_pages(tmp_path / name, [Page(texts=texts)] * count)
+    (tmp_path / "torn.pdf").write_bytes(b"%PDF-1.7\nnothing")
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "benchmarks.pdf_reading", tmp_path, "--repeats=1",
+            "--arms=headrace,headrace pool of 2,pypdfium2,pypdfium2 in 2 processes",
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert (found["files"], found["pages"]) == ("2 of 2", 7)
+    assert [arm["arm"] for arm in found["arms"]] == [
+        "headrace", "headrace pool of 2", "pypdfium2", "pypdfium2 in 2 processes",
+    ]  # fmt: skip
+    assert all(arm["pages_per_s"] > 0 and arm["rss_mb"] > 0 for arm in found["arms"])
+    assert {arm["arm"]: arm["ratio"] for arm in found["arms"]}["pypdfium2"] == 1

@@ -19,8 +19,10 @@ def turn_box(box: Box, quarters: int) -> Box:
 
 def within_page(box: Box) -> Box:
     """Return a box in fractions of a page, cut off at the page's border and rounded."""
-    x0, y0, x1, y1 = (round(min(1.0, max(0.0, side)), 4) for side in box)
-    return (x0, y0, x1, y1)
+    x0, y0, x1, y1 = box
+    if x0 < 0.0 or y0 < 0.0 or x1 > 1.0 or y1 > 1.0 or x0 > x1 or y0 > y1:
+        x0, y0, x1, y1 = (min(1.0, max(0.0, side)) for side in box)
+    return (round(x0, 4), round(y0, 4), round(x1, 4), round(y1, 4))
 
 
 class TablesError(Exception):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from connectors.readers.pdf_boxes import Box, TableCells
 from connectors.readers.pdf_grid import Cell, Grid, make_grid
 from connectors.readers.pdf_layout import on_one_line
-from connectors.readers.pdf_places import fractions
+from connectors.readers.pdf_places import Places
 
 _SOFT_HYPHEN = 0xFFFE
 _BLANKS = [_SOFT_HYPHEN, *(unit for unit in range(0x3001) if chr(unit).isspace())]
@@ -43,16 +43,15 @@ def read_grids(
     if not tables:
         return in_table, []
     owners, texts = _fill_cells(textpage, units, [cell for table in tables for cell in table])
-    width, height = page.get_size()
+    places = Places(page)
     grids, first = [], 0
     for table in tables:
         last = first + len(table)
         cells = [
-            Cell(lines, (x0 * width, y0 * height, x1 * width, y1 * height))
+            Cell(lines, places.points(box))
             for lines, box in zip(texts[first:last], table, strict=True)
-            for x0, y0, x1, y1 in (fractions(page, box),)
         ]
-        grid = make_grid(cells, width, height)
+        grid = make_grid(cells, places.width, places.height)
         if grid is not None:
             own = (owners >= first) & (owners < last)
             in_table |= own

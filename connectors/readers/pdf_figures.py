@@ -19,7 +19,7 @@ from connectors.readers.pdf_boxes import Box, turn_box, within_page
 from connectors.readers.pdf_layout import Figure, PageText
 from connectors.readers.pdf_objects import Drawn, drawn_objects
 from connectors.readers.pdf_page import render
-from connectors.readers.pdf_places import fractions
+from connectors.readers.pdf_places import Places
 
 _MIN_SHARE, _MAX_SHARE = 0.03, 0.8
 """Share of the page that a figure takes: less is an icon, more is the background."""
@@ -93,13 +93,14 @@ def _find(page: pdfium.PdfPage) -> list[Box]:
     """Return boxes as fractions of the upright page, from top to bottom."""
     covered = np.zeros((_RASTER + 1, _RASTER + 1), dtype=np.uint8)
     weights: list[tuple[int, int, int]] = []
+    places = Places(page)
     for number, drawn in enumerate(drawn_objects(page)):
         if number == _MAX_OBJECTS:
             break
         weight = _weight(drawn)
         if drawn.box is None or not weight:
             continue
-        whole = fractions(page, drawn.box)
+        whole = places.fractions(drawn.box)
         if drawn.num_segments and (min(whole) < -_BEYOND or max(whole) > 1 + _BEYOND):
             # Only what a clip leaves of it is seen, and where that is the object does not say.
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -134,14 +135,10 @@ def _text_segments(page: PageText, lines: Sequence[Line], body: Body) -> Iterato
         # A heading is short, and a row stays whole: the dots in it seldom end a sentence.
         is_whole = kind == "heading" or (kind == "table" and len(text) <= MAX_SENTENCE_CHARS)
         spans = [(0, len(text))] if is_whole else split_sentences(text)
+        ends = [*starts[1:], len(text) + 1]
         for start, end in spans:
-            touched = [
-                line
-                for line, (first, last) in zip(
-                    paragraph, pairwise([*starts, len(text) + 1]), strict=True
-                )
-                if first < end and last > start
-            ]
+            # The lines that reach into the sentence.
+            touched = paragraph[bisect_right(ends, start) : bisect_left(starts, end)]
             yield Segment(
                 kind=kind,
                 text=text[start:end],
@@ -213,25 +210,28 @@ def _kind(paragraph: Sequence[Line], text: str, body: Body) -> SegmentKind:
         return "table"
     if len(text) > _MAX_HEADING_CHARS or len(paragraph) > _MAX_HEADING_LINES:
         return "paragraph"
-    if sum(char.isalpha() for char in text) < 3 or body.size <= 0:
+    is_large = min(line.size for line in paragraph) >= _HEADING_SIZE * body.size
+    stands_out = not body.bold and all(line.bold for line in paragraph)
+    can_head = (is_large or stands_out) and body.size > 0
+    if not can_head or sum(map(str.isalpha, text)) < 3:
         return "paragraph"
-    if min(line.size for line in paragraph) >= _HEADING_SIZE * body.size:
+    if is_large:
         return "heading"
-    stands_out = all(line.bold for line in paragraph) and not body.bold
     ends_open = not text.endswith((".", ",", ";", ":")) or _NUMBERED_HEADING.match(text)
     return "heading" if stands_out and ends_open else "paragraph"
 
 
 def on_one_line(raw: str) -> str:
     """Return what can be shown of a text, with single blanks."""
-    return " ".join(_CONTROLS.sub("", raw).translate(_BULLET_GLYPHS).split())
+    text = _CONTROLS.sub("", raw)
+    return " ".join((text if text.isascii() else text.translate(_BULLET_GLYPHS)).split())
 
 
 def _fractions(lines: Sequence[Line], page: PageText) -> Box:
-    box = (
-        min(line.box[0] for line in lines) / page.width,
-        min(line.box[1] for line in lines) / page.height,
-        max(line.box[2] for line in lines) / page.width,
-        max(line.box[3] for line in lines) / page.height,
-    )
-    return within_page(turn_box(box, -page.turn))
+    if len(lines) == 1:
+        x0, y0, x1, y1 = lines[0].box
+    else:
+        lefts, tops, rights, bottoms = zip(*[line.box for line in lines], strict=True)
+        x0, y0, x1, y1 = min(lefts), min(tops), max(rights), max(bottoms)
+    box = (x0 / page.width, y0 / page.height, x1 / page.width, y1 / page.height)
+    return within_page(turn_box(box, -page.turn) if page.turn else box)
