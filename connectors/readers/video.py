@@ -80,6 +80,32 @@ class _Pass:
         return True
 
 
+@dataclass(slots=True)
+class _Clock:
+    """Says when frames are shown.
+
+    AVI numbers its packets as they are decoded, not as they are shown, and frames take their times
+    from them: those of H.264 with B-frames come jumbled, though the frames are in order. There the
+    packet that let a frame out counts, less the decoder's delay, which is seen at the first.
+    """
+
+    is_by_packet: bool
+    delay: int | None = None
+    last: int = 0
+
+    def time_s(self, frame: av.VideoFrame) -> float | None:
+        """Return the frame's time in seconds of the container's clock; None where it has none."""
+        if not self.is_by_packet or frame.pts is None or frame.time_base is None:
+            return frame.time
+        if frame.dts is None:
+            # The decoder's last frames, let out by the end of the file.
+            self.last += 1
+        else:
+            self.delay = frame.dts - frame.pts if self.delay is None else self.delay
+            self.last = frame.dts - self.delay
+        return float(self.last * frame.time_base)
+
+
 def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:
     """Return sampled frames with the text on them, the container's subtitles, and speech, by time.
 
@@ -161,9 +187,16 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     except (av.FFmpegError, OSError) as exc:
         raise DocumentRejected(f"FFmpeg cannot open the video: {exc}", reason="damaged") from exc
     with container:
-        if container.streams.best("video") is None:
-            raise DocumentRejected("the file has no video stream", reason="unknown_type")
+        stream = container.streams.best("video")
+        if stream is None or _is_cover(stream):
+            but = " but a cover picture" if stream else ""
+            error = f"the file has no video stream{but}; sound alone is not read"
+            raise DocumentRejected(error, reason="unknown_type")
         yield container
+
+
+def _is_cover(stream: av.stream.Stream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def _video(container: av.container.InputContainer) -> av.VideoStream:
@@ -177,12 +210,13 @@ def _run(container: av.container.InputContainer, take: _Sink) -> _Pass:
     """Decode the file once, forward; hand frames on until `take` has enough or the file ends."""
     done = _Pass()
     video = _video(container)
+    clock = _Clock(container.format.name == "avi" and video.codec_context.skip_frame == "DEFAULT")
     try:
         for packet in container.demux():
             _measure(packet, done)
             stream = packet.stream
             if stream is video:
-                if not _decode(packet, done, take):
+                if not _decode(packet, done, clock, take):
                     done.stopped = True
                     break
             elif stream.type == "subtitle":
@@ -210,9 +244,29 @@ def _measure(packet: av.Packet[Any], done: _Pass) -> None:
         done.ends[index] = end
 
 
-def _decode(packet: av.Packet[Any], done: _Pass, take: _Sink) -> bool:
+def _decode(packet: av.Packet[Any], done: _Pass, clock: _Clock, take: _Sink) -> bool:
+    for frame in _frames(packet, done):
+        time_s = clock.time_s(frame)
+        if time_s is None:
+            done.note("frames have no time stamps")
+            continue
+        if frame.is_corrupt:
+            if done.first_s is not None:
+                done.note("frames are damaged")
+            continue
+        if done.is_guess(frame, time_s):
+            continue
+        if done.first_s is None:
+            done.first_s = time_s
+        done.last_s = time_s
+        if not take(frame, time_s):
+            return False
+    return True
+
+
+def _frames(packet: av.Packet[Any], done: _Pass) -> list[av.VideoFrame]:
     try:
-        frames = packet.decode()
+        return [frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)]
     except av.FFmpegError as exc:
         # What follows is whole again from the next keyframe on; the decoder makes up what is between.
         at_s = done.last_s
@@ -220,22 +274,7 @@ def _decode(packet: av.Packet[Any], done: _Pass, take: _Sink) -> bool:
             at_s = float(packet.pts * packet.time_base)
         done.broken_s = at_s
         done.note(exc.strerror or type(exc).__name__, at_s)
-        return True
-    for frame in frames:
-        if not isinstance(frame, av.VideoFrame) or frame.time is None:
-            continue
-        if frame.is_corrupt:
-            if done.first_s is not None:
-                done.note("frames are damaged")
-            continue
-        if done.is_guess(frame, frame.time):
-            continue
-        if done.first_s is None:
-            done.first_s = frame.time
-        done.last_s = frame.time
-        if not take(frame, frame.time):
-            return False
-    return True
+        return []
 
 
 def _seen(done: _Pass, *, has_any: bool) -> Unit:

@@ -77,6 +77,12 @@ def test_film_without_sound_says_nothing_of_it(tmp_path):
     assert speech.read_speech(path, 600) == speech.Heard()
 
 
+def test_film_is_whole_when_its_sound_goes_on_in_one_long_packet(tmp_path):
+    path = _film(tmp_path / "a.mkv", [(0.0, _hum(8))])
+    content = video.read(path, "", tmp_path, ReaderOptions(ocr="off"))
+    assert [unit.status for unit in content.units] == ["read"]
+
+
 def test_sound_that_cannot_be_decoded_is_a_failed_unit(tmp_path):
     whole = _film(tmp_path / "a.mkv", [(0.0, _hum(2))], codec="aac")
     heard = speech.read_speech(_spoil(whole, tmp_path / "b.mkv", is_bad=lambda _: True), 600)
