@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import gpu_capacity
 from engine import tiny
+from tests.corpora.make import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,6 +26,21 @@ def test_client_cost_gives_each_arm_its_figures_when_run_in_small():
         "openai-aiohttp whole",
     ]  # fmt: skip
     assert all(arm["cpu_ms"] > 0 and arm["rss_end_mb"] > 0 for arm in found["arms"])
+
+
+def test_video_reading_gives_each_arm_its_figures_when_run_in_small(tmp_path):
+    film = write_video(tmp_path / "a.mp4", [(1.0, "One"), (1.0, "Two")])
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.video_reading", f"--film={film}", "--runs=1"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    frames = {arm["arm"]: arm["frames"] for arm in found["arms"]}
+    assert (frames["headrace reader"], frames["decode once"]) == (2, 20)
+    assert frames["decode keyframes"] == frames["decode keyframes, same JPEGs"] > 100
+    assert found["long_film_s"] > 300
+    assert all(arm["median_cpu_s"] > 0 for arm in found["arms"])
 
 
 def test_checkpoint_has_the_real_shapes_when_written_for_a_gpu(tmp_path):
