@@ -48,6 +48,11 @@ class ReaderConfig(_Model):
     frame of 16:9 costs a vision model about 1,800 tokens."""
     max_frames: int = Field(default=32, ge=1)
     """Most frames of one video, shared out over its length. The units name cuts that were left out."""
+    speech: Literal["off", "whisper"] = "off"
+    """Whether what is said in a film becomes text with its times: English only, by Whisper tiny, in
+    a tenth of the sound's length on one core. Its packages are an extra, which must be installed."""
+    max_speech_s: float = Field(default=600.0, gt=0)
+    """Most seconds of a film's sound that are heard; the units name what was left out."""
     max_pages: int = Field(default=2000, ge=1)
     """Most pages of one PDF; a longer one is read in part, and its units name the rest."""
     max_ocr_pages: int = Field(default=16, ge=0)
@@ -87,6 +92,8 @@ class ReaderConfig(_Model):
             frame_interval_s=self.frame_interval_s,
             frames_per_minute=self.frames_per_minute,
             max_frames=self.max_frames,
+            speech=self.speech,
+            max_speech_s=self.max_speech_s,
             max_pages=self.max_pages,
             max_ocr_pages=self.max_ocr_pages,
             pdf_tables=self.pdf_tables,

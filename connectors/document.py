@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SegmentKind = Literal["heading", "paragraph", "table", "image"]
-TextTier = Literal["native", "ocr", "subtitle", "none"]
+TextTier = Literal["native", "ocr", "subtitle", "speech", "none"]
 UnitStatus = Literal["read", "empty", "failed"]
 DocumentStatus = Literal["read", "partial", "rejected"]
 

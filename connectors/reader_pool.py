@@ -63,7 +63,7 @@ class ReaderPool:
                 limit would count what libraries only reserve, and turn a full one into a crash.
 
         Raises:
-            ConnectorError: The OCR program is not installed.
+            ConnectorError: The OCR program, or what hears speech, is not installed.
             ValueError: There would be no process at all.
         """
         if num_processes < 1:
@@ -73,6 +73,10 @@ class ReaderPool:
             from connectors.readers.ocr import check_ocr  # noqa: PLC0415
 
             check_ocr(options.ocr)
+        if options.speech != "off":
+            from connectors.readers.speech import check_speech  # noqa: PLC0415 - it costs PyAV
+
+            check_speech(options.speech)
         self._options = options
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import gpu_capacity
 from engine import tiny
+from tests.corpora.make import write_video
 from tests.corpora.pages import Page, Text, write_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +42,21 @@ def test_listing_gives_each_arm_its_figures_when_run_in_small():
     }  # fmt: skip
     assert all(arm["keys_per_s"] > 0 and arm["peak_mb_all"] > 0 for arm in found["arms"])
     assert found["bucket / obstore, CPU"] > 0
+
+
+def test_video_reading_gives_each_arm_its_figures_when_run_in_small(tmp_path):
+    film = write_video(tmp_path / "a.mp4", [(1.0, "One"), (1.0, "Two")])
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.video_reading", f"--film={film}", "--runs=1"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    frames = {arm["arm"]: arm["frames"] for arm in found["arms"]}
+    assert (frames["headrace reader"], frames["decode once"]) == (2, 20)
+    assert frames["decode keyframes"] == frames["decode keyframes, same JPEGs"] > 100
+    assert found["long_film_s"] > 300
+    assert all(arm["median_cpu_s"] > 0 for arm in found["arms"])
 
 
 def test_checkpoint_has_the_real_shapes_when_written_for_a_gpu(tmp_path):

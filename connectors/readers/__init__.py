@@ -28,6 +28,7 @@ __all__ = [
 
 OcrName = Literal["rapidocr", "tesseract", "off"]
 PdfTables = Literal["off", "auto"]
+SpeechName = Literal["off", "whisper"]
 
 _SHEETS = "connectors.readers.spreadsheet"
 _DELIMITED = "connectors.readers.delimited"
@@ -85,6 +86,10 @@ class ReaderOptions:
     """Most frames of one minute of video, cuts first."""
     max_frames: int = 32
     """Most frames of one video, shared out over its length."""
+    speech: SpeechName = "off"
+    """Whether what is said in a film becomes text."""
+    max_speech_s: float = 600.0
+    """Most seconds of a film's sound that are heard; what is behind them is named as failed."""
     raster_long_side_px: int = 1568
     """Long side of page rasters and frames: above it a vision model scales down anyway."""
     max_pages: int = 2000

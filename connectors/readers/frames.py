@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from connectors.document import Media, Segment, Span
 from connectors.readers import ReaderOptions
 from connectors.readers.contact_sheet import Tile, make_tile
-from connectors.readers.media import Pixels, as_pixels, fit, is_blank, write_jpeg
+from connectors.readers.media import BLANK_DEVIATION, Pixels, as_pixels, fit, is_blank, write_jpeg
 from connectors.readers.ocr import MIN_CONFIDENCE_FRAME, OcrLine, line_segments, read_lines
 
 _CUT_SIZE, _LOOK_SIZE = (80, 45), (160, 90)
@@ -145,7 +145,8 @@ class Sampler:
             self.num_same += 1
             return
         pixels = fit(upright(frame), self._options.raster_long_side_px)
-        if is_blank(pixels):
+        # Grey that varies so much is cheap to see, and then the colours do too.
+        if grey.std() < BLANK_DEVIATION and is_blank(pixels):
             return
         found = _Frame(time_s, self._cut_waits, grey, pixels, until_s=time_s)
         self._open = found

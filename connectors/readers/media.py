@@ -16,7 +16,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 """Height x width x 3, blue first, as OpenCV has it."""
 
 _JPEG_QUALITY = 85
-_BLANK_DEVIATION = 2.0
+BLANK_DEVIATION = 2.0
+"""An image whose colours deviate less from their mean is blank."""
 
 # The pool runs one reader per core already.
 cv2.setNumThreads(1)
@@ -59,7 +60,7 @@ def write_jpeg(pixels: Pixels, folder: Path, name: str) -> Media:
 def is_blank(pixels: Pixels) -> bool:
     """Say whether the image has one colour all over, but for noise."""
     _, deviations = cv2.meanStdDev(pixels)
-    return float(deviations.max()) < _BLANK_DEVIATION
+    return float(deviations.max()) < BLANK_DEVIATION
 
 
 def as_pixels(array: Any) -> Pixels:  # noqa: ANN401 - what OpenCV returns has no type

@@ -1,5 +1,7 @@
 """Reads video in one forward pass by PyAV: frames worth showing, the text on them, and subtitles.
 
+What is said is read off the sound in a pass of its own, where a pipeline asks for it.
+
 OpenCV hides damage, rotation and true time stamps; seeking to each second costs four to five times
 as much as decoding everything once.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +26,7 @@ from connectors.readers.contact_sheet import write_contact_sheet
 from connectors.readers.frames import Sampler, upright
 from connectors.readers.media import encode_jpeg, fit
 from connectors.readers.ocr import ocr_version
+from connectors.readers.speech import Heard, read_speech, speech_version
 from connectors.readers.subtitles import subtitle_segments
 
 VERSION = 3
@@ -49,10 +53,12 @@ class _Pass:
     first_s: float | None = None
     last_s: float = 0.0
     """Time of the last decoded frame."""
+    ends: dict[int, int] = field(default_factory=dict)
+    """By stream, where the last of its packets ends, in ticks of its time base."""
     shown_until_s: float = 0.0
     """When the last frame of the video stream ends, by its packets."""
     packets_until_s: float = 0.0
-    """Time of the last packet of any stream: how far the file goes."""
+    """When the last packet of picture or sound ends: how far the file goes."""
     error: str | None = None
     error_s: float = 0.0
     broken_s: float | None = None
@@ -74,8 +80,34 @@ class _Pass:
         return True
 
 
+@dataclass(slots=True)
+class _Clock:
+    """Says when frames are shown.
+
+    AVI numbers its packets as they are decoded, not as they are shown, and frames take their times
+    from them: those of H.264 with B-frames come jumbled, though the frames are in order. There the
+    packet that let a frame out counts, less the decoder's delay, which is seen at the first.
+    """
+
+    is_by_packet: bool
+    delay: int | None = None
+    last: int = 0
+
+    def time_s(self, frame: av.VideoFrame) -> float | None:
+        """Return the frame's time in seconds of the container's clock; None where it has none."""
+        if not self.is_by_packet or frame.pts is None or frame.time_base is None:
+            return frame.time
+        if frame.dts is None:
+            # The decoder's last frames, let out by the end of the file.
+            self.last += 1
+        else:
+            self.delay = frame.dts - frame.pts if self.delay is None else self.delay
+            self.last = frame.dts - self.delay
+        return float(self.last * frame.time_base)
+
+
 def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -> Content:
-    """Return sampled frames with the text on them, and the container's subtitles, by time.
+    """Return sampled frames with the text on them, the container's subtitles, and speech, by time.
 
     The frame at a cut comes first, then one per interval, within `frames_per_minute` and, over the
     whole film, `max_frames`; what was looked at and not kept is counted in the metadata. A frame's
@@ -97,7 +129,8 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         raise DocumentRejected(f"not one frame can be decoded: {reason}", reason="damaged")
     is_whole = done.error is None and not done.stopped
     sampler.finish(max(done.last_s, done.shown_until_s) if is_whole else done.last_s)
-    segments = [*sampler.segments(), *done.subtitles]
+    seen = [*sampler.segments(), *done.subtitles]
+    heard = _heard(path, options)
     media = sampler.media
     if media:
         media.append(write_contact_sheet(sampler.tiles, media_dir))
@@ -106,10 +139,10 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     return Content(
         media_type=media_type,
         reader=_reader_name(options),
-        units=(_seen(done, has_any=bool(segments)), *lost),
-        segments=tuple(sorted(segments, key=lambda segment: segment.span.t0 or 0.0)),
+        units=(_seen(done, has_any=bool(seen)), *lost, *heard.units),
+        segments=tuple(sorted([*seen, *heard.segments], key=lambda one: one.span.t0 or 0.0)),
         media=tuple(media),
-        metadata=_metadata(duration_s, sampler, title),
+        metadata=tuple(sorted([*_metadata(duration_s, sampler, title), *heard.metadata])),
     )
 
 
@@ -154,9 +187,16 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     except (av.FFmpegError, OSError) as exc:
         raise DocumentRejected(f"FFmpeg cannot open the video: {exc}", reason="damaged") from exc
     with container:
-        if container.streams.best("video") is None:
-            raise DocumentRejected("the file has no video stream", reason="unknown_type")
+        stream = container.streams.best("video")
+        if stream is None or _is_cover(stream):
+            but = " but a cover picture" if stream else ""
+            error = f"the file has no video stream{but}; sound alone is not read"
+            raise DocumentRejected(error, reason="unknown_type")
         yield container
+
+
+def _is_cover(stream: av.stream.Stream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def _video(container: av.container.InputContainer) -> av.VideoStream:
@@ -170,33 +210,63 @@ def _run(container: av.container.InputContainer, take: _Sink) -> _Pass:
     """Decode the file once, forward; hand frames on until `take` has enough or the file ends."""
     done = _Pass()
     video = _video(container)
+    clock = _Clock(container.format.name == "avi" and video.codec_context.skip_frame == "DEFAULT")
     try:
         for packet in container.demux():
-            _measure(packet, done, is_video=packet.stream is video)
-            if packet.stream.type == "subtitle":
+            _measure(packet, done)
+            stream = packet.stream
+            if stream is video:
+                if not _decode(packet, done, clock, take):
+                    done.stopped = True
+                    break
+            elif stream.type == "subtitle":
                 done.subtitles += subtitle_segments(packet)
-            elif packet.stream is video and not _decode(packet, done, take):
-                done.stopped = True
-                break
     except av.FFmpegError as exc:
         done.note(exc.strerror or type(exc).__name__)
+    for stream in container.streams:
+        if stream.index in done.ends and stream.time_base is not None:
+            end_s = float(done.ends[stream.index] * stream.time_base)
+            # A subtitle may say to be shown for longer than the film goes.
+            if stream.type != "subtitle":
+                done.packets_until_s = max(done.packets_until_s, end_s)
+            if stream is video:
+                done.shown_until_s = end_s
     return done
 
 
-def _measure(packet: av.Packet[Any], done: _Pass, *, is_video: bool) -> None:
-    if packet.pts is None or packet.time_base is None:
+def _measure(packet: av.Packet[Any], done: _Pass) -> None:
+    """Note where the packet ends, in ticks: this is done for each, and fractions are slow."""
+    if packet.pts is None:
         return
-    # In floats: arithmetic with fractions is a fifth of what a frame costs beside its decoding.
-    tick_s = float(packet.time_base)
-    done.packets_until_s = max(done.packets_until_s, packet.pts * tick_s)
-    if is_video:
-        end_s = (packet.pts + (packet.duration or 0)) * tick_s
-        done.shown_until_s = max(done.shown_until_s, end_s)
+    index = packet.stream_index
+    end = packet.pts + (packet.duration or 0)
+    if end > done.ends.get(index, -math.inf):
+        done.ends[index] = end
 
 
-def _decode(packet: av.Packet[Any], done: _Pass, take: _Sink) -> bool:
+def _decode(packet: av.Packet[Any], done: _Pass, clock: _Clock, take: _Sink) -> bool:
+    for frame in _frames(packet, done):
+        time_s = clock.time_s(frame)
+        if time_s is None:
+            done.note("frames have no time stamps")
+            continue
+        if frame.is_corrupt:
+            if done.first_s is not None:
+                done.note("frames are damaged")
+            continue
+        if done.is_guess(frame, time_s):
+            continue
+        if done.first_s is None:
+            done.first_s = time_s
+        done.last_s = time_s
+        if not take(frame, time_s):
+            return False
+    return True
+
+
+def _frames(packet: av.Packet[Any], done: _Pass) -> list[av.VideoFrame]:
     try:
-        frames = packet.decode()
+        return [frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)]
     except av.FFmpegError as exc:
         # What follows is whole again from the next keyframe on; the decoder makes up what is between.
         at_s = done.last_s
@@ -204,22 +274,7 @@ def _decode(packet: av.Packet[Any], done: _Pass, take: _Sink) -> bool:
             at_s = float(packet.pts * packet.time_base)
         done.broken_s = at_s
         done.note(exc.strerror or type(exc).__name__, at_s)
-        return True
-    for frame in frames:
-        if not isinstance(frame, av.VideoFrame) or frame.time is None:
-            continue
-        if frame.is_corrupt:
-            if done.first_s is not None:
-                done.note("frames are damaged")
-            continue
-        if done.is_guess(frame, frame.time):
-            continue
-        if done.first_s is None:
-            done.first_s = frame.time
-        done.last_s = frame.time
-        if not take(frame, frame.time):
-            return False
-    return True
+        return []
 
 
 def _seen(done: _Pass, *, has_any: bool) -> Unit:
@@ -283,7 +338,11 @@ def _metadata(
         "frames_near_duplicate": str(sampler.num_same),
         "frames_over_budget": str(sampler.num_over_budget),
     }
-    return tuple(sorted((stated | ({"title": title} if title else {})).items()))
+    return tuple((stated | ({"title": title} if title else {})).items())
+
+
+def _heard(path: Path, options: ReaderOptions) -> Heard:
+    return Heard() if options.speech == "off" else read_speech(path, options.max_speech_s)
 
 
 def _reader_name(options: ReaderOptions) -> str:
@@ -292,4 +351,6 @@ def _reader_name(options: ReaderOptions) -> str:
         "frame_interval_s", "frames_per_minute", "max_frames", "raster_long_side_px"
     )
     name = f"video/{VERSION}+av-{minor}{changes}"
+    if options.speech != "off":
+        name += f"{options.changes('max_speech_s')}+{speech_version()}"
     return name if options.ocr == "off" else f"{name}+{ocr_version(options.ocr)}"

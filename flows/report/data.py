@@ -16,7 +16,7 @@ class Citation:
     quote: str
     span: Span
     tier: str
-    """`native`, `ocr` or `subtitle`: how the quoted text was won."""
+    """`native`, `ocr`, `subtitle` or `speech`: how the quoted text was won."""
     before: tuple[str, ...]
     """Up to two segments in front of the quote, for context."""
     after: tuple[str, ...]
@@ -66,7 +66,7 @@ class DocumentCard:
     failed_units: tuple[str, ...]
     """Pages, sheets or frames that could not be read, each with its reason."""
     tiers: tuple[str, ...]
-    """How its text was won, sorted: `native`, `ocr`, `subtitle`."""
+    """How its text was won, sorted: `native`, `ocr`, `speech`, `subtitle`."""
     answers: tuple[Answer, ...]
     """Records of the last document stage first, then chunk stages in reading order."""
     preview: str | None
