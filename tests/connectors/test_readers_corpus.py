@@ -19,7 +19,7 @@ from connectors.readers.table_rows import cell_text, column_letters
 
 pytestmark = pytest.mark.corpus
 
-EVERYTHING = ReaderOptions(max_rows=2_000_000)
+EVERYTHING = ReaderOptions(max_rows=2_000_000, tables=False)
 Place = tuple[str, int, int]
 
 
