@@ -20,7 +20,7 @@ from connectors.errors import DocumentRejected
 from connectors.readers import ReaderOptions, no_picture
 from connectors.readers.detect import XLSM, XLSX
 from connectors.readers.formulas import Formulas, FormulasError
-from connectors.readers.table_files import TableWriter
+from connectors.readers.table_files import MAX_TABLES, TableWriter
 from connectors.readers.table_header import Merge, Row
 from connectors.readers.table_rows import Hidden, cell_text, column_index, sheet_segments
 from connectors.readers.tables import Marked, find_tables
@@ -95,8 +95,15 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         units=tuple(sheet.unit for sheet in sheets),
         segments=tuple(segment for sheet in sheets for segment in sheet.segments),
         tables=tuple(writer.files),
-        metadata=(("hidden_sheets", ", ".join(hidden)),) if hidden else (),
+        metadata=tuple(_metadata(hidden, writer.num_left_out)),
     )
+
+
+def _metadata(hidden: Sequence[str], num_left_out: int) -> Iterator[tuple[str, str]]:
+    if hidden:
+        yield "hidden_sheets", ", ".join(hidden)
+    if num_left_out:
+        yield "tables_without_file", f"{num_left_out:,} behind the first {MAX_TABLES}"
 
 
 preview = no_picture

@@ -31,6 +31,8 @@ _AMOUNT = re.compile(r"([^\d\s.,+-]{0,4})-?\d[\d.]*(?:[eE][+-]?\d+)?(%| [A-Z]{3}
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?)?$"
 _BOOLEANS = ("TRUE", "FALSE", "true", "false")
+MAX_TABLES = 500
+"""Most files of one document; a sheet of forms may have thousands of small blocks."""
 _MAX_TYPED_COLUMNS = 1_000
 """A wider table is text: each column costs a millisecond, and a sheet may have 16,384."""
 _FORMULA = r"^=.* -> "
@@ -49,6 +51,8 @@ class TableWriter:
         self._folder = folder
         self._formulas = formulas
         self.files: list[TableFile] = []
+        self.num_left_out = 0
+        """Tables behind the last of `MAX_TABLES`."""
 
     def add(self, sheet: str, tables: Iterable[Table], first_column: int) -> None:
         """Write the tables of one sheet; single lines and columns of notes are left out.
@@ -57,6 +61,9 @@ class TableWriter:
             OSError: The folder cannot be written.
         """
         for table in tables:
+            if len(self.files) == MAX_TABLES:
+                self.num_left_out += 1
+                continue
             is_wide = table.right > table.left or table.name or not sheet
             if is_wide and len(table.body) > (not table.names):
                 self._write(sheet, table, first_column)

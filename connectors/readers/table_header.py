@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 MAX_HEAD_ROW = 10
@@ -46,6 +46,23 @@ Merges = Mapping[int, Sequence[Merge]]
 def filled(row: Row) -> list[int]:
     """Return the columns that have a value."""
     return [index for index, cell in enumerate(row.cells) if cell]
+
+
+def ends(row: Row) -> tuple[int, int]:
+    """Return the first and the last column that has a value; the row has one."""
+    cells = row.cells
+    first, last = 0, len(cells) - 1
+    while not cells[first]:
+        first += 1
+    while not cells[last]:
+        last -= 1
+    return first, last
+
+
+def extent(rows: Iterable[Row]) -> tuple[int, int]:
+    """Return the first and the last column with a value in any of the rows."""
+    found = [ends(row) for row in rows]
+    return min(first for first, _ in found), max(last for _, last in found)
 
 
 def find_head(rows: Sequence[Row], first: int, last: int, merges: Merges) -> Head | None:

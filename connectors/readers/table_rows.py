@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import datetime
+import functools
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from connectors.document import Segment, Span
-from connectors.readers.table_header import Row, filled
+from connectors.readers.table_header import Row, ends, extent
 from connectors.readers.tables import Table
 
 _MAX_HIDDEN_RANGES = 8
@@ -31,6 +32,7 @@ class Hidden(NamedTuple):
 _NOTHING = Hidden()
 
 
+@functools.cache
 def column_letters(index: int) -> str:
     """Return `A` for 0, `Z` for 25, `AA` for 26."""
     letters = ""
@@ -51,15 +53,21 @@ def column_index(letters: str) -> int:
 
 def cell_text(value: object) -> str:
     """Return a cell as a reader would write it: ISO dates, 15 digits, no `.0`, one line."""
+    if type(value) is str:
+        # Most cells; to take one apart is only needed where it has more than single blanks.
+        return value if _is_one_line(value) else " ".join(value.split())
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
     if isinstance(value, float):
         return format(value, ".15g")
-    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
-        return value.date().isoformat()
     if isinstance(value, datetime.datetime):
-        return value.isoformat(sep=" ")
+        is_day = value.time() == datetime.time()
+        return value.date().isoformat() if is_day else value.isoformat(sep=" ")
     return " ".join(str(value).split()) if value is not None else ""
+
+
+def _is_one_line(text: str) -> bool:
+    return text.isprintable() and "  " not in text and text[:1] != " " and text[-1:] != " "
 
 
 def sheet_segments(
@@ -144,16 +152,19 @@ def _hidden_rows(hidden: Hidden, top: int, bottom: int) -> list[str]:
 
 def cell_range(rows: Sequence[Row], first_column: int) -> str:
     """Return the A1 range from the first to the last cell with a value."""
-    ends = [(cells[0], cells[-1]) for row in rows if (cells := filled(row))]
-    left = column_letters(first_column + min(first for first, _ in ends))
-    right = column_letters(first_column + max(last for _, last in ends))
-    start = f"{left}{min(row.number for row in rows)}"
-    end = f"{right}{max(row.number for row in rows)}"
+    left, right = extent(rows) if len(rows) > 1 else ends(rows[0])
+    top, bottom = (min(row.number for row in rows), max(row.number for row in rows))
+    start = f"{column_letters(first_column + left)}{top}"
+    end = f"{column_letters(first_column + right)}{bottom}"
     return start if start == end else f"{start}:{end}"
 
 
 def _row_text(row: Row, left: int) -> str:
+    cells = row.cells[left : ends(row)[1] + 1]
+    text = ",".join(cells)
+    if '"' not in text and text.count(",") == len(cells) - 1:
+        # No cell needs quotes.
+        return f"{row.number},{text}"
     buffer = io.StringIO()
-    cells = row.cells[left : filled(row)[-1] + 1]
     csv.writer(buffer, lineterminator="").writerow([row.number, *cells])
     return buffer.getvalue()

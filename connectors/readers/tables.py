@@ -29,6 +29,8 @@ from connectors.readers.table_header import (
     Merges,
     Row,
     column_names,
+    ends,
+    extent,
     filled,
     find_head,
     has_numbers_below,
@@ -213,9 +215,9 @@ def _extent(rows: Iterable[Row]) -> tuple[int, int]:
 
     A title may stand beside its table.
     """
-    columns = [cells for row in rows if (cells := filled(row))]
-    wide = [cells for cells in columns if len(cells) > 1] or columns
-    return min(cells[0] for cells in wide), max(cells[-1] for cells in wide)
+    columns = [ends(row) for row in rows if any(row.cells)]
+    wide = [(first, last) for first, last in columns if first < last] or columns
+    return min(first for first, _ in wide), max(last for _, last in wide)
 
 
 def _goes_on(above: _Part, below: _Part) -> bool:
@@ -300,7 +302,14 @@ def _column_spans(part: _Part, merges: Merges) -> list[tuple[int, int]]:
 def _used_columns(rows: Iterable[Row], merges: Merges) -> set[int]:
     """Return the columns with a value in a row of several cells; a title may stand anywhere."""
     used: set[int] = set()
+    full: set[int] = set()
     for row in rows:
+        if all(row.cells) and row.number not in merges:
+            # Most rows of most tables; as many cells as one that was looked at add nothing.
+            if len(row.cells) > 1 and len(row.cells) not in full:
+                full.add(len(row.cells))
+                used.update(range(len(row.cells)))
+            continue
         cells = filled(row)
         if len(cells) > 1:
             used.update(cells)
@@ -350,17 +359,14 @@ def _cropped(rows: Sequence[Row], start: int, stop: int, *, sample: bool = False
 def _table(part: _Part, merges: Merges) -> Table:
     if part.head is None:
         rows = [*part.titles, *part.rows]
-        columns = [filled(row) for row in rows]
-        left, right = min(c[0] for c in columns), max(c[-1] for c in columns)
-        return Table((), (), rows, (), left, right)
+        return Table((), (), rows, (), *extent(rows))
     start, stop = part.head
     first = start
     while first > 0 and start - first < _MAX_TITLES and _is_title(part.rows[first - 1]):
         first -= 1
     header = part.rows[start:stop]
     body = [*part.rows[:first], *part.rows[stop:]]
-    columns = [filled(row) for row in (*header, *body)]
-    left, right = min(c[0] for c in columns), max(c[-1] for c in columns)
+    left, right = extent([*header, *body])
     names = column_names(header, left, right, merges)
     return Table((*part.titles, *part.rows[first:start]), header, body, names, left, right)
 

@@ -112,15 +112,17 @@ class WorkbookParts:
         found = SheetMarks({}, {}, [], set())
         styled = _styled(self.units)
         for block in _blocks(self.archive, self.sheets.get(sheet, sheet)):
-            for attributes, value in _ERROR.findall(block):
+            for attributes, value in _ERROR.findall(block) if b't="e"' in block else ():
                 _put(found.errors, attributes, html.unescape(value.decode(errors="replace")))
             for attributes, number in styled.findall(block) if styled else ():
                 _put(found.units, attributes, self.units[number.decode()])
-            for tag in _HIDDEN_ROW.findall(block):
+            # Blocks without the word, nearly all, are not searched.
+            is_hiding = b"hidden=" in block
+            for tag in _HIDDEN_ROW.findall(block) if is_hiding else ():
                 ends = dict(_NUMBER.findall(tag))
                 if b"r" in ends:
                     _add_row(found.hidden_rows, int(ends[b"r"]))
-            for tag in _HIDDEN_COLUMNS.findall(block):
+            for tag in _HIDDEN_COLUMNS.findall(block) if is_hiding else ():
                 ends = dict(_NUMBER.findall(tag))
                 stop = min(int(ends.get(b"max", 0)), _MAX_COLUMNS)
                 found.hidden_columns.update(range(int(ends.get(b"min", 1)) - 1, stop))

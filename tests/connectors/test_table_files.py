@@ -182,3 +182,14 @@ def test_workbook_is_read_when_the_mark_of_a_table_is_broken(tmp_path):
     assert [segment.text for segment in content.segments][1:] == ["2,Ann,3"]
     assert content.units[0].status == "failed"
     assert "table names are not told" in content.units[0].error
+
+
+def test_files_end_and_the_rest_is_counted_when_a_sheet_has_very_many_tables(tmp_path):
+    cells = {}
+    for number in range(501):
+        cells |= _grid(f"A{3 * number + 1}", ("Who", "Sum"), ("Ann", number))
+    path = write_xlsx(tmp_path / "a.xlsx", {"S": cells})
+    media_type = detect_media_type(path, path.name)
+    content = load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
+    assert len(content.tables) == 500
+    assert dict(content.metadata)["tables_without_file"] == "1 behind the first 500"
