@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import signal
 import traceback
@@ -71,6 +72,9 @@ def main(descriptor: int, parent_pid: int) -> None:
     _follow_parent(parent_pid)
     # Ctrl-C goes to the whole terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A reader makes a hundred thousand small values that live until it is done: looking for
+    # garbage among them at Python's usual pace takes a sixth of its time.
+    gc.set_threshold(50_000, 20, 100)
     with Connection(descriptor) as connection:
         options: ReaderOptions = connection.recv()
         while True:
