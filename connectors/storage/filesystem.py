@@ -82,15 +82,6 @@ class FsspecSource:
             etag = f"{time}-{size_bytes:x}"
         return ObjectInfo(path=self._path(name), size_bytes=size_bytes, etag=etag.strip('"'))
 
-    def get(self, path: str) -> bytes:
-        """Return the whole object.
-
-        Raises:
-            StorageError: There is none, or it may not be read.
-        """
-        with self._errors(self.uri(path)):
-            return bytes(self._files.cat_file(self._full(path)))
-
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield the object's bytes.
 

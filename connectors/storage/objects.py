@@ -39,15 +39,15 @@ class Source(Protocol):
         another one (SeaweedFS goes folder by folder), in that.
         """
 
-    def get(self, path: str) -> bytes:
-        """Return the whole object."""
-
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield the object's bytes in order, some megabytes at a time."""
 
 
 class Storage(Source, Protocol):
     """A folder of objects that can be written too, also on condition that there is none."""
+
+    def get(self, path: str) -> bytes:
+        """Return the whole object."""
 
     def find(self, path: str) -> bytes | None:
         """Return the whole object, or None where there is none."""

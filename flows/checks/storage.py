@@ -43,7 +43,7 @@ def check_source(url: str, access: Access | None = None) -> Sequence[Finding]:
         first = next(iter(storage.list()), None)
         if first is None:
             return [warn("source", f"{storage.url} holds no object", f"ls {url}")]
-        storage.get(first.path)
+        next(storage.stream(first.path), b"")
     except StorageError as exc:
         return [_failed("source", storage, exc)]
     return [ok("source", f"{storage.url} is listed and read; its first object is {first.path}")]
