@@ -12,7 +12,7 @@ from connectors.readers import Password, ReaderOptions
 from connectors.readers.media import Pixels, as_pixels, encode_jpeg, fit, is_blank, write_jpeg
 from connectors.readers.ocr import MIN_CONFIDENCE_PAGE, line_segments, ocr_version, read_lines
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MAX_PAGES = 256
