@@ -58,7 +58,11 @@ reference: install-main ## write docs/pipeline.md and docs/profile.md from the m
 
 bench: install ## measure against peers in one run, about half an hour; benchmarks/README.md has the numbers
 	@$(BIN)/python -m benchmarks.client_cost
+	@$(BIN)/python -m benchmarks.listing
+	@$(BIN)/python -m benchmarks.pdf_reading
+	@$(BIN)/python -m benchmarks.sheet_reading
 	@$(BIN)/python -m benchmarks.video_reading
+	@$(BIN)/python -m benchmarks.memory_growth
 	@$(BIN)/python -m benchmarks.run_against_loop --offline
 
 check: install ## longer tests: a folder of real files, named by HEADRACE_CORPUS

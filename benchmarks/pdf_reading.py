@@ -1,6 +1,6 @@
 """Pages a second of the PDF reader, beside PDFium's bare text, pdftotext and other parsers.
 
-`python -m benchmarks.pdf_reading FOLDER [--repeats 5] [--peer-python PATH] [--max-pages 400]`. The arms take
+`python -m benchmarks.pdf_reading [FOLDER] [--repeats 5] [--peer-python PATH] [--max-pages 400]`. The arms take
 turns, each in a process of its own, over the files that every one of them opens. The reader finds boxes,
 fonts, headings, notes and links besides; OCR is off. docling-parse and unstructured are no dependencies: where
 `--peer-python` names no Python that has them they are left out. Ratios are to `pypdfium2` on one process, by the
@@ -32,7 +32,9 @@ _PROGRAM = Path(__file__).with_name("pdf_arms.py")
 def main() -> None:
     """Run the arms in turns and show their medians."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=ROOT / "config" / "demo_corpus", help="of PDFs"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--peer-python", type=Path, help="a Python with docling-parse, unstructured"
