@@ -7,7 +7,7 @@ can cross a process border. Readers make documents, the chunker makes chunks, th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 SegmentKind = Literal["heading", "paragraph", "table", "image"]
 TextTier = Literal["native", "ocr", "subtitle", "speech", "none"]
@@ -135,6 +135,65 @@ class Content:
     """In the media folder too."""
     metadata: tuple[tuple[str, str], ...] = ()
     """Names and values as the file states them (title, author, form fields), sorted by name."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # As rows of plain values: by itself each of a hundred thousand segments would cost the
+        # process that gets them 15 microseconds more, with the lock that all its threads wait for.
+        return (
+            _content,
+            (
+                [
+                    (s.kind, s.text, s.tier, s.media, s.is_rest, s.label, _place(s.span))
+                    for s in self.segments
+                ],
+                {
+                    "media_type": self.media_type,
+                    "reader": self.reader,
+                    "units": self.units,
+                    "media": self.media,
+                    "tables": self.tables,
+                    "metadata": self.metadata,
+                },
+            ),
+        )
+
+
+def _place(span: Span) -> tuple[Any, ...]:
+    return (
+        span.page,
+        span.bbox,
+        span.sheet,
+        span.cells,
+        span.t0,
+        span.t1,
+        span.char_start,
+        span.char_end,
+    )
+
+
+def _span(place: tuple[Any, ...]) -> Span:
+    page, bbox, sheet, cells, t0, t1, start, end = place
+    return Span(
+        page=page, bbox=bbox, sheet=sheet, cells=cells, t0=t0, t1=t1, char_start=start, char_end=end
+    )
+
+
+def _content(segments: list[tuple[Any, ...]], rest: dict[str, Any]) -> Content:
+    return Content(
+        segments=tuple(
+            Segment(
+                kind=kind,
+                text=text,
+                span=_span(place),
+                tier=tier,
+                media=media,
+                is_rest=is_rest,
+                label=label,
+            )
+            for kind, text, tier, media, is_rest, label, place in segments
+        ),
+        **rest,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
