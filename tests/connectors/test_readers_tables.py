@@ -16,7 +16,7 @@ CORPORA = Path(__file__).parent.parent / "corpora"
 
 def _sheets(path: Path, **options: int):
     media_type = detect_media_type(path, path.name)
-    return spreadsheet.read(path, media_type, path.parent, ReaderOptions(**options))
+    return spreadsheet.read(path, media_type, path.parent, ReaderOptions(tables=False, **options))
 
 
 def _csv(tmp_path: Path, data: bytes, **options: int):

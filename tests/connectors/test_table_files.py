@@ -193,3 +193,17 @@ def test_files_end_and_the_rest_is_counted_when_a_sheet_has_very_many_tables(tmp
     content = load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
     assert len(content.tables) == 500
     assert dict(content.metadata)["tables_without_file"] == "1 behind the first 500"
+
+
+def test_values_lie_in_the_rows_of_the_sheet_when_it_is_an_open_document(tmp_path):
+    name = "merged_cells.ods"
+    path = tmp_path / name
+    path.write_bytes((Path(__file__).parent.parent / "corpora" / name).read_bytes())
+    media_type = detect_media_type(path, name)
+    content = load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
+    lines = {(s.span.sheet, s.text.partition(",")[0]): s.text for s in content.segments}
+    assert content.tables
+    for table in content.tables:
+        for row in pl.read_parquet(tmp_path / table.name).rows():
+            texts = [str(value) for value in row[1:] if isinstance(value, str)]
+            assert all(text in lines[table.sheet, str(row[0])] for text in texts)
