@@ -22,6 +22,10 @@ from connectors.errors import ConnectorError, DocumentRejected, StorageError
 from connectors.readers import Password, ReaderOptions, detect_media_type, load_reader
 from connectors.readers.heap import trim
 
+GC_PACE = (50_000, 20, 100)
+"""A reader makes a hundred thousand small values that live until it is done: looking for garbage
+among them at Python's usual pace takes a sixth of its time."""
+
 _PR_SET_PDEATHSIG = 1
 _NOT_THE_DOCUMENT = frozenset({
     errno.EDQUOT,
@@ -72,9 +76,7 @@ def main(descriptor: int, parent_pid: int) -> None:
     _follow_parent(parent_pid)
     # Ctrl-C goes to the whole terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A reader makes a hundred thousand small values that live until it is done: looking for
-    # garbage among them at Python's usual pace takes a sixth of its time.
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(*GC_PACE)
     with Connection(descriptor) as connection:
         options: ReaderOptions = connection.recv()
         while True:

@@ -215,23 +215,34 @@ def _rows(sheet: Any, details: _Details) -> Iterator[Row]:  # noqa: ANN401 - cal
     """Yield the rows that have a value, as far as `_MAX_CELLS` reach."""
     last = sheet.start[0] + max(1, _MAX_CELLS // max(1, sheet.width))
     left = sheet.start[1]
-    errors, units = details.marks.errors, details.marks.units
+    marked = details.marks.errors.keys() | details.marks.units.keys() | details.formulas.keys()
     for number, values in enumerate(islice(sheet.iter_rows(), last), start=1):
         cells = [cell_text(value) for value in values]
-        for column, unit in units.get(number, {}).items():
-            index = column - left
-            if 0 <= index < len(cells) and type(values[index]) in {int, float}:
-                cells[index] = _with_unit(values[index], unit)
-        for column, error in errors.get(number, {}).items():
-            index = column - left
-            if 0 <= index < len(cells):
-                cells[index] = cells[index] or error
-        for column, formula in details.formulas.get(number, {}).items():
-            index = column - left
-            if 0 <= index < len(cells):
-                cells[index] = f"{formula} -> {cells[index]}" if cells[index] else formula
+        if number in marked:
+            _add_marks(cells, values, details, (number, left))
         if any(cells):
             yield Row(number, cells)
+
+
+def _add_marks(
+    cells: list[str], values: Sequence[object], details: _Details, start: tuple[int, int]
+) -> None:
+    """Put units, errors and formulas into the texts of a row that begins at row and column `start`."""
+    number, left = start
+    for column, unit in details.marks.units.get(number, {}).items():
+        index = column - left
+        if 0 <= index < len(cells):
+            value = values[index]
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                cells[index] = _with_unit(value, unit)
+    for column, error in details.marks.errors.get(number, {}).items():
+        index = column - left
+        if 0 <= index < len(cells):
+            cells[index] = cells[index] or error
+    for column, formula in details.formulas.get(number, {}).items():
+        index = column - left
+        if 0 <= index < len(cells):
+            cells[index] = f"{formula} -> {cells[index]}" if cells[index] else formula
 
 
 def _with_unit(value: float, unit: str) -> str:

@@ -94,10 +94,14 @@ def _table_segments(
 ) -> Iterator[Segment]:
     yield _heading(sheet, table, first_column, hidden)
     for row in table.body:
+        left, right = ends(row)
         yield Segment(
             kind="table",
-            text=_row_text(row, table.left),
-            span=Span(sheet=sheet, cells=cell_range([row], first_column)),
+            text=_row_text(row, table.left, right),
+            span=Span(
+                sheet=sheet,
+                cells=_a1_range(first_column + left, row.number, first_column + right, row.number),
+            ),
         )
 
 
@@ -152,15 +156,19 @@ def _hidden_rows(hidden: Hidden, top: int, bottom: int) -> list[str]:
 
 def cell_range(rows: Sequence[Row], first_column: int) -> str:
     """Return the A1 range from the first to the last cell with a value."""
-    left, right = extent(rows) if len(rows) > 1 else ends(rows[0])
-    top, bottom = (min(row.number for row in rows), max(row.number for row in rows))
-    start = f"{column_letters(first_column + left)}{top}"
-    end = f"{column_letters(first_column + right)}{bottom}"
+    left, right = extent(rows)
+    numbers = [row.number for row in rows]
+    return _a1_range(first_column + left, min(numbers), first_column + right, max(numbers))
+
+
+def _a1_range(left: int, top: int, right: int, bottom: int) -> str:
+    start = f"{column_letters(left)}{top}"
+    end = f"{column_letters(right)}{bottom}"
     return start if start == end else f"{start}:{end}"
 
 
-def _row_text(row: Row, left: int) -> str:
-    cells = row.cells[left : ends(row)[1] + 1]
+def _row_text(row: Row, left: int, right: int) -> str:
+    cells = row.cells[left : right + 1]
     text = ",".join(cells)
     if '"' not in text and text.count(",") == len(cells) - 1:
         # No cell needs quotes.
