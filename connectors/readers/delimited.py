@@ -53,7 +53,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         units=(unit,),
         segments=tuple(sheet_segments("", tables, 0)),
         tables=tuple(writer.files),
-        metadata=(("delimiter", repr(delimiter)), ("encoding", encoding)),
+        metadata=(("delimiter", repr(delimiter)), ("encoding", encoding), *writer.metadata),
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from connectors.document import Content, Unit, UnitStatus
 from connectors.errors import DocumentRejected
 from connectors.readers import ReaderOptions, no_picture
-from connectors.readers.table_files import TableWriter, unique_names
+from connectors.readers.table_files import WITHOUT_FILE, TableWriter, unique_names
 from connectors.readers.table_header import Row
 from connectors.readers.table_rows import cell_text, column_letters, sheet_segments
 from connectors.readers.tables import Table
@@ -45,16 +45,21 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         if failed:
             raise DocumentRejected(f"no row group can be read: {failed[0].error}", reason="damaged")
         raise DocumentRejected("the file has no row with a value", reason="empty")
-    names = file.schema_arrow.names
+    names = [cell_text(name) for name in file.schema_arrow.names]
     writer = TableWriter(media_dir)
+    metadata: list[tuple[str, str]] = []
     if options.tables:
-        writer.put(_typed_rows(file, [row.number for row in rows]))
+        try:
+            writer.put(_typed_rows(file, [row.number for row in rows]))
+        except pa.ArrowException as exc:
+            metadata.append((WITHOUT_FILE, f"1: pyarrow cannot copy it: {exc}"))
     return Content(
         media_type=media_type,
         reader=f"parquet/{VERSION}{options.changes('max_rows')}",
         units=tuple(units),
         segments=tuple(sheet_segments("", [Table((), (), rows, names, 0, len(names) - 1)], 0)),
         tables=tuple(writer.files),
+        metadata=tuple(metadata),
     )
 
 
@@ -116,9 +121,14 @@ def _typed_rows(file: Any, numbers: Sequence[int]) -> Any:  # noqa: ANN401 - pya
         while at < len(numbers) and numbers[at] < stop:
             batch = next(batches)
             end = bisect_left(numbers, first + batch.num_rows, lo=at)
-            if end > at:
-                kept.append(batch.take(pa.array([n - first for n in numbers[at:end]])))
-            first, at = first + batch.num_rows, end
+            # By slices: not every type can be taken row by row.
+            while at < end:
+                run = at + 1
+                while run < end and numbers[run] == numbers[run - 1] + 1:
+                    run += 1
+                kept.append(batch.slice(numbers[at] - first, run - at))
+                at = run
+            first += batch.num_rows
         first = stop
     table = pa.Table.from_batches(kept)
     letters = [column_letters(index) for index in range(table.num_columns)]

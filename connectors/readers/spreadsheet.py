@@ -20,7 +20,7 @@ from connectors.errors import DocumentRejected
 from connectors.readers import ReaderOptions, no_picture
 from connectors.readers.detect import XLSM, XLSX
 from connectors.readers.formulas import Formulas, FormulasError
-from connectors.readers.table_files import MAX_TABLES, TableWriter
+from connectors.readers.table_files import TableWriter
 from connectors.readers.table_header import Merge, Row
 from connectors.readers.table_rows import Hidden, cell_text, column_index, sheet_segments
 from connectors.readers.tables import Marked, find_tables
@@ -95,15 +95,11 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
         units=tuple(sheet.unit for sheet in sheets),
         segments=tuple(segment for sheet in sheets for segment in sheet.segments),
         tables=tuple(writer.files),
-        metadata=tuple(_metadata(hidden, writer.num_left_out)),
+        metadata=(
+            *((("hidden_sheets", ", ".join(hidden)),) if hidden else ()),
+            *writer.metadata,
+        ),
     )
-
-
-def _metadata(hidden: Sequence[str], num_left_out: int) -> Iterator[tuple[str, str]]:
-    if hidden:
-        yield "hidden_sheets", ", ".join(hidden)
-    if num_left_out:
-        yield "tables_without_file", f"{num_left_out:,} behind the first {MAX_TABLES}"
 
 
 preview = no_picture
@@ -198,11 +194,12 @@ def _find_details(workbook: _Workbook, name: str, sheet: Any) -> _Details:  # no
         try:
             marks = workbook.parts.marks(name)
             comments = workbook.parts.comments(name)
+        except PartsError as exc:
+            errors.append(f"errors, units, comments and hidden rows are not told: {exc}")
+        try:
             tables = workbook.parts.tables(name)
         except PartsError as exc:
-            errors.append(
-                f"errors, units, comments, hidden rows and table names are not told: {exc}"
-            )
+            errors.append(f"table names are not told: {exc}")
     if workbook.formulas is not None and sheet.end is not None:
         try:
             formulas = workbook.formulas.of_sheet(name, sheet.end[0] + 1, sheet.end[1] + 1)
@@ -268,9 +265,16 @@ def _marked(listed: Iterable[Listed], left: int) -> Iterator[Marked]:
         ends = _RANGE.fullmatch(table.cells)
         if ends is not None:
             first, last = column_index(ends[1]) - left, column_index(ends[3]) - left
-            if 0 <= first <= last:
-                top, bottom = int(ends[2]), int(ends[4])
-                yield Marked(table.name, top, first, bottom, last, table.has_header)
+            if last >= 0 and first <= last:
+                yield Marked(
+                    name=table.name,
+                    top=int(ends[2]),
+                    left=max(0, first),
+                    bottom=int(ends[4]),
+                    right=last,
+                    has_header=table.has_header,
+                    num_totals=table.num_totals,
+                )
 
 
 def _comment_segment(sheet: str, comment: Comment) -> Segment:

@@ -26,15 +26,17 @@ _ERRORS = ("#DIV/0!", "#N/A", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!", "
 # A number with a leading zero is a code, one of more digits than a float holds is an identifier.
 _INTEGER = r"^-?(?:0|[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?$"
-_IDENTIFIER = r"[0-9]{17}"
+_IDENTIFIER = r"[0-9]{16}"
 _AMOUNT = re.compile(r"([^\d\s.,+-]{0,4})-?\d[\d.]*(?:[eE][+-]?\d+)?(%| [A-Z]{3})?")
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?)?$"
 _BOOLEANS = ("TRUE", "FALSE", "true", "false")
-MAX_TABLES = 500
+WITHOUT_FILE = "tables_without_file"
+"""Name in a document's metadata of how many tables have no file, and why."""
+_MAX_TABLES = 500
 """Most files of one document; a sheet of forms may have thousands of small blocks."""
-_MAX_TYPED_COLUMNS = 1_000
-"""A wider table is text: each column costs a millisecond, and a sheet may have 16,384."""
+_MAX_COLUMNS = 5_000
+"""Most columns of all of a document's files: each costs a millisecond, and a sheet may have 16,384."""
 _FORMULA = r"^=.* -> "
 
 
@@ -51,8 +53,16 @@ class TableWriter:
         self._folder = folder
         self._formulas = formulas
         self.files: list[TableFile] = []
-        self.num_left_out = 0
-        """Tables behind the last of `MAX_TABLES`."""
+        self._num_columns = 0
+        self._num_left_out = 0
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What the document says of tables beyond the limits."""
+        if not self._num_left_out:
+            return ()
+        limits = f"files are limited to {_MAX_TABLES} tables and {_MAX_COLUMNS:,} columns"
+        return ((WITHOUT_FILE, f"{self._num_left_out:,}: {limits}"),)
 
     def add(self, sheet: str, tables: Iterable[Table], first_column: int) -> None:
         """Write the tables of one sheet; single lines and columns of notes are left out.
@@ -61,22 +71,23 @@ class TableWriter:
             OSError: The folder cannot be written.
         """
         for table in tables:
-            if len(self.files) == MAX_TABLES:
-                self.num_left_out += 1
-                continue
+            body = table.body[: len(table.body) - table.num_totals]
             is_wide = table.right > table.left or table.name or not sheet
-            if is_wide and len(table.body) > (not table.names):
-                self._write(sheet, table, first_column)
+            if not is_wide or len(body) <= (not table.names):
+                continue
+            width = table.right - table.left + 1
+            if len(self.files) == _MAX_TABLES or self._num_columns + width > _MAX_COLUMNS:
+                self._num_left_out += 1
+                continue
+            self._num_columns += width
+            self._write(sheet, table._replace(body=body), first_column)
 
     def _write(self, sheet: str, table: Table, first_column: int) -> None:
         places = range(table.left, table.right + 1)
         names = unique_names(
             table.names or [""] * len(places), [column_letters(first_column + i) for i in places]
         )
-        columns = [
-            _typed(series) if len(places) <= _MAX_TYPED_COLUMNS else (series, "")
-            for series in (self._column(table.body, index) for index in places)
-        ]
+        columns = [_typed(self._column(table.body, index)) for index in places]
         fields = [pa.field("row", pa.int64(), nullable=False)]
         arrays = [pa.array([row.number for row in table.body], pa.int64())]
         for name, (series, unit) in zip(names, columns, strict=True):
@@ -164,7 +175,9 @@ def _times(series: pl.Series, shown: pl.Series) -> pl.Series | None:
     else:
         whole = series.str.replace("T", " ").str.replace(_DATE, "${0} 00:00:00")
         parsed = whole.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False, time_unit="us")
-    return parsed if parsed.null_count() == series.null_count() else None
+    # Nor does Python know the year 0.
+    is_whole = parsed.null_count() == series.null_count() and (parsed.dt.year() > 0).all()
+    return parsed if is_whole else None
 
 
 def _amounts(series: pl.Series, shown: pl.Series) -> tuple[pl.Series, str] | None:
@@ -180,7 +193,7 @@ def _amounts(series: pl.Series, shown: pl.Series) -> tuple[pl.Series, str] | Non
         item.str.strip_prefix(before).str.strip_suffix(after) for item in (shown, series)
     )
     numbers = _numbers(whole, bare)
-    if numbers is None:
+    if numbers is None or bare.str.contains(_IDENTIFIER).any():
         return None
     unit = (before + after).strip()
     return (numbers / 100 if unit == "%" else numbers.cast(pl.Float64)), unit

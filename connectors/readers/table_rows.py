@@ -111,7 +111,9 @@ def _heading(sheet: str, table: Table, first_column: int, hidden: Hidden) -> Seg
     rows = [*top, *table.body]
     place = cell_range(rows, first_column)
     if sheet:
-        place = f"{'Hidden sheet' if hidden.sheet else 'Sheet'} {sheet}!{place}"
+        # On one line: a name with a break in it could pass for another line of the document.
+        name = " ".join(sheet.split())
+        place = f"{'Hidden sheet' if hidden.sheet else 'Sheet'} {name}!{place}"
     else:
         place = f"Table {place}"
     titles = [cell for row in table.titles for cell in row.cells if cell]

@@ -17,6 +17,7 @@ the table's title. Tables that the author has marked (Excel's tables) come first
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -56,6 +57,8 @@ class Marked(NamedTuple):
     bottom: int
     right: int
     has_header: bool
+    num_totals: int = 0
+    """Rows at its end that sum up those above."""
 
 
 class Table(NamedTuple):
@@ -70,6 +73,8 @@ class Table(NamedTuple):
     right: int
     name: str = ""
     """What the author has called it, where it is marked."""
+    num_totals: int = 0
+    """Rows at the end of the body that sum up those above, as far as they are marked."""
 
 
 @dataclass(slots=True)
@@ -109,12 +114,17 @@ def find_tables(
     by_top: dict[int, list[Merge]] = {}
     for merge in merges:
         by_top.setdefault(merge.top, []).append(merge)
-    cut: list[Table] = []
+    left = rows
+    cut: list[tuple[Marked, Table]] = []
     for area in marked:
-        table, rows = _cut_out(rows, area, by_top)
-        cut += [table] if table is not None else []
-    found = [*cut, *(_tables(rows, [], by_top) if rows else ())]
-    return sorted(found, key=_place) if cut else found
+        table, left = _cut_out(left, area, by_top)
+        cut += [(area, table)] if table is not None else []
+    if not cut:
+        return list(_tables(rows, [], by_top)) if rows else []
+    titled = [_with_title(table, area, rows, left) for area, table in cut]
+    titles = {row.number for table in titled for row in table.titles}
+    left = [row for row in left if row.number not in titles]
+    return sorted([*titled, *(_tables(left, [], by_top) if left else ())], key=_place)
 
 
 def _place(table: Table) -> tuple[int, int]:
@@ -125,11 +135,13 @@ def _cut_out(
     rows: Sequence[Row], area: Marked, merges: Merges
 ) -> tuple[Table | None, Sequence[Row]]:
     """Return the table in an area, None where it has no cell, and the rows without its cells."""
+    start = bisect_left(rows, area.top, key=_number)
+    stop = bisect_right(rows, area.bottom, key=_number)
     inside: list[Row] = []
     outside: list[Row] = []
-    for row in rows:
+    for row in rows[start:stop]:
         own = row.cells[area.left : area.right + 1]
-        if not area.top <= row.number <= area.bottom or not any(own):
+        if not any(own):
             outside.append(row)
             continue
         inside.append(Row(row.number, [*[""] * area.left, *own]))
@@ -140,14 +152,40 @@ def _cut_out(
         return None, rows
     num_header = int(area.has_header and inside[0].number == area.top and len(inside) > 1)
     header, body = inside[:num_header], inside[num_header:]
-    names = column_names(header, area.left, area.right, merges) if header else ()
-    titles = [row for row in outside if row.number == area.top - 1 and _is_title_of(row, area)]
-    kept = [row for row in outside if row not in titles] if titles else outside
-    return Table(titles, header, body, names, area.left, area.right, area.name), kept
+    # The mark may reach far beyond the cells that are used.
+    right = min(area.right, max(len(row.cells) for row in inside) - 1)
+    names = column_names(header, area.left, right, merges) if header else ()
+    num_totals = min(area.num_totals, max(0, len(body) - 1))
+    table = Table((), header, body, names, area.left, right, area.name, num_totals)
+    return table, [*rows[:start], *outside, *rows[stop:]]
 
 
-def _is_title_of(row: Row, area: Marked) -> bool:
-    return _is_title(row) and area.left <= filled(row)[0] <= area.right
+def _number(row: Row) -> int:
+    return row.number
+
+
+def _with_title(table: Table, area: Marked, rows: Sequence[Row], left: Sequence[Row]) -> Table:
+    """Return the table with the line right above it, where that stands alone.
+
+    Args:
+        table: The table in the area.
+        area: Where it is.
+        rows: All of the sheet's rows.
+        left: What is in no marked table.
+    """
+    index = bisect_left(left, area.top - 1, key=_number)
+    line = left[index] if index < len(left) and left[index].number == area.top - 1 else None
+    if line is None or not _is_title(line):
+        return table
+    column = filled(line)[0]
+    above = bisect_left(rows, area.top - 2, key=_number)
+    stands_alone = not (
+        above < len(rows)
+        and rows[above].number == area.top - 2
+        and any(rows[above].cells[column : column + 1])
+    )
+    is_over = area.left <= column <= area.right
+    return table._replace(titles=(line,)) if is_over and stands_alone else table
 
 
 def _tables(rows: Sequence[Row], titles: Sequence[Row], merges: Merges) -> Iterator[Table]:

@@ -56,7 +56,12 @@ class Listed(NamedTuple):
     cells: str
     """A1 range, header included."""
     has_header: bool
+    num_totals: int
+    """Rows at the end that sum up those above."""
 
+
+_MAX_NAME_CHARS = 255
+"""Excel's own limit for the name of a table."""
 
 Marks = dict[int, dict[int, str]]
 """A text by row number, from 1, and column index, from 0."""
@@ -157,8 +162,16 @@ class WorkbookParts:
             if kind == "table":
                 tree = _tree(self.archive, target)
                 name = tree.get("displayName") or tree.get("name") or ""
-                has_header = tree.get("headerRowCount", "1") != "0"
-                found.append(Listed(name, tree.get("ref", ""), has_header))
+                totals = tree.get("totalsRowCount", "0")
+                found.append(
+                    Listed(
+                        # On one line: the name goes into a line that the model sees.
+                        name=" ".join(name.split())[:_MAX_NAME_CHARS],
+                        cells=tree.get("ref", ""),
+                        has_header=tree.get("headerRowCount", "1") != "0",
+                        num_totals=int(totals) if totals.isdecimal() else 0,
+                    )
+                )
         return found
 
 

@@ -8,7 +8,7 @@ object is there whole or not at all. S3 goes through obstore, with the usual AWS
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from connectors.errors import StorageError
 from connectors.storage.access import Access
@@ -45,7 +45,7 @@ def open_source(url: str, access: Access | None = None) -> Source:
     Raises:
         StorageError: The address cannot be opened or holds a password.
     """
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme in {*_LOCAL, "s3"}:
         return open_storage(url, access)
     _check_password(url)
@@ -63,7 +63,7 @@ def open_storage(url: str, access: Access | None = None) -> Storage:
         StorageError: It can at most be a source, or the bucket name is missing.
     """
     _check_password(url)
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme in _LOCAL:
         path = parts.path if parts.scheme else url
         return LocalStorage(Path(path).expanduser().resolve())
@@ -81,13 +81,25 @@ def open_storage(url: str, access: Access | None = None) -> Storage:
     return S3Storage(bucket, prefix.strip("/"), access)
 
 
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as exc:
+        # Not shown: it may hold a password.
+        scheme = url.partition("://")[0]
+        raise StorageError(
+            f"an address of {scheme}:// cannot be read: a bracket in its host is not closed, or"
+            " it has characters that no host has"
+        ) from exc
+
+
 def _check_password(url: str) -> None:
     """Check that the address holds no password; those in an archive's are looked at too.
 
     Raises:
         StorageError: It does. Nothing of it is shown but the host.
     """
-    for parts in map(urlsplit, url.split("::")):
+    for parts in map(_split, url.split("::")):
         if parts.password is not None:
             raise StorageError(
                 f"the address of {parts.scheme}://{parts.hostname} holds a password, which would reach"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +16,8 @@ from connectors.storage.objects import PIECE_BYTES, ObjectInfo
 _VERSIONS = ("etag", "ETag", "version", "CRC")
 _TIMES = ("mtime", "last_modified", "LastModified", "updated", "created")
 _MAX_REASON_CHARS = 200
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+"""What `zipfile` raises for a member that it cannot read."""
 
 
 class FsspecSource:
@@ -108,13 +112,27 @@ class FsspecSource:
             raise StorageError(f"{uri}: not found; check the address", uri=uri) from exc
         except PermissionError as exc:
             raise StorageError(f"{uri}: access denied; check the credentials", uri=uri) from exc
-        except Exception as exc:
-            said = " ".join(str(exc).split())[:_MAX_REASON_CHARS]
-            raise StorageUnavailable(
-                f"{uri}: no usable answer ({type(exc).__name__}: {said}); check address, credentials"
-                " and that the server is running",
+        except _DAMAGED as exc:
+            if self._files.protocol != "zip":
+                raise _silent(uri, exc) from exc
+            raise StorageError(
+                f"{uri}: damaged or encrypted in its archive: {_said(exc)}; store it outside of it",
                 uri=uri,
             ) from exc
+        except Exception as exc:
+            raise _silent(uri, exc) from exc
+
+
+def _silent(uri: str, exc: Exception) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"{uri}: no usable answer ({type(exc).__name__}: {_said(exc)}); check address, credentials"
+        " and that the server is running",
+        uri=uri,
+    )
+
+
+def _said(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:_MAX_REASON_CHARS]
 
 
 def _open(url: str) -> tuple[Any, str]:

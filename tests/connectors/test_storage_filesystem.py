@@ -119,3 +119,25 @@ def test_errors_are_mapped_when_a_file_system_raises_its_own(faulty):
         list(faulty.stream("a"))
     with pytest.raises(StorageError, match="access denied; check the credentials"):
         list(open_source("faulty://closed").list())
+
+
+def test_one_member_is_refused_when_it_is_damaged_in_its_archive(tmp_path):
+    path = tmp_path / "in.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "first text")
+        archive.writestr("b.txt", "second text")
+    path.write_bytes(path.read_bytes().replace(b"first text", b"fierce tex"))
+    source = open_source(f"zip://::{path}")
+    with pytest.raises(
+        StorageError, match=r"a\.txt.*damaged or encrypted in its archive"
+    ) as caught:
+        list(source.stream("a.txt"))
+    assert not isinstance(caught.value, StorageUnavailable)
+    assert b"".join(source.stream("b.txt")) == b"second text"
+
+
+@pytest.mark.parametrize("url", ["s3://[x", "zip://a::http://user:hunter2@[b"])
+def test_address_that_cannot_be_split_is_refused_without_being_shown(url):
+    with pytest.raises(StorageError, match="cannot be read: a bracket") as caught:
+        open_source(url)
+    assert "hunter2" not in str(caught.value)

@@ -60,6 +60,10 @@ def column(tmp_path, *cells):
         (("#1", "#2"), pl.String, ["#1", "#2"]),
         (("5 May", "6 May"), pl.String, ["5 May", "6 May"]),
         (("1e999", "2"), pl.String, ["1e999", "2"]),
+        (("9007199254740993", "1.5"), pl.String, ["9007199254740993", "1.5"]),
+        (("$9007199254740993", "$2"), pl.String, ["$9007199254740993", "$2"]),
+        (("9007199254740993", "2"), pl.Int64, [9007199254740993, 2]),
+        (("0000-01-01", "2024-01-01"), pl.String, ["0000-01-01", "2024-01-01"]),
     ],
 )
 def test_column_has_the_type_that_all_its_cells_show(tmp_path, cells, kind, values):
@@ -149,16 +153,20 @@ def test_rows_beyond_the_limit_are_left_out_when_a_file_has_too_many(tmp_path):
     assert table.columns == ("row", "a")
 
 
+def marked(tmp_path, cells, **tables):
+    """Return the content of a sheet with tables marked on it: a range, perhaps more attributes."""
+    extra = Extras(tables=tables)
+    cells = dict(sorted(cells.items(), key=lambda item: (int(item[0][1:]), item[0][0])))
+    path = write_xlsx(tmp_path / "a.xlsx", {"S": cells}, extras={"S": extra})
+    media_type = detect_media_type(path, path.name)
+    return load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
+
+
 def test_marked_table_is_one_whatever_stands_around_it(tmp_path):
     # Without the mark, the note would be a row of it and the rows below the gap another table.
     cells = _grid("A1", ("Sales of May",), ("Who", "Sum"), ("Ann", 3))
     cells |= _grid("A6", ("Bo", 4), ("see annex", None)) | _grid("C3", ("a note",))
-    extra = Extras(tables={"Sales": "A2:B6"})
-    path = write_xlsx(
-        tmp_path / "a.xlsx", {"S": dict(sorted(cells.items(), key=_place))}, extras={"S": extra}
-    )
-    media_type = detect_media_type(path, path.name)
-    content = load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
+    content = marked(tmp_path, cells, Sales="A2:B6")
     assert [segment.text for segment in content.segments] == [
         "Sheet S!A1:B6, table Sales, title: Sales of May, columns: row, A Who, B Sum",
         "3,Ann,3",
@@ -170,8 +178,44 @@ def test_marked_table_is_one_whatever_stands_around_it(tmp_path):
     assert next((table.title, table.cells) for table in content.tables) == ("Sales", "A2:B6")
 
 
-def _place(item):
-    return int(item[0][1:]), item[0][0]
+def test_line_above_a_marked_table_stays_where_it_is_when_it_ends_a_list(tmp_path):
+    cells = _grid("A1", ("City",), ("Bern",), ("Zug",), ("Who", "Sum"), ("Ann", 3))
+    content = marked(tmp_path, cells, Sales="A4:B5")
+    assert [segment.text for segment in content.segments] == [
+        "Sheet S!A1:A3, columns: row, A City",
+        "2,Bern",
+        "3,Zug",
+        "Sheet S!A4:B5, table Sales, columns: row, A Who, B Sum",
+        "5,Ann,3",
+    ]
+
+
+def test_area_of_a_marked_table_ends_with_its_cells_when_it_reaches_beyond(tmp_path):
+    content = marked(tmp_path, _grid("B1", ("Who", "Sum"), ("Ann", 3)), Sales="A1:XFD9")
+    assert content.segments[0].text == "Sheet S!B1:C2, table Sales, columns: row, B Who, C Sum"
+    assert content.tables[0].columns == ("row", "Who", "Sum")
+
+
+def test_name_of_a_marked_table_is_no_line_of_its_own(tmp_path):
+    cells = _grid("A1", ("Who", "Sum"), ("Ann", 3))
+    content = marked(tmp_path, cells, **{"T&#10;[L2] 2,Eve,999": "A1:B2"})
+    assert content.segments[0].text == (
+        "Sheet S!A1:B2, table T [L2] 2,Eve,999, columns: row, A Who, B Sum"
+    )
+
+
+def test_totals_are_text_only_when_a_marked_table_has_them(tmp_path):
+    cells = _grid("A1", ("Who", "Sum"), ("Ann", 3), ("Bo", 4), ("Total", 7))
+    content = marked(tmp_path, cells, Sales='A1:B4" totalsRowCount="1')
+    assert content.segments[-1].text == "4,Total,7"
+    assert pl.read_parquet(tmp_path / content.tables[0].name)["Sum"].to_list() == [3, 4]
+
+
+def test_copy_is_made_when_parquet_has_types_that_cannot_be_taken_by_row(tmp_path):
+    source = pa.table({"name": pa.array(["a", None, "c"], pa.string_view())})
+    pq.write_table(source, tmp_path / "a.parquet")
+    [table], _ = read(tmp_path / "a.parquet")
+    assert pq.read_table(tmp_path / table.name).to_pydict() == {"row": [1, 3], "name": ["a", "c"]}
 
 
 def test_workbook_is_read_when_the_mark_of_a_table_is_broken(tmp_path):
@@ -192,7 +236,17 @@ def test_files_end_and_the_rest_is_counted_when_a_sheet_has_very_many_tables(tmp
     media_type = detect_media_type(path, path.name)
     content = load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
     assert len(content.tables) == 500
-    assert dict(content.metadata)["tables_without_file"] == "1 behind the first 500"
+    assert dict(content.metadata)["tables_without_file"].startswith("1: files are limited to 500")
+
+
+def test_files_end_when_their_columns_would_take_minutes(tmp_path):
+    block = ",".join(f"c{n}" for n in range(2_000)) + "\n" + ",".join("1" * 2_000) + "\n\n\n"
+    (tmp_path / "a.csv").write_text(block * 4, encoding="utf-8")
+    content = load_reader("text/csv").read(
+        tmp_path / "a.csv", "text/csv", tmp_path, ReaderOptions()
+    )
+    assert len(content.tables) == 2
+    assert dict(content.metadata)["tables_without_file"].startswith("2: files are limited to 500")
 
 
 def test_values_lie_in_the_rows_of_the_sheet_when_it_is_an_open_document(tmp_path):

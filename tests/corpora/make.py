@@ -87,7 +87,7 @@ class Extras:
     """Numbers from 1."""
     comments: Mapping[str, str] = field(default_factory=dict)
     tables: Mapping[str, str] = field(default_factory=dict)
-    """Ranges by name, of tables that are marked as such."""
+    """Ranges by name, of tables that are marked as such; more attributes may follow a range."""
     dimension: str = ""
     """The range that the sheet declares."""
 
