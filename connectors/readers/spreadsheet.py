@@ -77,7 +77,7 @@ def read(path: Path, media_type: str, media_dir: Path, options: ReaderOptions) -
     listed = workbook.values.sheets_metadata
     sheets: list[_Sheet] = []
     left = options.max_rows
-    writer = TableWriter(media_dir, formulas=workbook.formulas is not None)
+    writer = TableWriter(media_dir)
     for metadata in listed:
         sheet = _read_sheet(workbook, metadata, left, options, writer=writer)
         left -= sheet.num_rows
@@ -173,7 +173,7 @@ def _read_sheet(
     left = sheet.start[1] if sheet.start else 0
     tables = find_tables(rows, _merges(sheet, left), _marked(details.tables, left)) if rows else []
     if options.tables:
-        writer.add(metadata.name, tables, left)
+        writer.add(metadata.name, tables, left, details.formulas)
     segments = [*sheet_segments(metadata.name, tables, left, hidden=hidden)]
     segments += [_comment_segment(metadata.name, comment) for comment in details.comments]
     if errors:

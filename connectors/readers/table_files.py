@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -37,21 +38,14 @@ _MAX_TABLES = 500
 """Most files of one document; a sheet of forms may have thousands of small blocks."""
 _MAX_COLUMNS = 5_000
 """Most columns of all of a document's files: each costs a millisecond, and a sheet may have 16,384."""
-_FORMULA = r"^=.* -> "
 
 
 class TableWriter:
     """Writes one file per table into a document's media folder."""
 
-    def __init__(self, folder: Path, *, formulas: bool = False) -> None:
-        """Prepare to write.
-
-        Args:
-            folder: Where the files go.
-            formulas: Cells may hold a formula in front of their value.
-        """
+    def __init__(self, folder: Path) -> None:
+        """Prepare to write into `folder`."""
         self._folder = folder
-        self._formulas = formulas
         self.files: list[TableFile] = []
         self._num_columns = 0
         self._num_left_out = 0
@@ -64,8 +58,20 @@ class TableWriter:
         limits = f"files are limited to {_MAX_TABLES} tables and {_MAX_COLUMNS:,} columns"
         return ((WITHOUT_FILE, f"{self._num_left_out:,}: {limits}"),)
 
-    def add(self, sheet: str, tables: Iterable[Table], first_column: int) -> None:
+    def add(
+        self,
+        sheet: str,
+        tables: Iterable[Table],
+        first_column: int,
+        formulas: Mapping[int, Mapping[int, str]] = MappingProxyType({}),
+    ) -> None:
         """Write the tables of one sheet; single lines and columns of notes are left out.
+
+        Args:
+            sheet: Its name.
+            tables: The tables on it.
+            first_column: Index of the column of each row's first cell, from 0.
+            formulas: What stands in front of values, by row number and column from 0; it is left out.
 
         Raises:
             OSError: The folder cannot be written.
@@ -80,14 +86,15 @@ class TableWriter:
                 self._num_left_out += 1
                 continue
             self._num_columns += width
-            self._write(sheet, table._replace(body=body), first_column)
+            values = [_without(row, formulas.get(row.number), first_column) for row in body]
+            self._write(sheet, table._replace(body=values), first_column)
 
     def _write(self, sheet: str, table: Table, first_column: int) -> None:
         places = range(table.left, table.right + 1)
         names = unique_names(
             table.names or [""] * len(places), [column_letters(first_column + i) for i in places]
         )
-        columns = [_typed(self._column(table.body, index)) for index in places]
+        columns = [_typed(_column(table.body, index)) for index in places]
         fields = [pa.field("row", pa.int64(), nullable=False)]
         arrays = [pa.array([row.number for row in table.body], pa.int64())]
         for name, (series, unit) in zip(names, columns, strict=True):
@@ -102,13 +109,6 @@ class TableWriter:
             cells=cell_range(rows, first_column),
             title=table.name or " / ".join(c for row in table.titles for c in row.cells if c),
         )
-
-    def _column(self, body: Sequence[Row], index: int) -> pl.Series:
-        cells = [row.cells[index] if index < len(row.cells) else "" for row in body]
-        series = pl.Series(cells, dtype=pl.String)
-        if self._formulas:
-            series = series.str.replace(_FORMULA, "")
-        return series.set(series.is_in([*_ERRORS, ""]), None)
 
     def put(self, data: Any, *, sheet: str = "", cells: str = "", title: str = "") -> None:  # noqa: ANN401 - pyarrow has no types
         """Write one Arrow table.
@@ -128,6 +128,24 @@ class TableWriter:
                 num_rows=data.num_rows,
             )
         )
+
+
+def _without(row: Row, formulas: Mapping[int, str] | None, first_column: int) -> Row:
+    """Return the row with values only: a formula that has none is blank."""
+    if not formulas:
+        return row
+    cells = list(row.cells)
+    for column, formula in formulas.items():
+        index = column - first_column
+        if 0 <= index < len(cells):
+            cells[index] = cells[index].removeprefix(formula).removeprefix(" -> ")
+    return Row(row.number, cells)
+
+
+def _column(body: Sequence[Row], index: int) -> pl.Series:
+    cells = [row.cells[index] if index < len(row.cells) else "" for row in body]
+    series = pl.Series(cells, dtype=pl.String)
+    return series.set(series.is_in([*_ERRORS, ""]), None)
 
 
 def unique_names(names: Sequence[str], letters: Sequence[str]) -> list[str]:

@@ -110,6 +110,17 @@ def test_values_are_those_of_the_sheet_when_it_has_errors_units_and_formulas(tmp
     assert frame.rows() == [(2, 0.125, 3, True, "007"), (3, 1.5, None, False, "8")]
 
 
+def test_formulas_are_left_out_when_they_look_like_values_or_have_none(tmp_path):
+    rows = [
+        ("Text", "Now"),
+        (Cell(value="x -> y", formula='A9&" -> "&B9'), Cell(value="", formula="NOW()")),
+        (Cell(value="z", formula="A9"), 5),
+    ]
+    path = write_xlsx(tmp_path / "a.xlsx", {"S": _grid("A1", *rows)})
+    _, [frame] = read(path, formulas=True)
+    assert frame.rows() == [(2, "x -> y", None), (3, "z", 5)]
+
+
 def test_columns_have_names_of_their_own_when_the_header_repeats_them(tmp_path):
     [table], _ = read_csv(tmp_path, "Name,name,row,Sum\na,b,c,1\nd,e,f,2\n")
     assert table.columns == ("row", "Name", "name (B)", "row (C)", "Sum")

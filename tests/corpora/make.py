@@ -209,6 +209,9 @@ def _cell(name: str, cell: Cell, styles: list[str]) -> str:
         return f'{start} t="b">{formula}<v>{int(cell.value)}</v></c>'
     if isinstance(cell.value, int | float):
         return f"{start}>{formula}<v>{cell.value}</v></c>"
+    if formula:
+        value = f"<v>{escape(str(cell.value))}</v>" if cell.value else ""
+        return f'{start} t="str">{formula}{value}</c>'
     return f'{start} t="inlineStr"><is><t>{escape(str(cell.value))}</t></is></c>'
 
 
