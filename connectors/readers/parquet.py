@@ -143,10 +143,18 @@ def _cells(batch: Any) -> Iterator[list[str]]:  # noqa: ANN401 - pyarrow has no 
 
 
 def _texts(column: Any) -> list[str]:  # noqa: ANN401 - pyarrow has no types
-    if getattr(column.type, "unit", "") == "ns" and not pa.types.is_duration(column.type):
-        # Python's own dates end at the microsecond.
-        column = column.cast(pa.string())
-    return [_text(value) for value in column.to_pylist()]
+    try:
+        if getattr(column.type, "unit", "") == "ns" and not pa.types.is_duration(column.type):
+            # Python's own dates end at the microsecond.
+            column = column.cast(pa.string())
+        values = column.to_pylist()
+    except (OverflowError, ValueError, KeyError):
+        # A time beyond Python's calendar is given as Arrow writes it, one in a zone that is not
+        # known in UTC.
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp(column.type.unit))
+        values = column.cast(pa.string()).to_pylist()
+    return [_text(value) for value in values]
 
 
 def _text(value: object) -> str:

@@ -103,3 +103,19 @@ def test_file_is_rejected_as_empty_when_it_has_no_value(tmp_path):
     with pytest.raises(DocumentRejected) as caught:
         _read(tmp_path, {"a": pa.array([], pa.int64())})
     assert caught.value.reason == "empty"
+
+
+def test_times_are_written_as_arrow_does_when_python_has_none_such(tmp_path):
+    columns = {
+        "far": pa.array([4_000_000], pa.date32()),
+        "zone": pa.array([1], pa.timestamp("s", "Mars/Olympus")),
+        "short": pa.array([123], pa.duration("ns")),
+    }
+    content = _read(tmp_path, columns)
+    assert content.segments[1].text == "1,12921-08-18,1970-01-01 00:00:01.000,123"
+    assert content.units[0].status == "read"
+
+
+def test_name_of_a_column_stays_on_one_line_when_it_has_breaks(tmp_path):
+    content = _read(tmp_path, {"a\n[L2] 9,9": [1]})
+    assert content.segments[0].text == "Table A1, columns: row, A a [L2] 9,9"
