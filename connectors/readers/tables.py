@@ -124,7 +124,21 @@ def find_tables(
     titled = [_with_title(table, area, rows, left) for area, table in cut]
     titles = {row.number for table in titled for row in table.titles}
     left = [row for row in left if row.number not in titles]
-    return sorted([*titled, *(_tables(left, [], by_top) if left else ())], key=_place)
+    borders = sorted({border for area, _ in cut for border in (area.top, area.bottom + 1)})
+    others = [table for band in _bands(left, borders) for table in _tables(band, [], by_top)]
+    return sorted([*titled, *others], key=_place)
+
+
+def _bands(rows: Sequence[Row], borders: Sequence[int]) -> Iterator[list[Row]]:
+    """Yield rows in one piece, parted at blank rows where a marked table begins or ends."""
+    start = 0
+    for index in range(1, len(rows) + 1):
+        if index < len(rows):
+            above, below = rows[index - 1].number, rows[index].number
+            if below == above + 1 or bisect_right(borders, above) == bisect_right(borders, below):
+                continue
+        yield list(rows[start:index])
+        start = index
 
 
 def _place(table: Table) -> tuple[int, int]:

@@ -182,8 +182,9 @@ def test_marked_table_is_one_whatever_stands_around_it(tmp_path):
         "Sheet S!A1:B6, table Sales, title: Sales of May, columns: row, A Who, B Sum",
         "3,Ann,3",
         "6,Bo,4",
-        "Sheet S!A3:C7, columns: row, A to C",
-        "3,,,a note",
+        "Sheet S!C3, columns: row, C",
+        "3,a note",
+        "Sheet S!A7, columns: row, A",
         "7,see annex",
     ]
     assert next((table.title, table.cells) for table in content.tables) == ("Sales", "A2:B6")
@@ -198,6 +199,26 @@ def test_line_above_a_marked_table_stays_where_it_is_when_it_ends_a_list(tmp_pat
         "3,Zug",
         "Sheet S!A4:B5, table Sales, columns: row, A Who, B Sum",
         "5,Ann,3",
+    ]
+
+
+def test_lines_above_and_below_a_marked_table_keep_their_places(tmp_path):
+    cells = (
+        _grid("A1", ("Report",)) | _grid("A3", ("Who", "Sum"), ("Ann", 3)) | _grid("A7", ("End",))
+    )
+    # What stands beside it in one piece stays whole.
+    cells |= _grid("D3", ("Ship", "Tons"), ("Olga", 900), ("Rita", 700))
+    content = marked(tmp_path, cells, Sales="A3:B4")
+    assert [segment.text for segment in content.segments] == [
+        "Sheet S!A1, columns: row, A",
+        "1,Report",
+        "Sheet S!A3:B4, table Sales, columns: row, A Who, B Sum",
+        "4,Ann,3",
+        "Sheet S!D3:E5, columns: row, D Ship, E Tons",
+        "4,Olga,900",
+        "5,Rita,700",
+        "Sheet S!A7, columns: row, A",
+        "7,End",
     ]
 
 
