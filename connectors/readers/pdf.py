@@ -22,7 +22,7 @@ from connectors.readers.ocr import MIN_CONFIDENCE_PAGE, line_segments, ocr_versi
 from connectors.readers.pdf_facts import document_facts
 from connectors.readers.pdf_figures import read_figures
 from connectors.readers.pdf_form import FORM_ERRORS, read_form
-from connectors.readers.pdf_grid import TableWriter
+from connectors.readers.pdf_grid import TableSegments
 from connectors.readers.pdf_layout import Body, PageText, find_body, page_segments
 from connectors.readers.pdf_notes import read_notes
 from connectors.readers.pdf_page import has_marks, is_garbled, page_text, picture_share, render
@@ -284,7 +284,7 @@ def _is_stamped_scan(page: pdfium.PdfPage, text: PageText) -> bool:
 
 def _by_page(pages: list[_Page]) -> dict[int, list[Segment]]:
     body: Body = find_body(page.text for page in pages if page.text is not None)
-    tables = TableWriter()
+    tables = TableSegments()
     segments: dict[int, list[Segment]] = {}
     for number, page in enumerate(pages, start=1):
         layer = page_segments(page.text, body, tables) if page.text is not None else ()

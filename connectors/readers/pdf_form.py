@@ -15,9 +15,7 @@ from connectors.readers.pdf_boxes import Box, turn_box, within_page
 
 _MAX_PARENTS = 32
 
-FORM_ERRORS = (
-    PyPdfError,
-    # On damaged files the library also lets its own slips out.
+SLIPS = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -27,6 +25,9 @@ FORM_ERRORS = (
     TypeError,
     ValueError,
 )
+"""What libraries in Python let out on damaged files besides errors of their own."""
+
+FORM_ERRORS = (PyPdfError, *SLIPS)
 
 
 class FormValue(NamedTuple):

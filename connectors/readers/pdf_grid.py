@@ -7,8 +7,6 @@ there is left out.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,6 +22,7 @@ from connectors.readers.table_header import (
     find_head,
     has_numbers_below,
 )
+from connectors.readers.table_rows import csv_line
 
 _SAME_BORDER = 1.5
 """Points within which two lines are one."""
@@ -166,7 +165,7 @@ class Place(NamedTuple):
     num_below: int
 
 
-class TableWriter:
+class TableSegments:
     """Gives the tables of a document as segments, in order."""
 
     def __init__(self) -> None:
@@ -187,7 +186,7 @@ class TableWriter:
             numbers = {row.number for row in top}
             body = [row for row in grid.rows if row.number not in numbers]
         for row in body:
-            text = _csv(row.cells[: filled(row)[-1] + 1])
+            text = csv_line(row.cells[: filled(row)[-1] + 1])
             yield Segment(kind="table", text=text, span=_span(grid, [row], place))
         if place.num_below <= _MAX_RUNNING_LINES or grid.bottom >= 1 - _MARGIN:
             self._open = _Open(place.page, grid.borders, header)
@@ -218,7 +217,7 @@ def _heading(grid: Grid, head: Head | None) -> tuple[list[Row], str]:
     if titles:
         parts.append(f"title: {' / '.join(row.cells[filled(row)[0]] for row in titles)}")
     names = column_names(header, 0, num_columns - 1, grid.merges)
-    parts.append(f"columns: {_csv(names)}" if head else f"{num_columns} columns")
+    parts.append(f"columns: {csv_line(names)}" if head else f"{num_columns} columns")
     return [*titles, *header], ", ".join(parts)
 
 
@@ -230,9 +229,3 @@ def _span(grid: Grid, rows: Sequence[Row], place: Place) -> Span:
 def _around(boxes: Sequence[Box]) -> Box:
     x0, y0, x1, y1 = zip(*boxes, strict=True)
     return (min(x0), min(y0), max(x1), max(y1))
-
-
-def _csv(cells: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(cells)
-    return buffer.getvalue()

@@ -17,7 +17,7 @@ from operator import attrgetter
 
 from connectors.document import Segment, SegmentKind, Span
 from connectors.readers.pdf_boxes import Box, turn_box, within_page
-from connectors.readers.pdf_grid import Grid, Place, TableWriter
+from connectors.readers.pdf_grid import Grid, Place, TableSegments
 from connectors.readers.sentences import MAX_SENTENCE_CHARS, split_sentences
 
 _SIZE_JUMP = 1.18
@@ -106,7 +106,7 @@ def find_body(pages: Iterable[PageText]) -> Body:
     return Body(size=size, bold=bold)
 
 
-def page_segments(page: PageText, body: Body, tables: TableWriter) -> Iterator[Segment]:
+def page_segments(page: PageText, body: Body, tables: TableSegments) -> Iterator[Segment]:
     """Yield the page's headings, sentences, table rows and figures in the order of the content stream.
 
     Args:

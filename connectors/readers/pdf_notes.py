@@ -11,9 +11,9 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from connectors.document import Segment, Span
-from connectors.readers.pdf_boxes import Box
+from connectors.readers.pdf_boxes import Box, within_page
 from connectors.readers.pdf_layout import PageText
-from connectors.readers.pdf_places import to_fractions
+from connectors.readers.pdf_places import Places
 from connectors.readers.sentences import MAX_SENTENCE_CHARS, split_sentences
 
 _MAX_ANNOTATIONS = 1000
@@ -43,9 +43,12 @@ def read_notes(page: pdfium.PdfPage, text: PageText) -> Iterator[Segment]:
         page: The page.
         text: Its text layer.
     """
+    count = min(pdfium_c.FPDFPage_GetAnnotCount(page), _MAX_ANNOTATIONS)
+    if count <= 0:
+        return
+    places = Places(page)
     shown = "".join(text.texts).replace(" ", "")
     seen: set[str] = set()
-    count = min(pdfium_c.FPDFPage_GetAnnotCount(page), _MAX_ANNOTATIONS)
     for index in range(count):
         with _annotation(page, index) as annotation:
             if annotation is None:
@@ -54,7 +57,7 @@ def read_notes(page: pdfium.PdfPage, text: PageText) -> Iterator[Segment]:
             if not said or (said.startswith("link: ") and said in seen):
                 continue
             seen.add(said)
-            span = Span(page=text.page, bbox=_place(page, annotation))
+            span = Span(page=text.page, bbox=_place(places, annotation))
         parts = [(0, len(said))] if len(said) <= MAX_SENTENCE_CHARS else split_sentences(said)
         for start, end in parts:
             yield Segment(kind="paragraph", text=said[start:end], span=span)
@@ -128,8 +131,8 @@ def _marked_text(page: pdfium.PdfPage, annotation: Any) -> str:  # noqa: ANN401 
     return " ".join(joined.split())
 
 
-def _place(page: pdfium.PdfPage, annotation: Any) -> Box | None:  # noqa: ANN401 - a C pointer
+def _place(places: Places, annotation: Any) -> Box | None:  # noqa: ANN401 - a C pointer
     rect = pdfium_c.FS_RECTF()
     if not pdfium_c.FPDFAnnot_GetRect(annotation, rect):
         return None
-    return to_fractions(page, (rect.left, rect.top, rect.right, rect.bottom))
+    return within_page(places.fractions((rect.left, rect.top, rect.right, rect.bottom)))

@@ -7,7 +7,7 @@ import ctypes
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
-from connectors.readers.pdf_boxes import Box, within_page
+from connectors.readers.pdf_boxes import Box
 
 _DEVICE_UNITS = 1_000_000
 """Width and height of the page in the device units that PDFium's whole numbers count."""
@@ -57,8 +57,3 @@ def _device(page: pdfium.PdfPage, x: float, y: float) -> tuple[float, float]:
     units = _DEVICE_UNITS
     pdfium_c.FPDF_PageToDevice(page.raw, 0, 0, units, units, 0, x, y, across, down)
     return across.value / units, down.value / units
-
-
-def to_fractions(page: pdfium.PdfPage, box: Box) -> Box:
-    """Return a box in canvas units as fractions of the upright page, cut off at its border."""
-    return within_page(Places(page).fractions(box))

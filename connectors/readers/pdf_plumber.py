@@ -17,6 +17,7 @@ from pdfplumber.utils.exceptions import MalformedPDFException, PdfminerException
 
 from connectors.readers import Password
 from connectors.readers.pdf_boxes import Box, TableCells, TablesError, turn_box
+from connectors.readers.pdf_form import SLIPS
 
 _MAX_EDGES, _MAX_CORNERS = 4_000, 4_000
 """Most lines each way, and points where they meet: the time grows with the square of these. A page of
@@ -27,17 +28,9 @@ _ERRORS = (
     PdfminerException,
     MalformedPDFException,
     PSException,
-    # On damaged files the libraries also let their own slips out.
-    ArithmeticError,
+    *SLIPS,
     AssertionError,
-    AttributeError,
     EOFError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
     struct.error,
     zlib.error,
 )

@@ -97,7 +97,7 @@ def _table_segments(
         left, right = ends(row)
         yield Segment(
             kind="table",
-            text=_row_text(row, table.left, right),
+            text=csv_line([str(row.number), *row.cells[table.left : right + 1]]),
             span=Span(
                 sheet=sheet,
                 cells=_a1_range(first_column + left, row.number, first_column + right, row.number),
@@ -169,12 +169,12 @@ def _a1_range(left: int, top: int, right: int, bottom: int) -> str:
     return start if start == end else f"{start}:{end}"
 
 
-def _row_text(row: Row, left: int, right: int) -> str:
-    cells = row.cells[left : right + 1]
+def csv_line(cells: Sequence[str]) -> str:
+    """Return the cells as one line of CSV, quoted where they need it."""
     text = ",".join(cells)
-    if '"' not in text and text.count(",") == len(cells) - 1:
-        # No cell needs quotes.
-        return f"{row.number},{text}"
+    needs_quotes = any(mark in text for mark in '"\n\r') or text.count(",") >= len(cells)
+    if text and not needs_quotes:
+        return text
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow([row.number, *cells])
+    csv.writer(buffer, lineterminator="").writerow(cells)
     return buffer.getvalue()

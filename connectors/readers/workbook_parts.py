@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple, Self
 from xml.etree import ElementTree as ET
 
+from connectors.readers.table_rows import column_index
+
 _BLOCK_BYTES = 1 << 20
 _MAX_PARSED_BYTES = 64 << 20
 """Largest list of sheets, relationships or comments that is parsed."""
@@ -224,10 +226,7 @@ def _put(marks: Marks, attributes: bytes, text: str) -> None:
     place = _PLACE.search(attributes)
     if place is None:
         return
-    column = 0
-    for letter in place[1]:
-        column = column * 26 + letter - 64
-    marks.setdefault(int(place[2]), {})[column - 1] = text
+    marks.setdefault(int(place[2]), {})[column_index(place[1].decode())] = text
 
 
 def _read(archive: zipfile.ZipFile, part: str) -> bytes:

@@ -15,9 +15,13 @@ from tests.connectors.test_readers_workbooks import _grid
 from tests.corpora.make import Cell, Extras, write_xlsx
 
 
-def read(path: Path, **options):
+def content_of(path: Path, **options):
     media_type = detect_media_type(path, path.name)
-    content = load_reader(media_type).read(path, media_type, path.parent, ReaderOptions(**options))
+    return load_reader(media_type).read(path, media_type, path.parent, ReaderOptions(**options))
+
+
+def read(path: Path, **options):
+    content = content_of(path, **options)
     return content.tables, [pl.read_parquet(path.parent / table.name) for table in content.tables]
 
 
@@ -169,8 +173,7 @@ def marked(tmp_path, cells, **tables):
     extra = Extras(tables=tables)
     cells = dict(sorted(cells.items(), key=lambda item: (int(item[0][1:]), item[0][0])))
     path = write_xlsx(tmp_path / "a.xlsx", {"S": cells}, extras={"S": extra})
-    media_type = detect_media_type(path, path.name)
-    return load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
+    return content_of(path)
 
 
 def test_marked_table_is_one_whatever_stands_around_it(tmp_path):
@@ -253,8 +256,7 @@ def test_copy_is_made_when_parquet_has_types_that_cannot_be_taken_by_row(tmp_pat
 def test_workbook_is_read_when_the_mark_of_a_table_is_broken(tmp_path):
     cells = _grid("A1", ("Who", "Sum"), ("Ann", 3))
     path = write_xlsx(tmp_path / "a.xlsx", {"S": cells}, extras={"S": Extras(tables={"T": "<&"})})
-    media_type = detect_media_type(path, path.name)
-    content = load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
+    content = content_of(path)
     assert [segment.text for segment in content.segments][1:] == ["2,Ann,3"]
     assert content.units[0].status == "failed"
     assert "table names are not told" in content.units[0].error
@@ -265,8 +267,7 @@ def test_files_end_and_the_rest_is_counted_when_a_sheet_has_very_many_tables(tmp
     for number in range(501):
         cells |= _grid(f"A{3 * number + 1}", ("Who", "Sum"), ("Ann", number))
     path = write_xlsx(tmp_path / "a.xlsx", {"S": cells})
-    media_type = detect_media_type(path, path.name)
-    content = load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
+    content = content_of(path)
     assert len(content.tables) == 500
     assert dict(content.metadata)["tables_without_file"].startswith("1: files are limited to 500")
 
@@ -274,9 +275,7 @@ def test_files_end_and_the_rest_is_counted_when_a_sheet_has_very_many_tables(tmp
 def test_files_end_when_their_columns_would_take_minutes(tmp_path):
     block = ",".join(f"c{n}" for n in range(2_000)) + "\n" + ",".join("1" * 2_000) + "\n\n\n"
     (tmp_path / "a.csv").write_text(block * 4, encoding="utf-8")
-    content = load_reader("text/csv").read(
-        tmp_path / "a.csv", "text/csv", tmp_path, ReaderOptions()
-    )
+    content = content_of(tmp_path / "a.csv")
     assert len(content.tables) == 2
     assert dict(content.metadata)["tables_without_file"].startswith("2: files are limited to 500")
 
@@ -285,8 +284,7 @@ def test_values_lie_in_the_rows_of_the_sheet_when_it_is_an_open_document(tmp_pat
     name = "merged_cells.ods"
     path = tmp_path / name
     path.write_bytes((Path(__file__).parent.parent / "corpora" / name).read_bytes())
-    media_type = detect_media_type(path, name)
-    content = load_reader(media_type).read(path, media_type, tmp_path, ReaderOptions())
+    content = content_of(path)
     lines = {(s.span.sheet, s.text.partition(",")[0]): s.text for s in content.segments}
     assert content.tables
     for table in content.tables:
