@@ -1,62 +1,52 @@
 import hashlib
-import http.server
 import re
-import threading
-from contextlib import contextmanager
 
 import pytest
 
 from connectors.errors import StorageError
 from connectors.storage import LocalStorage, fetch, open_storage
+from tests.fakes.served import QuietHandler, Served
 
 DATA = bytes(range(256)) * 100_000
 
 
-@contextmanager
-def breaking_store(num_breaks):
-    """Serve DATA by ranges; the first answers break off after nine million bytes."""
-    asked = []
+class BreakingStore(Served):
+    """Serves DATA by ranges; the first answers break off after nine million bytes."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def __init__(self, num_breaks):
+        self.num_breaks = num_breaks
+        self.asked = []
 
-        def log_message(self, *args):
-            pass
+    def handler(self):
+        store = self
 
-        def do_GET(self):
-            asked.append(self.headers.get("Range"))
-            found = re.match(r"bytes=(\d+)-", asked[-1] or "")
-            start = int(found[1]) if found else 0
-            self.send_response(206 if found else 200)
-            if found:
-                self.send_header("Content-Range", f"bytes {start}-{len(DATA) - 1}/{len(DATA)}")
-            self.send_header("Content-Length", str(len(DATA) - start))
-            self.send_header("ETag", '"one"')
-            self.send_header("Last-Modified", "Wed, 21 Oct 2026 07:28:00 GMT")
-            self.end_headers()
-            breaks = len(asked) <= num_breaks
-            self.wfile.write(DATA[start : start + 9_000_000] if breaks else DATA[start:])
-            self.close_connection = breaks
+        class Handler(QuietHandler):
+            def do_GET(self):  # noqa: N802 - the name that the library calls
+                store.asked.append(self.headers.get("Range"))
+                found = re.match(r"bytes=(\d+)-", store.asked[-1] or "")
+                start = int(found[1]) if found else 0
+                self.send_response(206 if found else 200)
+                if found:
+                    self.send_header("Content-Range", f"bytes {start}-{len(DATA) - 1}/{len(DATA)}")
+                self.send_header("Content-Length", str(len(DATA) - start))
+                self.send_header("ETag", '"one"')
+                self.send_header("Last-Modified", "Wed, 21 Oct 2026 07:28:00 GMT")
+                self.end_headers()
+                breaks = len(store.asked) <= store.num_breaks
+                self.wfile.write(DATA[start : start + 9_000_000] if breaks else DATA[start:])
+                self.close_connection = breaks
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        return Handler
 
 
 def test_object_is_whole_when_the_connection_breaks_on_the_way(tmp_path, monkeypatch):
-    with breaking_store(num_breaks=2) as (url, asked):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    with BreakingStore(num_breaks=2) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         key = fetch(open_storage("s3://bucket").stream("film.mp4"), tmp_path / "film")
     # What has arrived is not asked for again.
-    assert asked == [None, "bytes=9000000-25599999", "bytes=18000000-25599999"]
+    assert store.asked == [None, "bytes=9000000-25599999", "bytes=18000000-25599999"]
     assert key == hashlib.sha256(DATA).hexdigest()
     assert (tmp_path / "film").read_bytes() == DATA
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 from urllib.parse import urlsplit
+
+from tests.fakes.served import QuietHandler, Served
 
 
 class Passed(NamedTuple):
@@ -18,7 +19,7 @@ class Passed(NamedTuple):
     status: int
 
 
-class Proxy:
+class Proxy(Served):
     """Passes requests on with the headers that their signature covers."""
 
     def __init__(self, address: str, fault: Callable[[str, str], int | None]) -> None:
@@ -27,15 +28,8 @@ class Proxy:
         self._fault = fault
         self.requests: list[Passed] = []
 
-    def __enter__(self) -> Proxy:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        return _handler_of(self)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Answer a request, by a fault or as the store does."""
@@ -63,16 +57,11 @@ class Proxy:
 
 
 def _handler_of(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
+    class Handler(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802 - the name that the library calls
             proxy.answer(self)
 
         # The names that the library calls.
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
 
     return Handler

@@ -5,12 +5,13 @@ It checks no signature; what a store does with one is tested against SeaweedFS.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from tests.fakes.served import QuietHandler, Served
 
 PAGE = 1000
 
@@ -22,7 +23,7 @@ class Seen(NamedTuple):
     authorization: str | None
 
 
-class FakeStore:
+class FakeStore(Served):
     """One bucket of any name, served from a context manager."""
 
     def __init__(
@@ -39,15 +40,8 @@ class FakeStore:
         self.fault = fault
         self.page = page
 
-    def __enter__(self) -> FakeStore:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        return _handler_of(self)
 
     def answer(self, target: str) -> tuple[int, bytes]:
         """Return the status and body of a GET."""
@@ -84,10 +78,8 @@ def _error(code: str) -> bytes:
 
 
 def _handler_of(store: FakeStore) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
+    class Handler(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802 - the name that the library calls
             number = len(store.requests)
             store.requests.append(Seen(self.path, self.headers.get("Authorization")))
             status = store.fault(number)
@@ -107,8 +99,5 @@ def _handler_of(store: FakeStore) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body)
 
         do_HEAD = do_GET  # noqa: N815 - the name that the library calls
-
-        def log_message(self, *_: object) -> None:
-            pass
 
     return Handler
