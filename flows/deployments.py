@@ -17,11 +17,17 @@ from engine.errors import PrerequisiteError
 from flows.web import fetch
 
 WORK_POOL = "headrace"
-DEPLOYMENTS = ("process-corpus", "retry-failed", "report")
+DEPLOYMENTS = ("process-corpus", "retry-failed", "resume-crashed", "report")
 
 _LIMIT_S = 120.0
 _BUSY, _TRIES, _PAUSE_S = 503, 20, 0.5
-_FILES = ("prefect.yaml", "flows/corpus.py", "flows/parameters.py", "flows/deployments.py")
+_FILES = (
+    "prefect.yaml",
+    "flows/corpus.py",
+    "flows/parameters.py",
+    "flows/deployments.py",
+    "flows/automations.py",
+)
 
 
 def call(
@@ -63,7 +69,16 @@ def fingerprint() -> str:
 
 def are_deployed(api_url: str) -> bool:
     """Tell whether the server has all deployments."""
-    return {item["name"] for item in _deployments(api_url)} >= set(DEPLOYMENTS)
+    return deployment_ids(api_url).keys() >= set(DEPLOYMENTS)
+
+
+def deployment_ids(api_url: str) -> dict[str, str]:
+    """Return the ids of the deployments that the server has, by name.
+
+    Raises:
+        PrerequisiteError: It does not answer.
+    """
+    return {item["name"]: item["id"] for item in _deployments(api_url)}
 
 
 def deploy(api_url: str, environment: Mapping[str, str], log: Path) -> None:
