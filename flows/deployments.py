@@ -20,6 +20,8 @@ WORK_POOL = "headrace"
 DEPLOYMENTS = ("process-corpus", "retry-failed", "resume-crashed", "report")
 
 _LIMIT_S = 120.0
+_PATIENCE_S = 90.0
+"""On a busy machine a write waits long for SQLite's lock: 30 s were seen."""
 _BUSY, _TRIES, _PAUSE_S = 503, 20, 0.5
 _FILES = (
     "prefect.yaml",
@@ -40,7 +42,7 @@ def call(
     """
     for attempt in range(_TRIES):
         try:
-            answer = fetch(f"{api_url}/{path}", body, method=method, timeout_s=30)
+            answer = fetch(f"{api_url}/{path}", body, method=method, timeout_s=_PATIENCE_S)
             return list(json.loads(answer or b"[]"))
         except HTTPError as exc:
             # SQLite was locked by another write; Prefect's own client tries again too.
