@@ -19,7 +19,7 @@ from connectors.storage import open_storage
 from tests.chaos.world import HEADRACE, ROOT, World, environment
 
 _POLL_S = 0.02
-_HANGS_S = 120.0
+_HANGS_S = 240.0
 EARLY = 1 / 6
 """Share of kills that come before the work begins."""
 _TAIL = 0.25
@@ -128,6 +128,8 @@ class Driver:
     """Every attempt is on another machine, which has only the sink."""
     may_fail: bool = False
     """An attempt may end with exit code 1, as when the store fails."""
+    more: Mapping[str, str] = field(default_factory=dict)
+    """What its environment has beside."""
     kills: int = 0
     failures: int = 0
     attempts: list[str] = field(default_factory=list)
@@ -142,7 +144,7 @@ class Driver:
         while num_failed < 12:
             command = self._command(anew=anew)
             moment = self._moment(shares[self.kills], mark) if self.kills < max_kills else None
-            ended = attempt(command, environment(self._state()), moment)
+            ended = attempt(command, environment(self._state(), **self.more), moment)
             self.attempts.append(f"{command[2:4]} {moment}: {ended.code} {ended.told[-600:]}")
             if ended.code == 0:
                 return ended.manifest
@@ -155,7 +157,7 @@ class Driver:
             assert "Traceback" not in ended.told, ended.told
             # A run that was killed before it had put its plan says so.
             anew = ended.code == 2 and "run the same command again" in " ".join(ended.told.split())
-            assert anew or (self.may_fail and ended.code == 1), self.report()
+            assert anew or (self.may_fail and ended.code == 1), f"{ended}\n{self.report()}"
         raise AssertionError(f"not complete after {num_failed} failed attempts: {self.report()}")
 
     def report(self) -> str:
