@@ -58,6 +58,9 @@ def check_filled(world, reference, folder, said, mark):
     assert latest_run(str(folder / "kept")) is not None
 
 
+@pytest.mark.xfail(
+    strict=True, reason="a full disk ends a run with exit code 2, as wrong usage does"
+)
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("size", [200, 360])
 def test_run_goes_on_when_the_disk_of_its_sink_was_full(world, reference, tmp_path, size):
@@ -66,9 +69,23 @@ def test_run_goes_on_when_the_disk_of_its_sink_was_full(world, reference, tmp_pa
     check_filled(world, reference, tmp_path, said, mark)
 
 
+@pytest.mark.xfail(strict=True, reason="a log that cannot be written ends a run with a traceback")
 @pytest.mark.timeout(90)
-def test_run_goes_on_when_the_disk_of_its_state_was_full(world, reference, tmp_path):
+@pytest.mark.parametrize("size", [16, 24])
+def test_run_goes_on_when_the_disk_of_its_state_was_full(world, reference, tmp_path, size):
     mark, disk = world.engine.mark(), tmp_path / "disk"
     sink = tmp_path / "lake"
-    said = fill(world, tmp_path, 8, disk=disk, sink=sink, state=disk)
+    said = fill(world, tmp_path, size, disk=disk, sink=sink, state=disk)
+    check_filled(world, reference, tmp_path, said, mark)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True, reason="a full disk ends a run with exit code 2, as wrong usage does"
+)
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("size", range(140, 400, 20))
+def test_run_goes_on_wherever_the_disk_of_its_sink_was_full(world, reference, tmp_path, size):
+    mark, disk = world.engine.mark(), tmp_path / "disk"
+    said = fill(world, tmp_path, size, disk=disk, sink=disk / "lake", state=tmp_path / "state")
     check_filled(world, reference, tmp_path, said, mark)

