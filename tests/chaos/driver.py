@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -45,20 +45,41 @@ class Ended(NamedTuple):
     seconds: float
 
     @property
+    def says_begin_anew(self) -> bool:
+        """Tell whether the run was killed before there was a plan to go on with."""
+        told = " ".join(self.told.split())
+        advice = ("run the same command again", "start a new run")
+        return self.code == 2 and any(words in told for words in advice)
+
+    @property
     def manifest(self) -> dict[str, Any]:
         value = json.loads(self.out)
         assert isinstance(value, dict)
         return value
 
 
+Kill = Callable[[float, float | None], bool]
+"""Tells whether an attempt is killed now, from the seconds since its start and since it began its work."""
+
+
 class Moment(NamedTuple):
-    """When an attempt is killed: so long after its start, or after it has begun its work."""
+    """So long after its start, or after it has begun its work."""
 
     early: bool
     delay_s: float
 
+    def __call__(self, since_start_s: float, since_began_s: float | None) -> bool:
+        since_s = since_start_s if self.early else since_began_s
+        return since_s is not None and since_s >= self.delay_s
 
-def attempt(command: Sequence[str], env: Mapping[str, str], kill: Moment | None = None) -> Ended:
+
+def attempt(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    kill: Kill | None = None,
+    *,
+    poll_s: float = _POLL_S,
+) -> Ended:
     """Start a command and return how it ended, by itself or by SIGKILL to all its processes."""
     state = Path(env["HEADRACE_STATE"])
     before, started = _touched(state), time.monotonic()
@@ -71,12 +92,11 @@ def attempt(command: Sequence[str], env: Mapping[str, str], kill: Moment | None 
             now = time.monotonic()
             if began is None and _touched(state) != before:
                 began = now
-            since = started if kill is None or kill.early else began
-            if kill is not None and since is not None and now - since >= kill.delay_s:
+            if kill is not None and kill(now - started, None if began is None else now - began):
                 break
             if now - started > _HANGS_S:
                 break
-            time.sleep(_POLL_S)
+            time.sleep(poll_s)
         seconds = time.monotonic() - started
         # Its children too, also those of a process that has just ended by itself.
         with contextlib.suppress(ProcessLookupError):
@@ -85,7 +105,7 @@ def attempt(command: Sequence[str], env: Mapping[str, str], kill: Moment | None 
         out.seek(0)
         told.seek(0)
         ended = Ended(code, out.read(), told.read(), began and began - started, seconds)
-    if kill is None and seconds > _HANGS_S:
+    if seconds > _HANGS_S:
         raise AssertionError(f"the run hangs: {ended}")
     return ended
 
@@ -155,8 +175,7 @@ class Driver:
             num_failed += 1
             self.failures += 1
             assert "Traceback" not in ended.told, ended.told
-            # A run that was killed before it had put its plan says so.
-            anew = ended.code == 2 and "run the same command again" in " ".join(ended.told.split())
+            anew = ended.says_begin_anew
             assert anew or (self.may_fail and ended.code == 1), f"{ended}\n{self.report()}"
         raise AssertionError(f"not complete after {num_failed} failed attempts: {self.report()}")
 
@@ -168,10 +187,7 @@ class Driver:
         return self.state / str(len(self.attempts)) if self.elsewhere else self.state
 
     def _command(self, *, anew: bool) -> list[str]:
-        run = None if anew else latest_run(self.sink)
-        if run is None:
-            return self.world.start(self.sink)
-        return [str(HEADRACE), "run", f"--resume={run}", f"--sink={self.sink}", "--json"]
+        return self.world.start(self.sink) if anew else go_on(self.world, self.sink)
 
     def _moment(self, share: float, mark: int) -> Moment:
         """Return a moment in what is left of the run, `share` of its way."""
@@ -180,6 +196,14 @@ class Driver:
         answered = len(self.world.engine.paid(mark)) / self.pace.num_paid
         left = _TAIL + (1 - _TAIL) * max(0.0, 1 - answered)
         return Moment(early=False, delay_s=self.pace.work_s * left * share)
+
+
+def go_on(world: World, sink: str) -> list[str]:
+    """Return the command that goes on with the sink's latest run, or starts one where there is none."""
+    run = latest_run(sink)
+    if run is None:
+        return world.start(sink)
+    return [str(HEADRACE), "run", f"--resume={run}", f"--sink={sink}", "--json"]
 
 
 def latest_run(sink: str) -> str | None:

@@ -42,7 +42,7 @@ def punish(world, reference, sinks, tmp_path, *, kills, seed, elsewhere=False):
 def test_run_ends_as_if_undisturbed_when_it_is_killed_anywhere(
     world, reference, sinks, tmp_path, elsewhere
 ):
-    punish(world, reference, sinks, tmp_path, kills=5, seed=1, elsewhere=elsewhere)
+    punish(world, reference, sinks, tmp_path, kills=4, seed=1, elsewhere=elsewhere)
 
 
 @pytest.mark.slow

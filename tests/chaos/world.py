@@ -65,6 +65,14 @@ def write_corpus(folder: Path) -> None:
     (folder / f"{NUM_FILES - 1:02d}.txt").write_bytes(first)
 
 
+def write_large_shard(folder: Path, num_files: int) -> None:
+    """Write notes of one line each, all different."""
+    folder.mkdir()
+    for number in range(num_files):
+        text = f"Note {number} says that the tide is {number * 7 % 100} inches high."
+        (folder / f"{number:03d}.txt").write_text(text, encoding="utf-8")
+
+
 class PaidEngine:
     """A fake engine in its own process, which writes down every call as it arrives."""
 
