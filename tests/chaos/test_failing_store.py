@@ -16,6 +16,7 @@ RATES = {
     Trouble.LOST_ANSWER: 0.02,
     Trouble.CUT_DOWNLOAD: 0.01,
     Trouble.STALE_ETAG: 0.03,
+    Trouble.CONFLICT: 0.01,
     Trouble.SILENCE: 0.01,
 }
 

@@ -62,7 +62,7 @@ def check_filled(world, reference, folder, said, mark):
     strict=True, reason="a full disk ends a run with exit code 2, as wrong usage does"
 )
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("size", [200, 360])
+@pytest.mark.parametrize("size", [200])
 def test_run_goes_on_when_the_disk_of_its_sink_was_full(world, reference, tmp_path, size):
     mark, disk = world.engine.mark(), tmp_path / "disk"
     said = fill(world, tmp_path, size, disk=disk, sink=disk / "lake", state=tmp_path / "state")
@@ -71,7 +71,7 @@ def test_run_goes_on_when_the_disk_of_its_sink_was_full(world, reference, tmp_pa
 
 @pytest.mark.xfail(strict=True, reason="a log that cannot be written ends a run with a traceback")
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("size", [16, 24])
+@pytest.mark.parametrize("size", [24, pytest.param(16, marks=pytest.mark.slow)])
 def test_run_goes_on_when_the_disk_of_its_state_was_full(world, reference, tmp_path, size):
     mark, disk = world.engine.mark(), tmp_path / "disk"
     sink = tmp_path / "lake"

@@ -16,7 +16,8 @@ def punish(world, reference, sinks, tmp_path, *, kills, seed, elsewhere=False):
     """Kill runs so many times, each until it is complete, and check what they leave."""
     name_sink, endpoint = sinks
     killed, excess = 0, 0
-    for number in range(kills):
+    # Every run takes a kill at least, but for one that ends before its moment comes.
+    for number in range(3 * kills):
         sink, mark = name_sink(f"lake{number}"), world.engine.mark()
         driver = Driver(
             world=world, sink=sink, pace=reference.pace, state=tmp_path / f"state{number}",
@@ -38,11 +39,16 @@ def punish(world, reference, sinks, tmp_path, *, kills, seed, elsewhere=False):
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+@pytest.mark.parametrize(
+    ("sinks", "elsewhere", "kills"),
+    [("folder", True, 3), ("bucket", False, 5), ("bucket", True, 4)],
+    indirect=["sinks"],
+    ids=["folder-elsewhere", "bucket-here", "bucket-elsewhere"],
+)
 def test_run_ends_as_if_undisturbed_when_it_is_killed_anywhere(
-    world, reference, sinks, tmp_path, elsewhere
+    world, reference, sinks, tmp_path, elsewhere, kills
 ):
-    punish(world, reference, sinks, tmp_path, kills=4, seed=1, elsewhere=elsewhere)
+    punish(world, reference, sinks, tmp_path, kills=kills, seed=1, elsewhere=elsewhere)
 
 
 @pytest.mark.slow

@@ -88,8 +88,12 @@ def test_run_ends_as_if_undisturbed_when_killed_right_after_each_write(world, re
             ended = attempt(go_on(world, str(lake)), env, kill, poll_s=0.002)
             if ended.says_begin_anew:
                 ended = attempt(world.start(str(lake)), env, kill, poll_s=0.002)
+            if ended.code == 0:
+                # On a busy machine it may end before the look at its files.
+                break
             assert ended.code == -9, f"{pattern}: {ended}"
             kills += 1
+        assert kills > len(WRITTEN) // 2
         last = attempt(go_on(world, str(lake)), env)
         assert last.code == 0, last.told
     watcher.look()

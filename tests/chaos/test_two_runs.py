@@ -29,7 +29,16 @@ def start(world, sink, state):
 
 @pytest.mark.xfail(strict=True, reason="runs do not claim their shards yet, so both ask everything")
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("machines", [1, 2], ids=["one-machine", "two-machines"])
+@pytest.mark.parametrize(
+    ("sinks", "machines"),
+    [
+        ("folder", 1),
+        ("bucket", 2),
+        pytest.param("folder", 2, marks=pytest.mark.slow),
+        pytest.param("bucket", 1, marks=pytest.mark.slow),
+    ],
+    indirect=["sinks"],
+)
 def test_all_is_complete_and_paid_once_when_two_runs_share_a_sink(
     world, reference, sinks, tmp_path, machines
 ):

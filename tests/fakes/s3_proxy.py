@@ -31,12 +31,16 @@ class Trouble(StrEnum):
     """Nothing is answered for longer than clients wait; the store never sees the request."""
     STALE_ETAG = "stale ETag"
     """A put that must meet a version is told that it does not; other requests go through."""
+    CONFLICT = "conflict"
+    """A put on condition is told 409, as S3 does where it meets a delete; others go through."""
 
 
 Fault = Callable[[str, str], "int | Trouble | None"]
 """Returns the status or the trouble of a request, from its method and target; None passes it on."""
 
-_CODES = {412: "PreconditionFailed", 500: "InternalError", 503: "SlowDown"}
+_CODES = {
+    409: "ConditionalRequestConflict", 412: "PreconditionFailed", 500: "InternalError", 503: "SlowDown",
+}  # fmt: skip
 
 
 class Passed(NamedTuple):
@@ -64,9 +68,8 @@ class Proxy(Served):
         """Answer a request, by a fault or as the store does."""
         method, target = request.command, request.path
         fault = self._fault(method, target)
-        if fault is Trouble.STALE_ETAG:
-            is_conditional = method == "PUT" and request.headers.get("If-Match")
-            fault = 412 if is_conditional else None
+        if fault in {Trouble.STALE_ETAG, Trouble.CONFLICT}:
+            fault = _refusal(fault, request)
         length = int(request.headers.get("Content-Length") or 0)
         if fault is Trouble.CUT_UPLOAD:
             request.rfile.read(length // 2)
@@ -160,6 +163,16 @@ class RandomFaults:
             self._silences -= 1
         self.met[fault] += 1
         return fault
+
+
+def _refusal(trouble: int | Trouble | None, request: BaseHTTPRequestHandler) -> int | None:
+    """Return the status that a put on condition is refused with; None for another request."""
+    if request.command != "PUT":
+        return None
+    must_match, must_be_new = (request.headers.get(n) for n in ("If-Match", "If-None-Match"))
+    if trouble is Trouble.STALE_ETAG:
+        return 412 if must_match else None
+    return 409 if must_match or must_be_new else None
 
 
 def _handler_of(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
