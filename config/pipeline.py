@@ -11,11 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-import jsonschema
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from config.output import check_output
 from connectors.readers import ReaderOptions
-from connectors.sinks.parquet import RESERVED_COLUMNS
 from connectors.storage import Access
 from engine.request import ReasoningPolicy
 
@@ -141,7 +140,7 @@ class StageConfig(_Model):
     """One question to the model."""
 
     name: StageName
-    """Names the records table: `records/stage=<name>/`."""
+    """Names the records table: `records/stage=<name>/`, or `<name>@2` once its output columns changed."""
     over: Literal["chunk", "document"] = "chunk"
     """What is asked about: each chunk, or each document through the answers of `needs`."""
     needs: tuple[StageName, ...] = ()
@@ -182,17 +181,8 @@ class StageConfig(_Model):
 
     @model_validator(mode="after")
     def _check_output(self) -> Self:
-        try:
-            jsonschema.Draft202012Validator.check_schema(dict(self.output))
-        except jsonschema.SchemaError as exc:
-            raise ValueError(f"output is not a JSON Schema: {exc.message}") from exc
-        properties = self.output.get("properties")
-        if self.output.get("type") != "object" or not properties:
-            raise ValueError("output must be of type object and have properties")
-        taken = sorted(RESERVED_COLUMNS & set(properties))
-        if taken:
-            raise ValueError(f"output field {taken[0]!r} is a column of every record; rename it")
-        strange = [name for name in self.agree if name not in properties]
+        check_output(self.output)
+        strange = [name for name in self.agree if name not in self.output["properties"]]
         if strange:
             raise ValueError(f"agree names {strange[0]!r}, which is no output field")
         if self.escalate is not None and self.mode == "thinking":

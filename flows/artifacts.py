@@ -191,6 +191,7 @@ def _summary(manifest: Mapping[str, Any], address: str) -> str:
         "cost": _dollars(stages),
         "seconds": f"{manifest['seconds']:.1f}",
         "sink": f"`{manifest['sink']}`",
+        "records": ", ".join(f"`{stage['table']}`" for stage in stages),
         "report": f"[open]({address})" if address.startswith("http") else f"`{address}`",
     }
     return _table({name: value for name, value in rows.items() if value is not None})

@@ -26,6 +26,8 @@ from connectors.storage import open_source
 from flows.report.words import counted, place, unit_name
 from flows.run.job import Job, Options, is_inside, job_of
 from flows.run.plan import glob_regex
+from flows.run.record_tables import find_record_tables
+from flows.run.resume import manifest_path
 from flows.terminal import print_facts, summary_lines
 
 STAGE = "answer"
@@ -207,7 +209,9 @@ def answer_rows(job: Job) -> list[dict[str, Any]]:
     Unanswered chunks are rows too, with their `outcome` and `error`.
     """
     lake = job.open_lake()
-    records, chunks = lake.read_table(f"records/stage={STAGE}"), lake.read_table("chunks")
+    manifest = lake.find_json(manifest_path(job.run_id))
+    table = find_record_tables(lake, job.pipeline.stages, manifest)[STAGE]
+    records, chunks = lake.read_table(table), lake.read_table("chunks")
     if records is None:
         return []
     places = {} if chunks is None else {c["chunk_key"]: c["segments"] for c in chunks.to_dicts()}

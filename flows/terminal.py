@@ -150,9 +150,17 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
     elif manifest["failures"]:
         lines["go on"] = f"headrace retry {run_id}"
     lines["look at"] = f"headrace records {run_id}"
-    lines["tables"] = f"{manifest['sink']}/records/stage=*/*.parquet"
+    lines["tables"] = _tables(manifest)
     lines["report"] = manifest["report"]["html"]
     return lines
+
+
+def _tables(manifest: Mapping[str, Any]) -> str:
+    """Return globs of the run's records: one for all, unless a stage has had other columns before."""
+    tables = [str(stage["table"]) for stage in manifest["stages"].values()]
+    if not any("@" in table for table in tables):
+        tables = ["records/stage=*"]
+    return ", ".join(f"{manifest['sink']}/{table}/*.parquet" for table in tables)
 
 
 def dollars(value: float | None) -> str:

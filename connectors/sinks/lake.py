@@ -3,7 +3,7 @@
 Layout, below the sink's URL:
     documents/<shard>.parquet               one row per source object
     chunks/<shard>.parquet                  one row per chunk
-    records/stage=<name>/<shard>.parquet    one row per request and source
+    records/stage=<name>/<shard>.parquet    one row per request and source; <name>@2 with new columns
     media/<document_key>/<name>             page rasters and frames that chunks refer to
     runs/<run_id>/usage/<shard>.parquet     what varies from try to try, by request_key
     runs/<run_id>/manifest.json             counts that add up, resolved configuration, versions

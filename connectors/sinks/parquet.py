@@ -1,27 +1,25 @@
 """Schemas of the lake's tables, and rows as Parquet bytes.
 
-Every table has one flat schema. A stage's JSON Schema becomes columns of the records table, next to
-the columns that every record has; docs/tables.md describes them for people.
+Every table has one flat schema. A stage's JSON Schema becomes columns of the records table
+(connectors.sinks.columns), next to the columns that every record has; docs/tables.md describes them
+for people.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import date, datetime
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connectors.document import Document, Span
+from connectors.sinks.columns import output_kinds
 
 LABEL_FORMAT = "segment-label"
 """JSON Schema `format` of an output field whose answer is a label and whose value is the text."""
-
-DECIMAL_DIGITS, DECIMAL_SCALE = 38, 9
 
 SPAN = pa.struct([
     ("page", pa.int32()),
@@ -139,7 +137,8 @@ RECORD_TAIL: Sequence[tuple[str, pa.DataType]] = (
 )
 """Columns behind a stage's output columns."""
 
-RESERVED_COLUMNS = frozenset(name for name, _ in (*RECORD_COLUMNS, *RECORD_TAIL))
+RESERVED_COLUMNS = frozenset({"stage", *(name for name, _ in (*RECORD_COLUMNS, *RECORD_TAIL))})
+"""Names that no output column may have; `stage` is what DuckDB makes of the folder's name."""
 
 USAGE = pa.schema([
     pa.field("request_key", pa.string(), nullable=False),
@@ -159,78 +158,15 @@ USAGE = pa.schema([
     ("cost_usd", pa.float64()),
 ])
 
-_PLAIN: Mapping[str, pa.DataType] = {
-    "string": pa.string(),
-    "integer": pa.int64(),
-    "number": pa.float64(),
-    "boolean": pa.bool_(),
-}
-_FORMATS: Mapping[str, pa.DataType] = {
-    "date": pa.date32(),
-    "date-time": pa.timestamp("us", tz="UTC"),
-    "decimal": pa.decimal128(DECIMAL_DIGITS, DECIMAL_SCALE),
-}
-
 
 def record_schema(output: Mapping[str, Any]) -> pa.Schema:
     """Return the records table's schema for a stage whose answers follow JSON Schema `output`."""
-    columns = [(name, arrow_type(spec)) for name, spec in output.get("properties", {}).items()]
+    columns = [(name, kind.arrow) for name, kind in output_kinds(output).items()]
     required = {"row_key", "uri", "path", "unit", "outcome", "mode"}
     return pa.schema([
         pa.field(name, kind, nullable=name not in required)
         for name, kind in (*RECORD_COLUMNS, *columns, *RECORD_TAIL)
     ])
-
-
-def arrow_type(spec: Mapping[str, Any]) -> pa.DataType:
-    """Return the Arrow type of one JSON Schema; what has no closed type is kept as a string."""
-    kind = spec.get("type")
-    if isinstance(kind, list):
-        named = [name for name in kind if name != "null"]
-        kind = named[0] if len(named) == 1 else None
-    if kind == "string" or (kind is None and "enum" in spec):
-        return _FORMATS.get(spec.get("format", ""), pa.string())
-    if kind == "array":
-        return pa.list_(arrow_type(spec.get("items", {})))
-    if kind == "object" and spec.get("properties"):
-        return pa.struct([(name, arrow_type(sub)) for name, sub in spec["properties"].items()])
-    return _PLAIN.get(str(kind), pa.string())
-
-
-def to_arrow(value: object, kind: pa.DataType) -> object:
-    """Return a JSON value as Arrow takes it for `kind`.
-
-    Raises:
-        ValueError: A date, time or decimal does not parse.
-    """
-    if value is None:
-        return None
-    if pa.types.is_struct(kind) and isinstance(value, Mapping):
-        return {field.name: to_arrow(value.get(field.name), field.type) for field in kind}
-    if pa.types.is_list(kind) and isinstance(value, Sequence):
-        return [to_arrow(item, kind.value_type) for item in value]
-    return _scalar(value, kind)
-
-
-def _scalar(value: object, kind: pa.DataType) -> object:
-    parse = _PARSERS.get(kind)
-    if parse is not None:
-        return parse(str(value))
-    return str(value) if pa.types.is_string(kind) else value
-
-
-def _decimal(text: str) -> Decimal:
-    try:
-        return Decimal(text).quantize(Decimal(1).scaleb(-DECIMAL_SCALE))
-    except InvalidOperation as exc:
-        raise ValueError(f"{text!r} is not a decimal of at most {DECIMAL_DIGITS} digits") from exc
-
-
-_PARSERS: Mapping[pa.DataType, Callable[[str], object]] = {
-    _FORMATS["date"]: date.fromisoformat,
-    _FORMATS["date-time"]: datetime.fromisoformat,
-    _FORMATS["decimal"]: _decimal,
-}
 
 
 def to_parquet(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:

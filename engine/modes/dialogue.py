@@ -126,7 +126,8 @@ def judge(
         # that was done when the pipeline was loaded.
         kind = jsonschema.validators.validator_for(request.schema)
         wrong = jsonschema.exceptions.best_match(kind(dict(request.schema)).iter_errors(output))
-    except (json.JSONDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:
+        # Not only JSONDecodeError: an integer of more than 4,300 digits is a ValueError of Python's.
         return None, "not_json", f"it is not JSON: {exc}"
     if wrong is not None:
         return None, "schema", f"{wrong.json_path}: {wrong.message}"[:300]

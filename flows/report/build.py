@@ -20,6 +20,7 @@ from flows.report.markdown import render_markdown
 from flows.report.page import MAX_CARDS, render_html
 from flows.report.words import mode_story, unit_name
 from flows.run.bench import Room, open_room
+from flows.run.record_tables import find_record_tables
 from flows.run.resume import load_job, manifest_path
 
 MAX_PREVIEWS = 160
@@ -64,10 +65,8 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
     documents.sort(key=lambda row: str(row["path"]))
     paths = [str(row["path"]) for row in documents[:MAX_CARDS]]
     chunks = _group(_rows(room, "chunks", paths))
-    records = {
-        stage.name: _group(_rows(room, f"records/stage={stage.name}", paths))
-        for stage in pipeline.stages
-    }
+    tables = find_record_tables(room.lake, pipeline.stages, manifest)
+    records = {name: _group(_rows(room, table, paths)) for name, table in tables.items()}
     pictures = _Pictures(room)
     cards = [
         _card(room, document=row, chunks=chunks, records=records, pictures=pictures)

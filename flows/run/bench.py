@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from flows.run.job import Job
 from flows.run.passwords import Passwords
 from flows.run.prepare import check_fit
 from flows.run.progress import Progress
+from flows.run.record_tables import claim_record_tables
 
 NUM_READERS = 2
 """Reader processes; one per core of the smallest machine this runs on."""
@@ -70,6 +71,8 @@ class Bench(Room):
     route: Route
     asker: Asker
     rule: ChunkRule
+    record_tables: Mapping[str, str]
+    """Folder of each stage's records, such as `records/stage=kind@2`."""
     progress: Progress
     budget: Budget
     cancelled: threading.Event
@@ -240,6 +243,7 @@ def open_bench(
         route = route_to(endpoint, *fallbacks)
         at_once = min(at_once, route.max_in_flight)
         cancelled, in_work = threading.Event(), Shift(at_once)
+        rule = chunk_rule(job, endpoint, asker, room.lake)
         stack.callback(in_work.wait, SETTLE_S)
         stack.callback(cancelled.set)
         yield Bench(
@@ -251,7 +255,9 @@ def open_bench(
             scratch=room.scratch,
             route=route,
             asker=asker,
-            rule=chunk_rule(job, endpoint, asker, room.lake),
+            rule=rule,
+            # Last: it is the first that leaves a trace in the sink.
+            record_tables=claim_record_tables(room.lake, job.pipeline.stages),
             progress=progress,
             budget=budget,
             cancelled=cancelled,

@@ -131,7 +131,7 @@ def commit_shard(bench: Bench, plan: ShardPlan, documents: Sequence[ReadDocument
     for stage in bench.job.pipeline.stages:
         rows = [record_row(answered) for answered in answers[stage.name]]
         schema = parquet.record_schema(stage.output)
-        lake.put_part(f"records/stage={stage.name}", shard, rows, schema)
+        lake.put_part(bench.record_tables[stage.name], shard, rows, schema)
     usage = _usage(answers)
     lake.put_part(f"runs/{bench.job.run_id}/usage", shard, usage, parquet.USAGE)
     # Documents last: a path that this table names has its chunks and records in place.

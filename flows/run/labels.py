@@ -42,11 +42,20 @@ def bind_labels(schema: Mapping[str, Any], segments: Sequence[Segment]) -> dict[
     # `decimal` is a format of ours; engines refuse a grammar with a format that they do not know.
     ours = schema.get("format") == "decimal"
     bound = {key: value for key, value in schema.items() if not (ours and key == "format")}
-    if isinstance(properties := schema.get("properties"), Mapping):
-        bound["properties"] = {name: bind_labels(sub, segments) for name, sub in properties.items()}
+    for keyword in ("properties", "$defs", "definitions"):
+        if isinstance(named := schema.get(keyword), Mapping):
+            bound[keyword] = {name: _bind(sub, segments) for name, sub in named.items()}
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        if keyword in schema:
+            bound[keyword] = [_bind(sub, segments) for sub in schema[keyword]]
     if isinstance(items := schema.get("items"), Mapping):
         bound["items"] = bind_labels(items, segments)
     return bound
+
+
+def _bind(schema: object, segments: Sequence[Segment]) -> object:
+    """Return an inner schema bound; `true` and `false` are schemas too."""
+    return bind_labels(schema, segments) if isinstance(schema, Mapping) else schema
 
 
 def _open_to(schema: Mapping[str, Any], segments: Sequence[Segment]) -> Sequence[Segment]:

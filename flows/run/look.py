@@ -11,10 +11,12 @@ from typing import Any
 import polars as pl
 
 from config.errors import ConfigError
+from connectors.sinks.lake import Lake
 from connectors.sinks.parquet import RECORD_COLUMNS, RECORD_TAIL, span_from_row
 from flows.report.words import counted, place
 from flows.run.job import Job
 from flows.run.plan import glob_regex
+from flows.run.record_tables import find_record_tables
 from flows.run.registry import RunEntry, known_runs, open_sink, runs_folder
 from flows.run.resume import load_job, locate, manifest_path
 
@@ -135,7 +137,8 @@ def query_records(run: str | None, stage: str | None, sink: str | None, query: Q
             f"{name!r} is no stage of run {job.run_id}; stages: {', '.join(stages)};"
             f" other tables: {', '.join(_TABLES)}"
         )
-    frame = job.open_lake().read_table(_folder(job, name))
+    lake = job.open_lake()
+    frame = lake.read_table(_folder(job, lake, name))
     if frame is None:
         raise ConfigError(
             f"run {job.run_id} has no {name!r} records yet; `headrace status {job.run_id}` says"
@@ -157,10 +160,14 @@ def query_records(run: str | None, stage: str | None, sink: str | None, query: Q
     )
 
 
-def _folder(job: Job, name: str) -> str:
+def _folder(job: Job, lake: Lake, name: str) -> str:
     if name == "usage":
         return f"runs/{job.run_id}/usage"
-    return name if name in _TABLES else f"records/stage={name}"
+    if name in _TABLES:
+        return name
+    return find_record_tables(lake, job.pipeline.stages, lake.find_json(manifest_path(job.run_id)))[
+        name
+    ]
 
 
 def _select(frame: pl.DataFrame, query: Query) -> pl.DataFrame:

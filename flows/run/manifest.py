@@ -64,6 +64,7 @@ def manifest(
         "chunk_max_tokens": bench.rule.max_tokens,
         "stages": {
             name: {
+                "table": bench.record_tables[name],
                 "inputs": stage.num_inputs,
                 "outcomes": dict(stage.outcomes),
                 "prompt_tokens": stage.prompt_tokens,

@@ -9,6 +9,7 @@ from typing import Any
 from config.pipeline import StageConfig
 from connectors.document import Chunk, Document, Segment
 from connectors.sinks import parquet
+from connectors.sinks.columns import output_values
 from engine.request import ModeName, Outcome, Request, Result, content_key
 from flows.run.doubt import Settled
 from flows.run.labels import Citation, resolve_labels
@@ -77,10 +78,7 @@ def close(inquiry: Inquiry, settled: Settled | None) -> Answered:
         return _answered(inquiry, settled)
     output, citations = resolve_labels(inquiry.stage.output, result.output, inquiry.segments)
     try:
-        columns = {
-            name: parquet.to_arrow(output.get(name), parquet.arrow_type(spec))
-            for name, spec in inquiry.stage.output["properties"].items()
-        }
+        columns = output_values(inquiry.stage.output, output)
     except ValueError as exc:
         bad = replace(result, outcome="invalid_output", error_class="bad_value", error=str(exc))
         return _answered(inquiry, replace(settled, result=bad))

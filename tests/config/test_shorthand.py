@@ -4,7 +4,8 @@ import pytest
 from config.errors import ConfigError
 from config.load import load_pipeline
 from config.shorthand import parse_fields
-from connectors.sinks.parquet import arrow_type, record_schema
+from connectors.sinks.columns import arrow_type
+from connectors.sinks.parquet import record_schema
 
 FIELDS = (
     "vendor: string, amount: decimal?, due: date, tags: [string], kind: letter|bill?, says: line"

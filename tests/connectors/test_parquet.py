@@ -1,6 +1,3 @@
-import datetime as dt
-from decimal import Decimal
-
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,11 +8,9 @@ from connectors.sinks.parquet import (
     CHUNKS,
     DOCUMENTS,
     SPAN,
-    arrow_type,
     record_schema,
     span_from_row,
     span_row,
-    to_arrow,
     to_parquet,
 )
 
@@ -60,26 +55,6 @@ def test_columns_are_the_documented_ones_when_tables_are_made():
     assert CHUNKS.names == [
         "chunk_key", "document_key", "uri", "path", "ordinal", "num_tokens", "segments",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("spec", "value", "stored"),
-    [
-        ({"type": "string", "format": "date"}, "2026-11-23", dt.date(2026, 11, 23)),
-        ({"type": "string", "format": "decimal"}, "10.5", Decimal("10.500000000")),
-        ({"type": "object"}, {"a": 1}, "{'a': 1}"),
-        ({"type": "array", "items": {"type": "integer"}}, [1, 2], [1, 2]),
-        ({"type": "string"}, None, None),
-    ],
-)
-def test_values_are_stored_as_typed_when_converted(spec, value, stored):
-    assert to_arrow(value, arrow_type(spec)) == stored
-
-
-@pytest.mark.parametrize(("kind", "text"), [("date", "tomorrow"), ("decimal", "1.1.1.1")])
-def test_value_is_refused_when_it_does_not_parse(kind, text):
-    with pytest.raises(ValueError, match="tomorrow|1.1.1.1"):
-        to_arrow(text, arrow_type({"type": "string", "format": kind}))
 
 
 def test_same_rows_give_the_same_bytes_when_written_twice(tmp_path):

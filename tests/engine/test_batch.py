@@ -177,6 +177,8 @@ def test_answer_is_repaired_once_with_the_error_when_it_breaks_the_schema():
     [
         (Fault(content='{"topic": "z"}'), "schema"),
         (Fault(content="the topic is a"), "not_json"),
+        (Fault(content='{"topic": ' + "1" * 5000 + "}"), "not_json"),
+        (Fault(content='{"topic":' * 1500 + "1" + "}" * 1500), "not_json"),
         (Fault(content=""), "empty"),
         (Fault(content='{"topic": "a', finish_reason="length"), "length"),
     ],

@@ -28,6 +28,19 @@ def test_only_shown_labels_validate_when_bound():
             jsonschema.validate(wrong, bound)
 
 
+def test_format_of_decimals_is_not_sent_wherever_it_stands():
+    decimal = {"type": "string", "format": "decimal"}
+    places = {
+        "a": {"anyOf": [decimal, {"type": "null"}]},
+        "b": {"type": "array", "items": {"oneOf": [True, {"allOf": [decimal]}]}},
+        "c": {"$ref": "#/$defs/sum"},
+    }
+    schema = {"properties": places, "$defs": {"sum": {"properties": {"net": decimal}}}}
+    assert repr(schema).count("'format': 'decimal'") == 3
+    bound = bind_labels(schema, list(SEGMENTS.values()))
+    assert repr(bound) == repr(schema).replace(", 'format': 'decimal'", "")
+
+
 def test_schema_is_unchanged_when_bound():
     before = repr(SCHEMA)
     bind_labels(SCHEMA, list(SEGMENTS.values()))
