@@ -63,9 +63,12 @@ bench: install ## measure against peers in one run, about half an hour; benchmar
 	@$(BIN)/python -m benchmarks.sheet_reading
 	@$(BIN)/python -m benchmarks.video_reading
 	@$(BIN)/python -m benchmarks.memory_growth
+	@$(BIN)/python -m benchmarks.pay_once
+	@$(BIN)/python -m benchmarks.resuming --documents 200
 	@$(BIN)/python -m benchmarks.run_against_loop --offline
 
-check: install ## longer tests: a folder of real files, named by HEADRACE_CORPUS
+check: install ## longer tests: runs killed hundreds of times; a folder of real files, named by HEADRACE_CORPUS
+	@$(BIN)/python -m pytest -m slow
 	@$(BIN)/python -m pytest -m corpus --timeout 3600
 
 check-system: install-main ## tests that need Debian packages: chromium, tesseract-ocr, poppler-utils

@@ -1,6 +1,6 @@
 """A fake engine that costs next to nothing: fixed answers over a socket, thousands a second.
 
-`python -m benchmarks.fast_engine PORT` serves until it is killed. Answers look like vLLM's, streamed in
+`python -m benchmarks.fast_engine PORT DELAY_S` serves until it is killed. Answers look like vLLM's, streamed in
 events of 16 tokens or in one piece, as the request asks.
 """
 
@@ -88,8 +88,8 @@ _MODELS = _response(
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self) -> None:
-        self._held = b""
+    def __init__(self, delay_s: float) -> None:
+        self._held, self._delay_s = b"", delay_s
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -110,16 +110,22 @@ class _Connection(asyncio.Protocol):
                 self._transport.write(_MODELS)
             else:
                 streamed = b'"stream":true' in body.replace(b" ", b"")
-                self._transport.write(_STREAM if streamed else _WHOLE)
+                answer = _STREAM if streamed else _WHOLE
+                if self._delay_s:
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(self._delay_s, self._transport.write, answer)
+                else:
+                    self._transport.write(answer)
 
 
 @contextmanager
-def serving() -> Iterator[str]:
-    """Serve in a process of its own, and yield the base URL."""
+def serving(delay_s: float = 0.0) -> Iterator[str]:
+    """Serve in a process of its own, each answer after a delay, and yield the base URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "benchmarks.fast_engine", str(port)], cwd=ROOT)
+    argv = [sys.executable, "-m", "benchmarks.fast_engine", str(port), str(delay_s)]
+    server = subprocess.Popen(argv, cwd=ROOT)
     try:
         for _ in range(100):
             try:
@@ -133,11 +139,12 @@ def serving() -> Iterator[str]:
         server.wait()
 
 
-async def _serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", port)
+async def _serve(port: int, delay_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Connection(delay_s), "127.0.0.1", port)
     async with server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1])))
+    asyncio.run(_serve(int(sys.argv[1]), float(sys.argv[2])))

@@ -2,7 +2,8 @@
 
 ConnectorError
 ├── StorageError            the operator: wrong bucket, key, address, full disk
-│   └── StorageUnavailable  nobody yet: the same call may go through later (retryable)
+│   ├── StorageUnavailable  nobody yet: the same call may go through later (retryable)
+│   └── DiskFull            the operator: make room, then resume
 └── DocumentRejected        the owner of this document: it becomes a `rejected` row
 """
 
@@ -44,6 +45,10 @@ class StorageUnavailable(StorageError):
     """Storage did not answer, or said 'later'."""
 
     retryable = True
+
+
+class DiskFull(StorageError):
+    """A disk has no room left; what is on it stands, and the run goes on when there is room."""
 
 
 class DocumentRejected(ConnectorError):

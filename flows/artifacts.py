@@ -20,6 +20,7 @@ from prefect.artifacts import (
 )
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.runtime import flow_run
 
 from config.load import load_surroundings
 from engine.errors import EngineError
@@ -50,8 +51,9 @@ class RunPage:
         self._artifact: UUID | None = None
         self._thread = threading.Thread(target=self._send_all, name="run-page", daemon=True)
 
-    def open(self) -> None:
-        """Put an empty bar on the page of the flow run that this thread is in."""
+    def open(self, labels: Mapping[str, str] | None = None) -> None:
+        """Put labels and an empty bar on the page of the flow run that this thread is in."""
+        self._try(lambda: _label(labels or {}))
         self._try(self._create)
         self._thread.start()
 
@@ -106,6 +108,13 @@ class RunPage:
             if not self._warned:
                 logger.warning("run_id=%s: its page is not up to date: %s", self._run_id, exc)
             self._warned = True
+
+
+def _label(labels: Mapping[str, str]) -> None:
+    found = flow_run.get_id()
+    if found is not None:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run_labels(UUID(found), {**labels})
 
 
 def describe(run_id: str, snapshot: Snapshot) -> str:

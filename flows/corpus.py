@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 from prefect import flow
 from prefect.blocks.system import Secret
-from prefect.client.schemas.objects import State
-from prefect.exceptions import CancelledRun, FailedRun, TerminationSignal
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import CancelledRun, FailedRun, ObjectNotFound, TerminationSignal
 from prefect.futures import PrefectFuture
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run as this_flow_run
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -30,21 +33,25 @@ from engine.errors import EngineError, PrerequisiteError
 from engine.status import map_errors
 from flows import parameters as p
 from flows.artifacts import RunPage, report_address
+from flows.automations import HEARTBEAT_S, STATE_NAMES
 from flows.report.build import rebuild
 from flows.run.bench import NUM_SHARDS_AT_ONCE
 from flows.run.core import run_job
 from flows.run.job import Job, Options, make_job, new_run_id
 from flows.run.progress import Listener, Progress
-from flows.run.resume import locate, reopen
+from flows.run.registry import known_runs, open_sink
+from flows.run.resume import job_path, locate, reopen
 from flows.tasks import as_tasks
 
 logger = logging.getLogger(__name__)
 
-_STATE_NAMES = {
-    "over_failure_limit": "OverFailureLimit",
-    "budget_reached": "BudgetReached",
-    "incomplete": "Incomplete",
-}
+DEFAULT_PIPELINE = "demo"
+
+RUN_LABEL, SINK_LABEL = "headrace.run", "headrace.sink"
+"""Labels of a flow run that tell which run it works on; they outlive a killed process."""
+
+_KEPT = ("engine", "engine_url", "budget_usd", "budget_tokens", "failure_limit", "secret_blocks")
+"""Parameters that hold for what is left of a run, too."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -58,8 +65,9 @@ logging.getLogger("prefect.flow_runs").addFilter(_is_news)
 
 
 def _name() -> str:
-    values = flow_run.get_parameters()
-    what = Path(str(values.get("pipeline") or values.get("run") or "latest run")).stem
+    values = this_flow_run.get_parameters()
+    names = ("resume", "pipeline", "run", "flow_run")
+    what = Path(str(next(filter(None, map(values.get, names)), "latest run"))).stem
     return f"{what} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 
@@ -75,7 +83,7 @@ def _shards_at_once() -> TaskRunner[PrefectFuture[Any]]:
     persist_result=False,
 )
 def process_corpus(
-    pipeline: p.Pipeline = "demo",
+    pipeline: p.Pipeline = DEFAULT_PIPELINE,
     source: p.Source = None,
     sink: p.Sink = None,
     engine: p.Engine = None,
@@ -88,6 +96,7 @@ def process_corpus(
     settings: p.Settings = None,
     secret_blocks: p.SecretBlocks = None,
     run_id: p.NewRunId = None,
+    resume: p.Resume = None,
 ) -> State[str]:
     """Read a corpus, ask every stage of the pipeline about it and write records and a report.
 
@@ -112,6 +121,10 @@ def process_corpus(
             name, moonshot-api-key into MOONSHOT_API_KEY. Never write a secret itself here, parameters
             are stored in plain text.
         run_id: Name of the run in the sink. Empty: made up from the time.
+        resume: Id of an earlier run to go on with, such as 20261123T093000Z-4f2a, a part of it, or
+            latest; what it has is kept and not paid for again. Pipeline, source, mode, limit and
+            settings are that run's; engine, budgets, failure_limit and secret_blocks may be new.
+            Empty: a new run.
     """
     options = Options(
         source=source or None,
@@ -124,8 +137,39 @@ def process_corpus(
         failure_limit=failure_limit,
         settings=tuple(settings or ()),
     )
+    if resume:
+        return _conduct(lambda: _go_on(resume, pipeline, run_id, options), secret_blocks)
     name = run_id or new_run_id()
     return _conduct(lambda: make_job(pipeline, options, run_id=name), secret_blocks)
+
+
+def _go_on(resume: str, pipeline: str, run_id: str | None, options: Options) -> Job:
+    """Return the job that goes on with a run.
+
+    Raises:
+        ConfigError: There is no such run, it is still going on, or a parameter cannot change now.
+    """
+    fixed = {
+        "source": options.source,
+        "mode": options.mode,
+        "limit": options.limit,
+        "settings": options.settings,
+        "run_id": run_id,
+    }
+    given = [name for name, value in fixed.items() if value]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: cannot change when a run goes on; leave empty what it has already,"
+            " or leave resume empty to start a new run"
+        )
+    job = reopen(None if resume == p.LATEST else resume, options.sink, "resume", options)
+    # The form always sends a pipeline: its default says nothing.
+    if pipeline not in {DEFAULT_PIPELINE, job.pipeline.name}:
+        raise ConfigError(
+            f"pipeline: run {job.run_id} asks {job.pipeline.name!r}, not {pipeline!r}; leave it at"
+            f" {DEFAULT_PIPELINE!r}, or leave resume empty to start a new run"
+        )
+    return job
 
 
 @flow(
@@ -165,6 +209,46 @@ def retry_failed(
         failure_limit=failure_limit,
     )
     return _conduct(lambda: reopen(run or None, sink or None, "retry", options), secret_blocks)
+
+
+@flow(
+    name="resume-crashed",
+    flow_run_name=_name,
+    task_runner=_shards_at_once(),
+    persist_result=False,
+)
+def resume_crashed(flow_run: p.FlowRunId) -> State[str]:
+    """Go on with the run of a flow run whose process died.
+
+    Started by an automation of `headrace up`, once for each crashed run of process-corpus. Budgets and
+    engine are those of the crashed flow run.
+
+    Args:
+        flow_run: Id of the crashed flow run, as in the address of its page.
+    """
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_flow_run(UUID(flow_run))
+            states = client.read_flow_run_states(found.id)
+        except ObjectNotFound:
+            return Failed(message=f"flow_run: this server has no flow run {flow_run!r}")
+    if found.state is None or not found.state.is_crashed():
+        return Completed(message=f"flow run {found.name!r} is not Crashed: nothing to go on with")
+    if any(state.type == StateType.CANCELLING for state in states):
+        return Completed(message=f"flow run {found.name!r} was cancelled before its process died")
+    return process_corpus.fn(**_parameters_to_go_on(found))
+
+
+def _parameters_to_go_on(crashed: FlowRun) -> dict[str, Any]:
+    """Return the parameters of process-corpus that go on with a crashed run, or start it anew."""
+    run_id, sink = crashed.labels.get(RUN_LABEL), crashed.labels.get(SINK_LABEL)
+    if run_id is None or sink is None:
+        return dict(crashed.parameters)
+    if open_sink(str(sink)).find_json(job_path(str(run_id))) is None:
+        # It died before its first question, so there is nothing to go on with.
+        return {**crashed.parameters, "run_id": str(run_id)}
+    kept = {name: crashed.parameters.get(name) for name in _KEPT}
+    return {"resume": str(run_id), "sink": str(sink), **kept}
 
 
 @flow(name="report", flow_run_name=_name, persist_result=False)
@@ -215,7 +299,8 @@ def run_here(pipeline: str, options: Options, run_id: str, listener: Listener) -
     token = _caller.set(caller)
     try:
         # The engine's map of HTTP errors serves for Prefect's client too: it uses the same one.
-        with map_errors("the Prefect server"):
+        beat = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT_S})
+        with map_errors("the Prefect server"), beat:
             process_corpus(
                 pipeline=pipeline,
                 source=options.source,
@@ -255,20 +340,24 @@ def _conduct(start: Callable[[], Job], secret_blocks: Sequence[str] | None) -> S
     except (ConfigError, ConnectorError, EngineError) as exc:
         if caller is not None:
             caller.error = exc
-        return Failed(message=str(exc))
+        begun = job is not None and any(entry.run_id == job.run_id for entry in known_runs())
+        hint = f"; then go on with: {_how_to_go_on(job.run_id)}" if job and begun else ""
+        return Failed(message=f"{exc}{hint}")
     except (KeyboardInterrupt, TerminationSignal) as exc:
         if caller is not None:
             ended = isinstance(exc, TerminationSignal)
             caller.signal = signal.SIGTERM if ended else signal.SIGINT
-        kept = (
-            f"; what is done is kept, go on with: headrace run --resume {job.run_id}" if job else ""
-        )
+        kept = f"; what is done is kept, go on with: {_how_to_go_on(job.run_id)}" if job else ""
         return Cancelled(message=f"cancelled{kept}")
+
+
+def _how_to_go_on(run_id: str) -> str:
+    return f"headrace run --resume {run_id} or, in the form of process-corpus, resume: {run_id}"
 
 
 def _run(job: Job, caller: _Caller | None) -> Mapping[str, Any]:
     page = RunPage(job.run_id)
-    page.open()
+    page.open({RUN_LABEL: job.run_id, SINK_LABEL: job.sink})
     progress = Progress(page.show)
     if caller is not None:
         progress.listen(caller.listener)
@@ -290,11 +379,11 @@ def _state(manifest: Mapping[str, Any], job: Job) -> State[str]:
     said = {
         "over_failure_limit": f"{requests['unanswered']} of {requests['asked']} requests went"
         f" unanswered, more than failure_limit {manifest['failure_limit']}; ask them again with:"
-        f" headrace retry {run_id}",
-        "budget_reached": f"go on with a larger budget: headrace run --resume {run_id}",
-        "incomplete": f"outcomes do not add up; go on with: headrace run --resume {run_id}",
+        f" headrace retry {run_id} or, in the form of retry-failed, run: {run_id}",
+        "budget_reached": f"go on with a larger budget: {_how_to_go_on(run_id)}",
+        "incomplete": f"outcomes do not add up; go on with: {_how_to_go_on(run_id)}",
     }
-    return Failed(name=_STATE_NAMES[verdict], message=f"run {run_id}: {said[verdict]}; {where}")
+    return Failed(name=STATE_NAMES[verdict], message=f"run {run_id}: {said[verdict]}; {where}")
 
 
 def _load_secrets(names: Sequence[str] | None) -> None:

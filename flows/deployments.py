@@ -17,11 +17,19 @@ from engine.errors import PrerequisiteError
 from flows.web import fetch
 
 WORK_POOL = "headrace"
-DEPLOYMENTS = ("process-corpus", "retry-failed", "report")
+DEPLOYMENTS = ("process-corpus", "retry-failed", "resume-crashed", "report")
 
 _LIMIT_S = 120.0
+_PATIENCE_S = 90.0
+"""On a busy machine a write waits long for SQLite's lock: 30 s were seen."""
 _BUSY, _TRIES, _PAUSE_S = 503, 20, 0.5
-_FILES = ("prefect.yaml", "flows/corpus.py", "flows/parameters.py", "flows/deployments.py")
+_FILES = (
+    "prefect.yaml",
+    "flows/corpus.py",
+    "flows/parameters.py",
+    "flows/deployments.py",
+    "flows/automations.py",
+)
 
 
 def call(
@@ -34,7 +42,7 @@ def call(
     """
     for attempt in range(_TRIES):
         try:
-            answer = fetch(f"{api_url}/{path}", body, method=method, timeout_s=30)
+            answer = fetch(f"{api_url}/{path}", body, method=method, timeout_s=_PATIENCE_S)
             return list(json.loads(answer or b"[]"))
         except HTTPError as exc:
             # SQLite was locked by another write; Prefect's own client tries again too.
@@ -63,7 +71,16 @@ def fingerprint() -> str:
 
 def are_deployed(api_url: str) -> bool:
     """Tell whether the server has all deployments."""
-    return {item["name"] for item in _deployments(api_url)} >= set(DEPLOYMENTS)
+    return deployment_ids(api_url).keys() >= set(DEPLOYMENTS)
+
+
+def deployment_ids(api_url: str) -> dict[str, str]:
+    """Return the ids of the deployments that the server has, by name.
+
+    Raises:
+        PrerequisiteError: It does not answer.
+    """
+    return {item["name"]: item["id"] for item in _deployments(api_url)}
 
 
 def deploy(api_url: str, environment: Mapping[str, str], log: Path) -> None:

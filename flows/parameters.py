@@ -35,4 +35,10 @@ SecretBlocks = Annotated[
     Field(examples=[["moonshot-api-key"]]),
 ]
 NewRunId = Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+LATEST = "latest"
+Resume = Annotated[
+    str | None,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$", examples=["20261123T093000Z-4f2a", LATEST]),
+]
+FlowRunId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 EarlierRun = Annotated[str | None, Field(examples=["20261123T093000Z-4f2a"])]

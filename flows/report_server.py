@@ -63,10 +63,10 @@ def _report(run_id: str) -> tuple[HTTPStatus, str]:
     entry = find_run(run_id)
     if entry.run_id != run_id:
         return _sorry(f"There is no run {run_id} on this machine.")
-    data = open_sink(entry.sink).storage.find(f"reports/{run_id}/index.html")
-    if data is None:
+    held = open_sink(entry.sink).storage.find(f"reports/{run_id}/index.html")
+    if held is None:
         return _sorry(f"Run {run_id} has no report yet; it is written when the run ends.")
-    return HTTPStatus.OK, data.decode("utf-8", errors="replace")
+    return HTTPStatus.OK, held.data.decode("utf-8", errors="replace")
 
 
 def _listing(runs: list[RunEntry]) -> str:

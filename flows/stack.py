@@ -22,6 +22,7 @@ from config.load import REPOSITORY, child_environment, load_profile, load_surrou
 from engine.errors import PrerequisiteError
 from engine.process import ChildProcess, Command
 from engine.server import find_server
+from flows.automations import are_automated, automate
 from flows.deployments import DEPLOYMENTS, WORK_POOL, are_deployed, call, deploy, fingerprint
 from flows.pieces import (
     Notify,
@@ -222,7 +223,7 @@ class _Start:
     def _deployments(self, api_url: str, reports: str) -> None:
         file, now = self._folder / "deployments.sha256", fingerprint()
         known = file.read_text(encoding="utf-8") if file.exists() else ""
-        if known == f"{api_url} {now}" and are_deployed(api_url):
+        if known == f"{api_url} {now}" and are_deployed(api_url) and are_automated(api_url):
             return
         self._notify("deployments: putting them onto the server")
         environment = own_environment(child_environment()) | prefect_environment(
@@ -233,6 +234,7 @@ class _Start:
             {**environment, "HEADRACE_REPORTS_URL": reports, "NO_COLOR": "1"},
             self._folder / "deployments.log",
         )
+        automate(api_url)
         file.write_text(f"{api_url} {now}", encoding="utf-8")
 
     def _ensure(

@@ -18,14 +18,13 @@ from engine.batch import Amount
 from engine.endpoint import Endpoint
 from engine.prompt import user_text
 from engine.wire import body_of, opening
-from flows.run.answers import Answers
 from flows.run.ask import Asker
 from flows.run.bench import Bench, chunk_rule, endpoint_facts, open_bench, open_room, plan_engine
 from flows.run.job import Job, new_run_id
-from flows.run.plan import list_sources
+from flows.run.plan import ShardPlan, list_sources
 from flows.run.progress import Progress
 from flows.run.rows import Answered, Inquiry
-from flows.run.shard import ReadDocument, ask_all, read, read_chunks
+from flows.run.shard import ReadDocument, ask_all, open_shard, read, read_chunks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,13 +114,16 @@ def _planned(job: Job, trial: Trial, ref: SourceRef, endpoint: Endpoint) -> dict
 
 
 def _live(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None]) -> dict[str, Any]:
-    with open_bench(job, Progress(), notify) as bench:
+    with (
+        open_bench(job, Progress(), notify) as bench,
+        open_shard(bench, ShardPlan(shard="try", sources=(ref,))) as shard,
+    ):
         reading: Future[ReadDocument] = Future()
-        reading.set_result(read(bench, "try", ref))
+        reading.set_result(read(shard, ref))
         done = reading.result()
         _check_chunk(trial, len(done.chunks))
-        unsaved = Answers(bench.lake, job.run_id, "try")
-        asyncio.run(ask_all(bench, [reading], unsaved))
+        asyncio.run(ask_all(shard, [reading]))
+        shard.ledger.remove_journal()
         shown = [
             _request(answered.inquiry, bench.endpoint) | _answer(answered)
             for stage in job.pipeline.stages

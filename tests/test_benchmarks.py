@@ -29,6 +29,31 @@ def test_client_cost_gives_each_arm_its_figures_when_run_in_small():
     assert all(arm["cpu_ms"] > 0 and arm["rss_end_mb"] > 0 for arm in found["arms"])
 
 
+def test_pay_once_gives_each_arm_its_figures_when_run_in_small():
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "benchmarks.pay_once",
+            "--requests=128", "--objects=1000", "--repeats=1",
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert [arm["arm"] for arm in found["arms"]] == ["batch", "ledger", "plan"]
+    assert found["arms"][2]["shards"] == 63
+
+
+def test_resuming_reads_only_what_was_left_when_run_in_small():
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.resuming", "--documents=20"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    small, large = json.loads(result.stdout.splitlines()[-1])["arms"]
+    assert small["verdict"] == large["verdict"] == "complete"
+    assert 0 < large["bytes_read"] < large["bytes"] / 2
+
+
 def test_listing_gives_each_arm_its_figures_when_run_in_small():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.listing", "--keys=25000", "--files=2500", "--repeats=1"],

@@ -18,6 +18,7 @@ from connectors.readers.detect import detect_media_type
 
 __all__ = [
     "READERS",
+    "VERSIONS",
     "Password",
     "Reader",
     "ReaderOptions",
@@ -63,6 +64,19 @@ READERS: Mapping[str, str] = MappingProxyType({
     "text/html": _HYPERTEXT,
 })
 """The module that reads each media type."""
+
+VERSIONS: Mapping[str, int] = MappingProxyType({
+    "delimited": 2,
+    "hypertext": 1,
+    "image": 2,
+    "parquet": 1,
+    "pdf": 3,
+    "spreadsheet": 3,
+    "text": 2,
+    "video": 3,
+})
+"""Of each reader module; raised whenever the same file gives other content. With a new one, all
+documents are read again, and asked about again where they give other chunks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

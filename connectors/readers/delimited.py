@@ -10,14 +10,14 @@ from typing import TextIO
 
 from connectors.document import Content, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import ReaderOptions, no_picture
+from connectors.readers import VERSIONS, ReaderOptions, no_picture
 from connectors.readers.decoding import find_encoding
 from connectors.readers.table_files import TableWriter
 from connectors.readers.table_header import Row
 from connectors.readers.table_rows import cell_text, sheet_segments
 from connectors.readers.tables import find_tables
 
-VERSION = 2
+VERSION = VERSIONS["delimited"]
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _DELIMITERS = (",", ";", "\t", "|")

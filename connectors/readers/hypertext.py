@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from connectors.document import Content, Segment, SegmentKind, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import ReaderOptions, no_picture
+from connectors.readers import VERSIONS, ReaderOptions, no_picture
 from connectors.readers.decoding import find_encoding
 from connectors.readers.sentences import one_line, split_sentences
 
-VERSION = 1
+VERSION = VERSIONS["hypertext"]
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MAX_BYTES = 32 << 20

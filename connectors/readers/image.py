@@ -8,11 +8,11 @@ import cv2
 
 from connectors.document import Content, Segment, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import Password, ReaderOptions
+from connectors.readers import VERSIONS, Password, ReaderOptions
 from connectors.readers.media import Pixels, as_pixels, encode_jpeg, fit, is_blank, write_jpeg
 from connectors.readers.ocr import MIN_CONFIDENCE_PAGE, line_segments, ocr_version, read_lines
 
-VERSION = 2
+VERSION = VERSIONS["image"]
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MAX_PAGES = 256

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 
 from connectors.document import Content, Unit, UnitStatus
 from connectors.errors import DocumentRejected
-from connectors.readers import ReaderOptions, no_picture
+from connectors.readers import VERSIONS, ReaderOptions, no_picture
 from connectors.readers.table_files import WITHOUT_FILE, TableWriter, unique_names
 from connectors.readers.table_header import Row
 from connectors.readers.table_rows import cell_text, column_letters, sheet_segments
 from connectors.readers.tables import Table
 
-VERSION = 1
+VERSION = VERSIONS["parquet"]
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _BATCH_ROWS = 1024

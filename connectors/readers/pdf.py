@@ -16,7 +16,7 @@ import pypdfium2.raw as pdfium_c
 
 from connectors.document import Content, Media, Segment, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import Password, ReaderOptions
+from connectors.readers import VERSIONS, Password, ReaderOptions
 from connectors.readers.media import encode_jpeg, is_blank, write_jpeg
 from connectors.readers.ocr import MIN_CONFIDENCE_PAGE, line_segments, ocr_version, read_lines
 from connectors.readers.pdf_facts import document_facts
@@ -28,7 +28,7 @@ from connectors.readers.pdf_notes import read_notes
 from connectors.readers.pdf_page import has_marks, is_garbled, page_text, picture_share, render
 from connectors.readers.pdf_tables import RuledTables
 
-VERSION = 3
+VERSION = VERSIONS["pdf"]
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MIN_TEXT_CHARS = 20

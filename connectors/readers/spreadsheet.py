@@ -17,7 +17,7 @@ import python_calamine as calamine
 
 from connectors.document import Content, Segment, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import ReaderOptions, no_picture
+from connectors.readers import VERSIONS, ReaderOptions, no_picture
 from connectors.readers.detect import XLSM, XLSX
 from connectors.readers.formulas import Formulas, FormulasError
 from connectors.readers.table_files import TableWriter
@@ -32,7 +32,7 @@ from connectors.readers.workbook_parts import (
     WorkbookParts,
 )
 
-VERSION = 3
+VERSION = VERSIONS["spreadsheet"]
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MAX_CELLS = 20_000_000

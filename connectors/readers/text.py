@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from connectors.document import Content, Segment, SegmentKind, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import ReaderOptions, no_picture
+from connectors.readers import VERSIONS, ReaderOptions, no_picture
 from connectors.readers.decoding import find_encoding
 from connectors.readers.sentences import MAX_SENTENCE_CHARS, one_line, split_sentences
 
-VERSION = 2
+VERSION = VERSIONS["text"]
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _MAX_BYTES = 256 << 20

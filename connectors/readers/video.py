@@ -21,7 +21,7 @@ import av
 
 from connectors.document import Content, Segment, Span, Unit
 from connectors.errors import DocumentRejected
-from connectors.readers import Password, ReaderOptions
+from connectors.readers import VERSIONS, Password, ReaderOptions
 from connectors.readers.contact_sheet import write_contact_sheet
 from connectors.readers.frames import Sampler, upright
 from connectors.readers.media import encode_jpeg, fit
@@ -29,7 +29,7 @@ from connectors.readers.ocr import ocr_version
 from connectors.readers.speech import Heard, read_speech, speech_version
 from connectors.readers.subtitles import subtitle_segments
 
-VERSION = 3
+VERSION = VERSIONS["video"]
 """Raised whenever the same file gives other segments; it enters the chunk keys."""
 
 _KEYFRAMES_ABOVE_S = 300.0

@@ -15,8 +15,10 @@ connectors.storage; tables are read back by glob, as a user's tools would do.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
@@ -29,6 +31,23 @@ from connectors.errors import StorageError
 from connectors.sinks import parquet
 from connectors.storage import Access, S3Storage, Storage, open_storage
 
+_MOST_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartInfo:
+    """Which bytes a part has."""
+
+    etag: str
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes, etag: str) -> PartInfo:
+        """Return what these bytes are."""
+        digest = hashlib.sha256(data).hexdigest()
+        return cls(etag=etag, size_bytes=len(data), sha256=digest)
+
 
 class Lake:
     """Writes a run's tables and reads them back."""
@@ -37,11 +56,34 @@ class Lake:
         self.storage: Storage = open_storage(url, access)
         self.url = self.storage.url
 
-    def put_part(
-        self, table: str, shard: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
-    ) -> None:
-        """Write a shard's one part of `table`, such as `records/stage=digest`."""
-        self.storage.put(f"{table}/{shard}.parquet", parquet.to_parquet(rows, schema))
+    def put_part(self, path: str, data: bytes, *, history: str) -> PartInfo:
+        """Write a shard's one part of a table, in one step for all who read it.
+
+        Args:
+            path: Where it belongs for life, such as `documents/s00001.parquet`.
+            data: The whole part.
+            history: Folder that gets the part which it replaces, if there is one.
+
+        Raises:
+            StorageError: Somebody else writes it at the same time, or it cannot be written.
+        """
+        etag = self.storage.put_if_absent(path, data)
+        held = None
+        for _ in range(_MOST_TRIES):
+            if etag is not None:
+                return PartInfo.of(data, etag)
+            found = self.storage.find(path)
+            if found is None or (held is not None and held.data != found.data):
+                break
+            held = found
+            if held.data != data:
+                name = hashlib.sha256(held.data).hexdigest()[:16]
+                kept = f"{history}/{path.removesuffix('.parquet')}-{name}.parquet"
+                self.storage.put_if_absent(kept, held.data)
+            # Not met where the store's answer was wrong, or somebody was faster.
+            etag = self.storage.put_if_match(path, data, held.etag)
+        uri = self.storage.uri(path)
+        raise StorageError(f"{uri} was written by somebody else meanwhile; resume the run", uri=uri)
 
     def put_json(self, path: str, value: Mapping[str, Any]) -> None:
         """Write one JSON object, keys in the order given."""
@@ -54,11 +96,11 @@ class Lake:
         Raises:
             StorageError: What is there is no JSON object.
         """
-        data = self.storage.find(path)
-        if data is None:
+        held = self.storage.find(path)
+        if held is None:
             return None
         try:
-            value = json.loads(data)
+            value = json.loads(held.data)
         except ValueError:
             value = None
         if not isinstance(value, dict):
@@ -147,6 +189,7 @@ def chunk_row(chunk: Chunk, *, uri: str, path: str) -> dict[str, Any]:
                 "text": segment.text,
                 "tier": segment.tier,
                 "media": segment.media,
+                "is_rest": segment.is_rest,
                 "span": parquet.span_row(segment.span),
             }
             for segment in chunk.segments

@@ -87,6 +87,7 @@ CHUNKS = pa.schema([
                 ("text", pa.string()),
                 ("tier", pa.string()),
                 ("media", pa.string()),
+                ("is_rest", pa.bool_()),
                 ("span", SPAN),
             ])
         ),

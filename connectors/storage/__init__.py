@@ -15,7 +15,7 @@ from connectors.storage.access import Access
 from connectors.storage.fetching import fetch
 from connectors.storage.filesystem import FsspecSource
 from connectors.storage.local import LocalStorage
-from connectors.storage.objects import STAGING_PREFIX, ObjectInfo, Source, Storage
+from connectors.storage.objects import STAGING_PREFIX, ObjectInfo, Source, Storage, Version
 from connectors.storage.s3 import S3Storage
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "S3Storage",
     "Source",
     "Storage",
+    "Version",
     "fetch",
     "open_source",
     "open_storage",

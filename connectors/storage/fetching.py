@@ -5,11 +5,12 @@ A reader that fetched lazily would take a fault of the network for a damaged fil
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from connectors.errors import StorageError
+from connectors.errors import DiskFull, StorageError
 
 
 def fetch(pieces: Iterable[bytes], file: Path) -> str:
@@ -25,7 +26,8 @@ def fetch(pieces: Iterable[bytes], file: Path) -> str:
                 digest.update(piece)
                 target.write(piece)
     except OSError as exc:
-        raise StorageError(
+        full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise (DiskFull if full else StorageError)(
             f"cannot write {str(file)!r}: {exc.strerror}; free space there or set TMPDIR to"
             " another disk",
             uri=file.as_uri(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -10,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from connectors.errors import StorageError
-from connectors.storage.objects import PIECE_BYTES, STAGING_PREFIX, ObjectInfo
+from connectors.errors import DiskFull, StorageError
+from connectors.storage.objects import PIECE_BYTES, STAGING_PREFIX, ObjectInfo, Version
 
 
-class LocalStorage:
+class LocalStorage:  # noqa: PLR0904 - the methods of the protocol
     """A local folder. ETags are modification time and size."""
 
     def __init__(self, root: Path) -> None:
@@ -63,7 +64,7 @@ class LocalStorage:
         else:
             if stat.S_ISREG(found.st_mode):
                 size_bytes = found.st_size
-                etag = f"{found.st_mtime_ns:x}-{found.st_size:x}"
+                etag = _etag(found)
         if not path.isascii():
             path = os.fsencode(path).decode("utf-8", errors="backslashreplace")
         return ObjectInfo(path=path, size_bytes=size_bytes, etag=etag)
@@ -92,8 +93,8 @@ class LocalStorage:
                 while piece := file.read(PIECE_BYTES):
                     yield piece
 
-    def find(self, path: str) -> bytes | None:
-        """Return the file's bytes, or None where there is no such file.
+    def find(self, path: str) -> Version | None:
+        """Return the file's bytes and ETag, or None where there is no such file.
 
         Raises:
             StorageError: It cannot be read.
@@ -101,18 +102,19 @@ class LocalStorage:
         file = self.root / path
         with _local_errors(file):
             try:
-                return file.read_bytes()
+                with file.open("rb") as opened:
+                    return Version(data=opened.read(), etag=_etag(os.fstat(opened.fileno())))
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def put(self, path: str, data: bytes) -> None:
         """Stage, sync and rename into place."""
         target = self.root / path
-        with _local_errors(target), self._staged(data) as staged:
+        with _local_errors(target), self._staged(data) as staged, self._locked():
             target.parent.mkdir(parents=True, exist_ok=True)
-            staged.replace(target)
+            _move(staged, target)
 
-    def put_if_absent(self, path: str, data: bytes) -> bool:
+    def put_if_absent(self, path: str, data: bytes) -> str | None:
         """Stage, sync and link into place; the link fails where the name is taken."""
         target = self.root / path
         with _local_errors(target), self._staged(data) as staged:
@@ -120,8 +122,38 @@ class LocalStorage:
             try:
                 target.hardlink_to(staged)
             except FileExistsError:
-                return False
-            return True
+                held = self.find(path)
+                return held.etag if held is not None and held.data == data else None
+            _sync(target.parent)
+            return _etag(staged.stat())
+
+    def put_if_match(self, path: str, data: bytes, etag: str) -> str | None:
+        """Stage, sync, and rename into place while no other process of the sink writes."""
+        target = self.root / path
+        with _local_errors(target), self._staged(data) as staged, self._locked():
+            held = self.find(path)
+            if held is None or (held.etag != etag and held.data != data):
+                return None
+            return _move(staged, target) if held.data != data else held.etag
+
+    def delete(self, path: str) -> None:
+        """Remove the file, if it is there."""
+        target = self.root / path
+        with _local_errors(target), self._locked():
+            target.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes from replacing files meanwhile; the lock of one that dies is free."""
+        folder = self.root / STAGING_PREFIX
+        folder.mkdir(parents=True, exist_ok=True)
+        # The folder itself: a file would be one more that a listing has.
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(opened)
 
     @contextmanager
     def _staged(self, data: bytes) -> Iterator[Path]:
@@ -137,6 +169,34 @@ class LocalStorage:
             yield staged
         finally:
             staged.unlink(missing_ok=True)
+
+
+def _etag(found: os.stat_result) -> str:
+    return f"{found.st_mtime_ns:x}-{found.st_size:x}"
+
+
+def _move(staged: Path, target: Path) -> str:
+    """Rename into place under a later time than the file there has, and return the ETag."""
+    try:
+        earlier_ns = target.stat().st_mtime_ns
+    except FileNotFoundError:
+        earlier_ns = 0
+    found = staged.stat()
+    if found.st_mtime_ns <= earlier_ns:
+        # The clock of a file system ticks in milliseconds, and clocks of machines differ.
+        os.utime(staged, ns=(found.st_atime_ns, earlier_ns + 1))
+    staged.replace(target)
+    _sync(target.parent)
+    return _etag(target.stat())
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder outlast a loss of power, as the files' bytes do."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -177,9 +237,10 @@ def _local_errors(file: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         fix = "check path, permissions"
-        if exc.errno == errno.ENOSPC:
+        if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
             fix = "free space or choose another --sink"
-        elif exc.errno == errno.ENOENT and file.is_symlink():
+            raise DiskFull(f"{str(file)!r}: {exc.strerror}; {fix}", uri=str(file)) from exc
+        if exc.errno == errno.ENOENT and file.is_symlink():
             fix = f"the link leads to {str(file.readlink())!r}; mend or remove it"
         elif exc.errno == errno.ENOENT and "\\x" in file.name:
             fix = "if its name is not UTF-8, rename it"

@@ -24,6 +24,14 @@ class ObjectInfo:
     etag: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """An object as it was at one moment."""
+
+    data: bytes
+    etag: str
+
+
 class Source(Protocol):
     """A folder of objects to read."""
 
@@ -44,16 +52,26 @@ class Source(Protocol):
 
 
 class Storage(Source, Protocol):
-    """A folder of objects that can be written too, also on condition that there is none."""
+    """A folder of objects that can be written too, also on a condition.
+
+    The conditional puts are what several machines agree by. One whose answer was lost is known again
+    by its bytes, so what must tell two writers apart stands in the object.
+    """
 
     def get(self, path: str) -> bytes:
         """Return the whole object."""
 
-    def find(self, path: str) -> bytes | None:
+    def find(self, path: str) -> Version | None:
         """Return the whole object, or None where there is none."""
 
     def put(self, path: str, data: bytes) -> None:
         """Write the object, in place of an older one."""
 
-    def put_if_absent(self, path: str, data: bytes) -> bool:
-        """Write the object and return True, or return False where there is one already."""
+    def put_if_absent(self, path: str, data: bytes) -> str | None:
+        """Write the object and return its ETag; None where there is another one already."""
+
+    def put_if_match(self, path: str, data: bytes, etag: str) -> str | None:
+        """Replace the object that has this ETag and return the new one; None where it has another."""
+
+    def delete(self, path: str) -> None:
+        """Remove the object, if it is there."""

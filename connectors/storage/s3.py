@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Literal, NoReturn
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import botocore.exceptions
 import obstore
@@ -12,10 +13,15 @@ from obstore import exceptions as obstore_errors
 
 from connectors.errors import StorageError, StorageUnavailable
 from connectors.storage.access import ONE_TRY, Access, Session
-from connectors.storage.objects import PIECE_BYTES, ObjectInfo
+from connectors.storage.objects import PIECE_BYTES, ObjectInfo, Version
+
+if TYPE_CHECKING:
+    from obstore import PutMode
 
 _LIST_PAGE = 1000
 _MISSING = (obstore_errors.NotFoundError, FileNotFoundError)
+_CONDITION_TRIES, _CONDITION_PAUSE_S = 4, 0.2
+_UNMET = (obstore_errors.AlreadyExistsError, obstore_errors.PreconditionError)
 _DENIED = (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError)
 
 
@@ -96,14 +102,12 @@ class S3Storage:
         return str(found[-1]["Key"]) if page.get("IsTruncated") else None, is_odd
 
     def _info(self, key: str, size_bytes: int, etag: str | None) -> ObjectInfo:
-        return ObjectInfo(
-            path=key[self._skipped :], size_bytes=size_bytes, etag=(etag or "").strip('"')
-        )
+        return ObjectInfo(path=key[self._skipped :], size_bytes=size_bytes, etag=_bare(etag))
 
     def get(self, path: str) -> bytes:
         """Return the object's bytes."""
         with self._errors(path):
-            return self._read(path)
+            return self._read(path).data
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield the object's bytes; what is lost on the way is asked for again from there on."""
@@ -116,20 +120,22 @@ class S3Storage:
             found = self._client.get_object(Bucket=self.bucket, Key=key)
             yield from found["Body"].iter_chunks(PIECE_BYTES)
 
-    def find(self, path: str) -> bytes | None:
-        """Return the object's bytes, or None where there is no such object."""
+    def find(self, path: str) -> Version | None:
+        """Return the object's bytes and ETag, or None where there is no such object."""
         with self._errors(path):
             try:
                 return self._read(path)
             except (*_MISSING, self._client.exceptions.NoSuchKey):
                 return None
 
-    def _read(self, path: str) -> bytes:
+    def _read(self, path: str) -> Version:
         key = self._key(path)
         if _is_plain(key):
-            return obstore.get(self._store, key).bytes().to_bytes()
-        body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
-        return bytes(body.read())
+            found = obstore.get(self._store, key)
+            data = found.bytes().to_bytes()
+            return Version(data=data, etag=_bare(found.meta["e_tag"]))
+        answer = self._client.get_object(Bucket=self.bucket, Key=key)
+        return Version(data=bytes(answer["Body"].read()), etag=_bare(answer["ETag"]))
 
     def put(self, path: str, data: bytes) -> None:
         """Put the object in one request, or in parts where it is large."""
@@ -137,15 +143,43 @@ class S3Storage:
         with self._errors(path):
             obstore.put(self._store, key, data)
 
-    def put_if_absent(self, path: str, data: bytes) -> bool:
+    def put_if_absent(self, path: str, data: bytes) -> str | None:
         """Put with `If-None-Match: *`."""
+        return self._put_if(path, data, "create")
+
+    def put_if_match(self, path: str, data: bytes, etag: str) -> str | None:
+        """Put with `If-Match`."""
+        return self._put_if(path, data, {"e_tag": f'"{etag}"'})
+
+    def _put_if(self, path: str, data: bytes, mode: PutMode) -> str | None:
         key = self._key_to_put(path)
+        before = _bare(mode["e_tag"]) if isinstance(mode, dict) else None
         with self._errors(path):
-            try:
-                obstore.put(self._store, key, data, mode="create", use_multipart=False)
-            except obstore_errors.AlreadyExistsError:
-                return False
-            return True
+            for _ in range(_CONDITION_TRIES):
+                try:
+                    put = obstore.put(self._store, key, data, mode=mode, use_multipart=False)
+                except (*_UNMET, *_MISSING):
+                    held = self.find(path)
+                    # A put that went through is sent again where its answer was lost, and refused.
+                    if held is not None and held.data == data:
+                        return held.etag
+                    if (None if held is None else held.etag) != before:
+                        return None
+                    # Refused though the condition holds: a delete is under way, or it erred.
+                    time.sleep(_CONDITION_PAUSE_S)
+                else:
+                    return _bare(put["e_tag"])
+        uri = self.uri(path)
+        raise StorageUnavailable(
+            f"{uri}: the object store refuses a conditional put although its condition holds",
+            uri=uri,
+        )
+
+    def delete(self, path: str) -> None:
+        """Remove the object, if it is there."""
+        key = self._key_to_put(path)
+        with self._errors(path), suppress(*_MISSING):
+            obstore.delete(self._store, key)
 
     def _key(self, path: str) -> str:
         return f"{self.prefix}/{path}" if self.prefix else path
@@ -207,6 +241,10 @@ class S3Storage:
             f" bucket {self.bucket!r};"
             " check key, secret and policy"
         )
+
+
+def _bare(etag: str | None) -> str:
+    return (etag or "").strip('"')
 
 
 def _is_plain(key: str) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from engine.batch.budget import Budget
 from engine.batch.call import Account, Caller, RetryRule
+from engine.batch.ledger import Log, on_record
 from engine.batch.route import Route
 from engine.client import Client
 from engine.endpoint import Endpoint
@@ -34,6 +35,7 @@ async def run(
     max_in_flight: int | None = None,
     retry: RetryRule = _DEFAULT_RETRY,
     budget: Budget | None = None,
+    log: Log | None = None,
 ) -> AsyncIterator[Result]:
     """Yield exactly one result per request, as they finish.
 
@@ -44,6 +46,7 @@ async def run(
         max_in_flight: Requests under way at the same time; the profile's limit where None.
         retry: What to do when an endpoint is unavailable.
         budget: What all calls together may spend; requests beyond it end as `over_budget`.
+        log: Has each request before its first call goes out, and each result before it is yielded.
 
     Raises:
         EngineMisconfigured: The endpoint refuses every request of this kind.
@@ -62,7 +65,7 @@ async def run(
             Caller(line, client, retry, budget or Budget(), is_last=number == last)
             for number, (line, client) in enumerate(zip(route.lines, clients, strict=True))
         ]
-        feeder = asyncio.create_task(_feed(requests, _Sender(callers), limit, done))
+        feeder = asyncio.create_task(_feed(requests, _Sender(callers), done, limit=limit, log=log))
         try:
             while (item := await done.get()) is not _END:
                 if isinstance(item, BaseException):
@@ -77,8 +80,10 @@ async def run(
 async def _feed(
     requests: AsyncIterable[Request],
     sender: _Sender,
-    limit: int,
     done: asyncio.Queue[Result | BaseException | object],
+    *,
+    limit: int,
+    log: Log | None,
 ) -> None:
     """Start a task per request as places become free; put results, or what went wrong, in `done`.
 
@@ -90,7 +95,10 @@ async def _feed(
 
     async def one(request: Request, priority: int) -> None:
         try:
-            done.put_nowait(await sender.result(request, priority))
+            result = await sender.result(request, priority)
+            if log is not None:
+                log.note(result)
+            done.put_nowait(result)
         except Exception as exc:  # noqa: BLE001 - handed to the reader of `done`, which raises it
             done.put_nowait(exc)
         finally:
@@ -98,12 +106,13 @@ async def _feed(
 
     priority = 0
     try:
-        async for request in requests:
-            await places.acquire()
-            task = asyncio.create_task(one(request, priority))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            priority += 1
+        async with aclosing(on_record(requests, log)) as recorded:
+            async for request in recorded:
+                await places.acquire()
+                task = asyncio.create_task(one(request, priority))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                priority += 1
         await asyncio.gather(*tasks)
         done.put_nowait(_END)
     except asyncio.CancelledError:

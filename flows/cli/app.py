@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 
 from config.errors import ConfigError
 from config.load import known_pipelines, known_profiles
-from connectors.errors import ConnectorError, StorageError
+from connectors.errors import ConnectorError, DiskFull, StorageError
 from engine.errors import EngineError
 from flows.run.log import LOGGERS
 
@@ -175,7 +175,7 @@ def exit_codes(on_interrupt: Callable[[], str] = lambda: "interrupted") -> Itera
     try:
         yield
     except (ConfigError, StorageError) as exc:
-        _complain(exc, EXIT_INCOMPLETE if getattr(exc, "retryable", False) else EXIT_USAGE)
+        _complain(exc, EXIT_INCOMPLETE if _may_go_on(exc) else EXIT_USAGE)
     except (EngineError, ConnectorError) as exc:
         _complain(exc, EXIT_INCOMPLETE)
     except KeyboardInterrupt as exc:
@@ -185,6 +185,11 @@ def exit_codes(on_interrupt: Callable[[], str] = lambda: "interrupted") -> Itera
         os._exit(exc.code if isinstance(exc, Interrupted) else EXIT_INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _may_go_on(exc: Exception) -> bool:
+    """Tell whether the same command can go through later, as it is."""
+    return isinstance(exc, DiskFull) or getattr(exc, "retryable", False)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,6 +67,19 @@ def run(
             autocompletion=complete_runs,
         ),
     ] = None,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="With PIPELINE and --resume: go on although the pipeline has changed.",
+        ),
+    ] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="Write parts anew that were changed by hand or are missing."
+        ),
+    ] = False,
     prefect: Annotated[
         bool,
         typer.Option("--prefect", help="Report to the Prefect server of `headrace up`."),
@@ -87,7 +101,7 @@ def run(
       headrace run --resume 20261123T093000Z-4f2a --budget-usd 10
     """
     from flows.run.job import Options, make_job, new_run_id
-    from flows.run.resume import reopen
+    from flows.run.resume import reopen, with_pipeline
 
     options = Options(
         source=source,
@@ -102,20 +116,22 @@ def run(
     )
     run_id = new_run_id()
     with exit_codes(on_interrupt=_how_to_resume(resume or run_id)):
+        if accept_changes and (resume is None or pipeline is None):
+            raise ConfigError("--accept-changes goes with a pipeline and --resume")
         if resume is not None:
-            if pipeline is not None:
-                raise ConfigError(
-                    f"--resume goes on with the pipeline of that run; leave {pipeline!r} out"
-                )
             job = reopen(resume, sink, "resume", options)
+            if pipeline is not None:
+                job = with_pipeline(job, pipeline, accept_changes=accept_changes)
+            job = replace(job, rebuild=rebuild)
             finish(_in_process(job, as_json=as_json), as_json=as_json)
             return
         if pipeline is None:
             raise ConfigError(
                 "which pipeline? give a YAML file or one of: " + ", ".join(known_pipelines())
             )
-        job = make_job(pipeline, options, run_id=run_id)
-        if _reports_to_prefect(wanted=prefect):
+        job = replace(make_job(pipeline, options, run_id=run_id), rebuild=rebuild)
+        # A mend is done here and now; the run form has no such choice.
+        if not rebuild and _reports_to_prefect(wanted=prefect):
             manifest = _in_prefect(job, pipeline, options, as_json=as_json)
         else:
             manifest = _in_process(job, as_json=as_json)

@@ -16,7 +16,7 @@ from connectors.control_marks import disarm
 from connectors.document import Chunk, Document, Segment
 from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
 from engine.prompt import instructions, user_text
-from engine.request import Request, request_key
+from engine.request import Request, content_key, request_key
 from flows.report.words import counted
 from flows.run.labels import bind_labels
 from flows.run.prepare import PreparedStage, Way, prepare
@@ -43,7 +43,7 @@ class Asker:
         Raises:
             ConfigError: The engine cannot do what a stage wants.
         """
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._max_per_document = pipeline.chunk.max_per_document
         self.instructions = instructions(pipeline.shared)
         self.instructions_tokens = endpoint.counter.count(self.instructions)
@@ -93,21 +93,21 @@ class Asker:
             if segment.kind == "image" and segment.media
         )
         readable = any(segment.kind != "image" for segment in chunk.segments)
-        if images and not self._endpoint.profile.capabilities.images:
+        if images and not self.endpoint.profile.capabilities.images:
             return self._unasked(
                 stage,
                 document,
                 chunk,
                 error_class="no_modality",
                 error=f"{len(images)} images without readable text, and engine"
-                f" {self._endpoint.profile.name!r} reads text only",
+                f" {self.endpoint.profile.name!r} reads text only",
             )
         inquiry = self._ask(
             stage,
             _Shown(
                 document=document, segments=chunk.segments, tokens=chunk.num_tokens, images=images
             ),
-            input_keys=[chunk.chunk_key, *_request_keys(upstream.values())],
+            input_keys=[chunk.chunk_key, *_result_keys(upstream.values())],
             outputs={name: answered.output for name, answered in upstream.items()},
         )
         saw = "text" if not images else "text+image" if readable else "image"
@@ -145,12 +145,12 @@ class Asker:
             name: [answered.output for answered in group if answered.output is not None]
             for name, group in upstream.items()
         }
-        num_tokens = self._endpoint.counter.count(render(segments))
+        num_tokens = self.endpoint.counter.count(render(segments))
         shown = _Shown(document=document, segments=segments, tokens=num_tokens)
         inquiry = self._ask(
             stage,
             shown,
-            input_keys=_request_keys(answers),
+            input_keys=_result_keys(answers),
             outputs=outputs,
             advice=f"it holds the {counted(len(segments), 'line')} that"
             f" {counted(len(answers), 'answer')} quoted: use larger chunks, so that there are fewer,"
@@ -160,9 +160,9 @@ class Asker:
 
     def room(self, stage: StageConfig) -> int:
         """Return how many tokens of material fit beside instructions, question and answer."""
-        overhead = self._endpoint.prompt_overhead(self.instructions, stage.prompt, stage.output)
+        overhead = self.endpoint.prompt_overhead(self.instructions, stage.prompt, stage.output)
         answer = self.stages[stage.name].answer_tokens
-        return self._endpoint.context_tokens - overhead - answer
+        return self.endpoint.context_tokens - overhead - answer
 
     def _ask(
         self,
@@ -195,6 +195,7 @@ class Asker:
             fingerprint=prepared.way.fingerprint,
             document=shown.document,
             chunk=None,
+            input_keys=tuple(input_keys),
             requests=tuple(by(prepared.way, sample) for sample in range(stage.samples)),
             again=by(prepared.again, 0) if prepared.again else None,
             segments={segment.label: segment for segment in shown.segments},
@@ -209,9 +210,9 @@ class Asker:
         """Return the question, without what differs from one way of asking to the other."""
         stage = prepared.config
         schema = bind_labels(stage.output, shown.segments)
-        enforced = self._endpoint.profile.capabilities.structured_output
+        enforced = self.endpoint.profile.capabilities.structured_output
         tail = user_text("", question, None if enforced else schema)
-        own_tokens = self._endpoint.counter.weigh([tail])[0] + TEMPLATE_MARGIN_TOKENS
+        own_tokens = self.endpoint.counter.weigh([tail])[0] + TEMPLATE_MARGIN_TOKENS
         return Request(
             request_key="",
             stage=stage.name,
@@ -231,12 +232,12 @@ class Asker:
     def _too_long(self, prepared: PreparedStage, request: Request, advice: str) -> str | None:
         """Return why the request does not fit the context, such as a question full of answers."""
         needed = request.prompt_tokens + prepared.answer_tokens
-        limit = self._endpoint.context_tokens
+        limit = self.endpoint.context_tokens
         if needed <= limit:
             return None
         return (
             f"the prompt has {request.prompt_tokens:,} tokens and the answer may have"
-            f" {prepared.answer_tokens:,}; engine {self._endpoint.profile.name!r} allows {limit:,};"
+            f" {prepared.answer_tokens:,}; engine {self.endpoint.profile.name!r} allows {limit:,};"
             f" {advice}"
         )
 
@@ -269,8 +270,20 @@ def _disarmed(value: object) -> object:
     return [_disarmed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _request_keys(answers: Iterable[Answered]) -> list[str]:
-    return [answered.result.request_key for answered in answers]
+def _result_keys(answers: Iterable[Answered]) -> list[str]:
+    """Return the keys of earlier answers: by what they say, so that a change asks anew and no other.
+
+    An answer names lines by their labels, so it counts with what it was about.
+    """
+    return [
+        content_key(
+            "result",
+            answered.inquiry.stage.name,
+            answered.inquiry.input_keys,
+            answered.result.output,
+        )
+        for answered in answers
+    ]
 
 
 def _by_chunk(groups: Iterable[Sequence[Answered]]) -> list[list[Answered]]:

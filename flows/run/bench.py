@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ from engine.profile import Profile
 from engine.server import cache_tokens
 from engine.tokens import image_tokens
 from flows.run.ask import Asker
+from flows.run.claims import Claims
+from flows.run.flights import Flights
 from flows.run.job import Job
+from flows.run.keys import reading_key, work_key
 from flows.run.passwords import Passwords
 from flows.run.prepare import check_fit
 from flows.run.progress import Progress
@@ -78,8 +81,14 @@ class Bench(Room):
     cancelled: threading.Event
     """Set when the bench closes, so that shards still in work stop soon."""
     in_work: Shift
-    at_once: int
-    """Shards in work at the same time."""
+    claims: Claims
+    flights: Flights
+    reading_key: str
+    work_key: str
+    copies: dict[str, str] = field(default_factory=dict)
+    """Shard of each content that the sink has answers about, by document key."""
+    hopeless: threading.Event = field(default_factory=threading.Event)
+    """Set when the failure limit cannot be kept any more, so that no further shard is begun."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -89,7 +98,7 @@ class Bench(Room):
     @property
     def max_in_flight(self) -> int:
         """Requests one shard may have in flight, so that all shards stay within the profile."""
-        return max(1, self.route.max_in_flight // self.at_once)
+        return max(1, self.route.max_in_flight // self.in_work.num_expected)
 
 
 def open_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
@@ -159,8 +168,14 @@ class Shift:
 
     def __init__(self, places: int) -> None:
         self._places = threading.Semaphore(places)
+        self.num_expected = places
+        """Shards in work at the same time, fewer than there are places where no more are left."""
         self._count = 0
         self._changed = threading.Condition()
+
+    def expect(self, number: int) -> None:
+        """Say that there are no more than so many shards."""
+        self.num_expected = max(1, min(self.num_expected, number))
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -213,7 +228,7 @@ def open_bench(
     notify: Callable[[str], None],
     *,
     spent: Amount | None = None,
-    at_once: int = 1,
+    at_once: int = NUM_SHARDS_AT_ONCE,
 ) -> Iterator[Bench]:
     """Open storage, engine and readers, and close them again.
 
@@ -244,6 +259,7 @@ def open_bench(
         at_once = min(at_once, route.max_in_flight)
         cancelled, in_work = threading.Event(), Shift(at_once)
         rule = chunk_rule(job, endpoint, asker, room.lake)
+        claims = stack.enter_context(Claims(room.lake.storage, job.run_id))
         stack.callback(in_work.wait, SETTLE_S)
         stack.callback(cancelled.set)
         yield Bench(
@@ -262,7 +278,10 @@ def open_bench(
             budget=budget,
             cancelled=cancelled,
             in_work=in_work,
-            at_once=at_once,
+            claims=claims,
+            flights=Flights(),
+            reading_key=reading_key(job, rule),
+            work_key=work_key(job, rule, asker),
         )
 
 

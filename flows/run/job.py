@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,9 @@ from connectors.storage import Source, open_source
 from engine.request import ModeName
 
 Start = Literal["new", "resume", "retry"]
+
+_OF_THE_ATTEMPT = frozenset({"start", "rebuild"})
+"""What a run's later attempts do not take over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ class Job:
     start: Start = "new"
     """`resume`: shards that the run has committed are left alone, and answers that it has are not
     asked for again. `retry`: as resume, but shards with unanswered requests are opened again."""
+    rebuild: bool = False
+    """Write shards anew whose parts were changed by hand."""
 
     def open_source(self) -> Source:
         """Return the source, reached as the pipeline says."""
@@ -63,7 +67,9 @@ class Job:
 
     def as_json(self) -> dict[str, Any]:
         """Return what `job_from_json` needs to make it again, but for how it starts."""
-        values = {name: value for name, value in asdict(self).items() if name != "start"}
+        values = {
+            name: value for name, value in asdict(self).items() if name not in _OF_THE_ATTEMPT
+        }
         return {**values, "pipeline": self.pipeline.model_dump(mode="json")}
 
 
@@ -82,7 +88,9 @@ def job_from_json(value: dict[str, Any], start: Start) -> Job:
 
 def new_run_id() -> str:
     """Return a fresh run id that sorts by time, such as `20261123T093000Z-4f2a`."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    now = datetime.now(UTC)
+    # Of two runs that begin in one second the later one sorts behind the other too.
+    return f"{now:%Y%m%dT%H%M%SZ}-{now.microsecond * 65536 // 1_000_000:04x}"
 
 
 def make_job(

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from flows.run.bench import Bench
-from flows.run.commit import UNANSWERED, ShardReport, StageCount
+from flows.run.counts import ShardReport, StageCount, failures
+from flows.run.plan import Planner, Retry
 
 Verdict = Literal["complete", "over_failure_limit", "budget_reached", "incomplete"]
 
@@ -28,9 +29,15 @@ VERSIONED = (
 
 
 def manifest(
-    bench: Bench, total: ShardReport, *, num_listed: int, num_shards: int, started: datetime
+    bench: Bench,
+    total: ShardReport,
+    planner: Planner | Retry,
+    *,
+    num_shards: int,
+    started: datetime,
 ) -> dict[str, Any]:
     """Return the manifest of a run whose shards add up to `total`."""
+    num_unchanged = sum(planner.unchanged.values())
     job, endpoint = bench.job, bench.endpoint
     config = job.pipeline.model_dump(mode="json")
     stages = {stage.name: StageCount() for stage in job.pipeline.stages} | dict(total.stages)
@@ -40,7 +47,7 @@ def manifest(
     return {
         "run_id": job.run_id,
         "pipeline": job.pipeline.name,
-        "verdict": _verdict(bench, total, num_listed),
+        "verdict": _verdict(bench, total, planner.num_listed - num_unchanged),
         "started": started.isoformat(timespec="seconds"),
         "finished": finished.isoformat(timespec="seconds"),
         "seconds": round((finished - started).total_seconds(), 3),
@@ -56,10 +63,12 @@ def manifest(
             "token_counter": endpoint.counter.name,
             "fallback": [line.endpoint.profile.name for line in bench.route.lines[1:]],
         },
-        "documents": {"listed": num_listed, **total.documents}
-        | ({"left": total.num_left} if total.num_left else {}),
+        "documents": {"listed": planner.num_listed, **total.documents}
+        | ({"left": total.num_left} if total.num_left else {})
+        | ({"unchanged": num_unchanged} if num_unchanged else {}),
         "rejected": dict(total.rejected),
         "shards": num_shards,
+        "sent_again": total.num_sent_again,
         "chunks": total.num_chunks,
         "chunk_max_tokens": bench.rule.max_tokens,
         "stages": {
@@ -104,12 +113,14 @@ def manifest(
     }
 
 
-def _verdict(bench: Bench, total: ShardReport, num_listed: int) -> Verdict:
-    adds_up = total.num_documents + total.num_left == num_listed and all(
+def _verdict(bench: Bench, total: ShardReport, num_documents: int) -> Verdict:
+    adds_up = total.num_documents + total.num_left == num_documents and all(
         sum(stage.outcomes.values()) == stage.num_inputs for stage in total.stages.values()
     )
     if not adds_up:
         return "incomplete"
+    if bench.hopeless.is_set():
+        return "over_failure_limit"
     if total.num_left or any(stage.outcomes.get("over_budget") for stage in total.stages.values()):
         return "budget_reached"
     over = _rate(total) > bench.job.pipeline.failure_limit
@@ -119,10 +130,3 @@ def _verdict(bench: Bench, total: ShardReport, num_listed: int) -> Verdict:
 def _rate(total: ShardReport) -> float:
     asked, unanswered = failures(total)
     return unanswered / asked if asked else 0.0
-
-
-def failures(total: ShardReport) -> tuple[int, int]:
-    """Return how many inquiries were asked and how many of them ended without an answer."""
-    outcomes = [item for stage in total.stages.values() for item in stage.outcomes.items()]
-    asked = sum(count for outcome, count in outcomes if outcome != "skipped")
-    return asked, sum(count for outcome, count in outcomes if outcome in UNANSWERED)

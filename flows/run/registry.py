@@ -6,6 +6,7 @@ these files only means naming the sink again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from config.errors import ConfigError
 from config.load import load_surroundings
+from connectors.errors import DiskFull
 from connectors.sinks.lake import Lake
 from connectors.storage import Access
 from engine.process import ProcessMark, start_mark
@@ -77,6 +79,7 @@ def update(
 
     Raises:
         ConfigError: The state folder cannot be written.
+        DiskFull: Its disk is full.
     """
     entry = replace(entry, verdict=verdict or entry.verdict, progress=progress or entry.progress)
     folder = runs_folder()
@@ -86,7 +89,8 @@ def update(
         staged.write_text(json.dumps(asdict(entry)), encoding="utf-8")
         staged.replace(folder / f"{entry.run_id}.json")
     except OSError as exc:
-        raise ConfigError(
+        full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise (DiskFull if full else ConfigError)(
             f"state folder {str(folder)!r}: {exc.strerror}; free space, or set HEADRACE_STATE to a"
             " folder that can be written"
         ) from exc

@@ -5,30 +5,32 @@ What the run has done is read from its folder in the sink; the machine that made
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from config.errors import ConfigError
-from config.load import resolve_engine
+from config.load import find_pipeline, load_pipeline, resolve_engine
 from connectors.sinks.lake import Lake
 from engine.batch import Amount
-from engine.request import Result
-from flows.run.answers import Answers
-from flows.run.commit import UNANSWERED, ShardReport, StageCount, marker_path, report_from_json
+from flows.run.counts import ShardReport, report_from_json
 from flows.run.job import Job, Options, job_from_json
-from flows.run.plan import ShardPlan
+from flows.run.ledger import journal_spent, journaled
 from flows.run.registry import find_run, known_runs, open_sink
+
+_READ_AT_ONCE = 16
+
+
+def marker_path(run_id: str, shard: str = "") -> str:
+    """Return where the shard's marker lies: its report, put after its parts."""
+    return f"runs/{run_id}/shards/{shard}.json" if shard else f"runs/{run_id}/shards/"
 
 
 def job_path(run_id: str) -> str:
     """Return where a run's resolved job lies in its sink."""
     return f"runs/{run_id}/run.json"
-
-
-def plan_path(run_id: str) -> str:
-    """Return where a run's plan lies in its sink."""
-    return f"runs/{run_id}/plan.json"
 
 
 def manifest_path(run_id: str) -> str:
@@ -108,6 +110,57 @@ def reopen(
     return _changed(job, options or Options())
 
 
+_FIXED = ("name", "include", "shared", "reader", "chunk", "stages", "documents_per_shard")
+"""Keys of a pipeline that decide what its rows say."""
+
+
+def with_pipeline(job: Job, pipeline: str, *, accept_changes: bool) -> Job:
+    """Return the job of a run that goes on, with its pipeline as the file has it now.
+
+    Args:
+        job: The run, as its folder tells.
+        pipeline: The pipeline's file or name.
+        accept_changes: Whether it may differ from what the run began with.
+
+    Raises:
+        ConfigError: It differs; the message says in what.
+    """
+    now = load_pipeline(find_pipeline(pipeline), {}, ())
+    before, after = (
+        config.model_dump(mode="json", include=set(_FIXED)) for config in (job.pipeline, now)
+    )
+    differing = sorted(_differing(before, after))
+    if not differing:
+        return job
+    if before["name"] != after["name"]:
+        raise ConfigError(
+            f"run {job.run_id} is of pipeline {before['name']!r}, and {pipeline} is {after['name']!r}"
+        )
+    if not accept_changes:
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise ConfigError(
+            f"{pipeline} has changed since run {job.run_id} began: {', '.join(differing[:5])}{more}."
+            " Put it back, leave the pipeline out to go on with what the run began with, or let the"
+            " change re-plan what it touches with --accept-changes"
+        )
+    update = {name: getattr(now, name) for name in _FIXED}
+    return replace(job, pipeline=job.pipeline.model_copy(update=update))
+
+
+def _differing(before: object, after: object, key: str = "") -> Iterator[str]:
+    """Yield the keys, with dots, under which two JSON values differ; stages go by their name."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in before.keys() | after.keys():
+            yield from _differing(before.get(name), after.get(name), f"{key}.{name}".lstrip("."))
+    elif key == "stages" and isinstance(before, list) and isinstance(after, list):
+        first, second = ({stage["name"]: stage for stage in found} for found in (before, after))
+        yield from _differing(first, second, key)
+        if [*first] != [*second] and first.keys() == second.keys():
+            yield "stages (their order)"
+    elif before != after:
+        yield key
+
+
 def _changed(job: Job, options: Options) -> Job:
     fixed = {"source": options.source, "mode": options.mode, "limit": options.limit}
     given = [name for name, value in fixed.items() if value is not None]
@@ -126,46 +179,28 @@ def _changed(job: Job, options: Options) -> Job:
     return replace(job, pipeline=pipeline.model_copy(update=update))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """What earlier attempts of a run have done."""
-
-    reports: tuple[ShardReport, ...] = ()
-    """Reports of shards that stand as they are."""
-    spent: Amount = field(default_factory=Amount)
-    """What they took of the budget, open shards' saved answers included."""
-
-
-def load_done(job: Job, lake: Lake, shards: list[ShardPlan]) -> Done:
-    """Return what stands of a run's earlier attempts; nothing for a new run."""
+def load_markers(job: Job, lake: Lake, shards: Collection[str]) -> list[ShardReport]:
+    """Return the reports of those shards that earlier attempts of the run have done."""
     if job.start == "new":
-        return Done()
-    reports, spent = [], Amount()
-    for shard in shards:
-        marker = lake.find_json(marker_path(job.run_id, shard.shard))
-        report = report_from_json(marker) if marker is not None else None
-        if report is not None and not _is_open(job, report):
-            reports.append(report)
-            for stage in report.stages.values():
-                spent += _of_stage(stage)
-            continue
-        answers = Answers(lake, job.run_id, shard.shard)
-        answers.load("resume")
-        for result in answers.results():
-            spent += _of_result(result)
-    return Done(reports=tuple(reports), spent=spent)
+        return []
+    there = {Path(item.path).stem for item in lake.storage.list(marker_path(job.run_id))}
+    with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+        paths = [marker_path(job.run_id, shard) for shard in sorted(there & set(shards))]
+        found = list(threads.map(lake.find_json, paths))
+    return [report_from_json(value) for value in found if value is not None]
 
 
-def _is_open(job: Job, report: ShardReport) -> bool:
-    """Tell whether a committed shard has requests that this attempt sends again."""
-    again = {"over_budget"} if job.start == "resume" else UNANSWERED
-    return any(stage.outcomes.get(outcome) for stage in report.stages.values() for outcome in again)
-
-
-def _of_stage(stage: StageCount) -> Amount:
-    return Amount(tokens=stage.prompt_tokens + stage.completion_tokens, usd=stage.cost_usd or 0.0)
-
-
-def _of_result(result: Result) -> Amount:
-    usage = result.usage
-    return Amount(tokens=usage.prompt_tokens + usage.completion_tokens, usd=result.cost_usd or 0.0)
+def spent_before(job: Job) -> Amount:
+    """Return what earlier attempts of the run took of its budget, shards in the middle included."""
+    if job.start == "new":
+        return Amount()
+    lake = job.open_lake()
+    there = {Path(item.path).stem for item in lake.storage.list(marker_path(job.run_id))}
+    reports = {report.shard: report for report in load_markers(job, lake, there)}
+    total = Amount()
+    for report in reports.values():
+        total += Amount(tokens=report.paid_tokens, usd=report.paid_usd)
+    for shard in journaled(lake):
+        counted = reports[shard].claims if shard in reports else ()
+        total += journal_spent(lake, shard, job.run_id, counted)
+    return total

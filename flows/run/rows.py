@@ -26,6 +26,8 @@ class Inquiry:
     document: Document
     chunk: Chunk | None
     """None for a stage over the whole document."""
+    input_keys: tuple[str, ...] = ()
+    """Keys of what the model is shown: of the chunk, and of earlier answers."""
     requests: tuple[Request, ...] = ()
     """One per sample; none where nothing is asked: `unasked` says why."""
     again: Request | None = None

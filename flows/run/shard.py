@@ -1,4 +1,4 @@
-"""Processes one shard: read, chunk, ask, write. The unit of work of a Prefect task.
+"""Processes one shard: claim, read, chunk, ask, write. The unit of work of a Prefect task.
 
 A document's chunks are asked about while the next documents are still being read. Nothing is
 written before every inquiry of the shard has its end, and counts are checked before the parts are
@@ -13,6 +13,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,17 +24,25 @@ from connectors.errors import DocumentRejected, StorageError, StorageUnavailable
 from connectors.storage import fetch
 from engine.batch import run as run_batch
 from engine.request import Request, Result
-from flows.run.answers import Answers
 from flows.run.bench import NUM_READERS, Bench, Room
-from flows.run.commit import ShardReport, commit_shard, left_alone
+from flows.run.claims import Claim
+from flows.run.commit import commit_shard
+from flows.run.counts import ShardReport, left_alone
 from flows.run.doubt import Settled, decide, doubt_about, num_allowed, settle
+from flows.run.flights import Withdrawn
 from flows.run.graph import levels
+from flows.run.held import HeldShard, fetch_images, load_held
+from flows.run.ledger import Ledger, load_answers
 from flows.run.plan import ShardPlan
 from flows.run.rows import Answered, Inquiry, close
 
 logger = logging.getLogger(__name__)
 
 _CANCEL_POLL_S = 0.2
+_LOST = (
+    "shard {shard}: its claim could not be renewed in time, so another run may have taken it over;"
+    " answers so far are kept. Resume the run"
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,39 +52,76 @@ class ReadDocument:
     document: Document
     chunks: Sequence[Chunk]
     media_dir: Path
+    is_held: bool = False
+    """Whether it comes from the sink's own parts, and its media are there too."""
     answers: dict[str, list[Answered]] = field(default_factory=lambda: defaultdict(list))
     """By stage, in reading order."""
 
 
-def process_shard(bench: Bench, plan: ShardPlan) -> ShardReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A shard in work."""
+
+    bench: Bench
+    plan: ShardPlan
+    claim: Claim
+    ledger: Ledger
+    held: HeldShard
+    boarded: set[str] = field(default_factory=set)
+    """Requests that are this shard's to send, among all shards of the process."""
+
+
+def process_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> ShardReport:
     """Return the counts of the shard, after its parts are in the lake.
 
-    A shard that finds the budget reached is left alone. One that is interrupted saves the answers it
-    has, for the run's next attempt.
+    A shard that finds the budget reached, or the run hopeless, is left alone. One that is interrupted
+    keeps the answers it has, for whoever takes it up.
+
+    Args:
+        bench: What the run works with.
+        plan: The shard.
+        wait: Whether to wait for a shard that somebody else works on.
 
     Raises:
+        ShardClaimed: Another run works on it.
         StorageUnavailable: Source or sink does not answer.
         EngineMisconfigured: The endpoint refuses every request.
     """
     with bench.in_work():
-        return _process(bench, plan)
+        if bench.budget.is_reached or bench.hopeless.is_set():
+            return left_alone(plan.shard, len(plan.sources))
+        with open_shard(bench, plan, wait=wait) as shard:
+            return _process(shard)
 
 
-def _process(bench: Bench, plan: ShardPlan) -> ShardReport:
-    if bench.budget.is_reached:
-        return left_alone(plan)
-    answers = Answers(bench.lake, bench.job.run_id, plan.shard)
-    answers.load(bench.job.start)
-    with ThreadPoolExecutor(NUM_READERS, thread_name_prefix=f"read-{plan.shard}") as threads:
-        reading = [threads.submit(read, bench, plan.shard, source) for source in plan.sources]
-        try:
-            work = ask_all(bench, reading, answers)
-            documents = asyncio.run(_until_cancelled(bench, work))
-        finally:
-            answers.save()
-            for future in reading:
-                future.cancel()
-    report = commit_shard(bench, plan, documents)
+@contextmanager
+def open_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Iterator[Shard]:
+    """Claim a shard and open what is known of it, and give it back.
+
+    Raises:
+        ShardClaimed: Another run works on it.
+        StorageError: The sink cannot be read or written.
+    """
+    with bench.claims.take(plan.shard, wait=wait) as claim:
+        ledger = Ledger(bench.lake, bench.job.run_id, bench.job.start, claim)
+        held = load_held(bench.lake, plan.shard, bench.reading_key)
+        yield Shard(bench=bench, plan=plan, claim=claim, ledger=ledger, held=held)
+
+
+def _process(shard: Shard) -> ShardReport:
+    bench, plan, ledger = shard.bench, shard.plan, shard.ledger
+    try:
+        with ThreadPoolExecutor(NUM_READERS, thread_name_prefix=f"read-{plan.shard}") as threads:
+            reading = [threads.submit(read, shard, source) for source in plan.sources]
+            try:
+                documents = asyncio.run(_until_cancelled(shard, ask_all(shard, reading)))
+            finally:
+                ledger.save()
+                for future in reading:
+                    future.cancel()
+        report = commit_shard(shard, documents)
+    finally:
+        bench.flights.leave(shard.boarded)
     logger.info(
         "run_id=%s shard=%s documents=%d chunks=%d committed",
         bench.job.run_id,
@@ -86,23 +132,47 @@ def _process(bench: Bench, plan: ShardPlan) -> ShardReport:
     return report
 
 
-def read(bench: Bench, shard: str, source: SourceRef) -> ReadDocument:
+def read(shard: Shard, source: SourceRef) -> ReadDocument:
     """Return one object's document and chunks; a bad object becomes a rejected document."""
-    document, chunks, media_dir = read_chunks(bench, shard, source, bench.rule)
+    bench = shard.bench
+    held = shard.held.find(source)
+    if held is not None:
+        media_dir = _folder(bench, shard.plan.shard, source) / "media"
+        media_dir.mkdir(parents=True, exist_ok=True)
+        document, chunks = held
+        found = ReadDocument(document=document, chunks=chunks, media_dir=media_dir, is_held=True)
+    else:
+        document, chunks, media_dir = read_chunks(bench, shard.plan.shard, source, bench.rule)
+        found = ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
+        _take_over_answers(shard, document.document_key)
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))
     expected = sum(
         stage.samples * (asked if stage.over == "chunk" else bool(chunks))
         for stage in bench.job.pipeline.stages
     )
     bench.progress.add(read=1, chunks=len(chunks), expected=expected)
-    return ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
+    return found
+
+
+def _take_over_answers(shard: Shard, document_key: str) -> None:
+    """Take what another shard was answered about a copy of the document."""
+    other = shard.bench.copies.get(document_key)
+    if other is None or other == shard.plan.shard:
+        return
+    for key, result in load_answers(shard.bench.lake, other):
+        if key == document_key:
+            shard.ledger.keep(result)
+
+
+def _folder(room: Room, shard: str, source: SourceRef) -> Path:
+    return room.scratch / shard / hashlib.sha256(source.path.encode()).hexdigest()[:16]
 
 
 def read_chunks(
     room: Room, shard: str, source: SourceRef, rule: ChunkRule
 ) -> tuple[Document, list[Chunk], Path]:
     """Fetch and read one object and cut it into chunks; return also where its JPEGs lie."""
-    folder = room.scratch / shard / hashlib.sha256(source.path.encode()).hexdigest()[:16]
+    folder = _folder(room, shard, source)
     media_dir = folder / "media"
     media_dir.mkdir(parents=True, exist_ok=True)
     document = _read_document(room, source, folder, media_dir)
@@ -161,20 +231,35 @@ def _failed_units(failed: Sequence[Unit], total: int) -> str:
 
 
 async def _until_cancelled(
-    bench: Bench, work: Coroutine[None, None, list[ReadDocument]]
+    shard: Shard, work: Coroutine[None, None, list[ReadDocument]]
 ) -> list[ReadDocument]:
-    """Do the work, but give up soon after the bench has been closed."""
+    """Do the work, but give up soon after the bench has been closed or the claim is lost.
+
+    Raises:
+        StorageError: The journal cannot be written, or the claim is lost.
+    """
     task = asyncio.ensure_future(work)
-    while not task.done():
-        await asyncio.wait({task}, timeout=_CANCEL_POLL_S)
-        if bench.cancelled.is_set():
-            task.cancel()
-    return task.result()
+    flushing = asyncio.ensure_future(shard.ledger.keep_flushing())
+    try:
+        while not task.done():
+            await asyncio.wait(
+                {task, flushing}, timeout=_CANCEL_POLL_S, return_when="FIRST_COMPLETED"
+            )
+            if shard.bench.cancelled.is_set() or shard.claim.is_lost or flushing.done():
+                task.cancel()
+                await asyncio.wait({task})
+                break
+        if flushing.done():
+            flushing.result()
+        if shard.claim.is_lost:
+            raise StorageError(_LOST.format(shard=shard.plan.shard), uri=shard.bench.lake.url)
+        return task.result()
+    finally:
+        flushing.cancel()
+        await asyncio.wait({flushing})
 
 
-async def ask_all(
-    bench: Bench, reading: Sequence[Future[ReadDocument]], answers: Answers
-) -> list[ReadDocument]:
+async def ask_all(shard: Shard, reading: Sequence[Future[ReadDocument]]) -> list[ReadDocument]:
     """Ask every stage about every unit, level by level; the first level while reading goes on."""
     documents: list[ReadDocument] = []
 
@@ -188,30 +273,31 @@ async def ask_all(
         for read in documents:
             yield read
 
-    for number, stages in enumerate(levels(bench.job.pipeline.stages)):
-        await _ask_level(bench, stages, arriving() if number == 0 else arrived(), answers)
+    for number, stages in enumerate(levels(shard.bench.job.pipeline.stages)):
+        await _ask_level(shard, stages, arriving() if number == 0 else arrived())
     return documents
 
 
 async def _ask_level(
-    bench: Bench,
-    stages: Sequence[StageConfig],
-    documents: AsyncIterator[ReadDocument],
-    answers: Answers,
+    shard: Shard, stages: Sequence[StageConfig], documents: AsyncIterator[ReadDocument]
 ) -> None:
     """Ask one level's inquiries, then those again whose answer is doubtful, and close them all."""
     waiting: list[tuple[ReadDocument, Inquiry]] = []
+    ledger = shard.ledger
 
     async def first() -> AsyncIterator[Request]:
         async for document in documents:
-            for inquiry in _inquiries(bench, stages, document):
+            for inquiry in _inquiries(shard.bench, stages, document):
                 waiting.append((document, inquiry))
                 for request in inquiry.requests:
+                    if document.is_held and request.images and not ledger.find(request.request_key):
+                        key = document.document.document_key
+                        await asyncio.to_thread(fetch_images, shard.bench.lake, key, request.images)
                     yield request
 
-    await _send(bench, first(), answers)
+    await _send(shard, first())
     settled = [
-        settle(inquiry.stage, _found(inquiry.requests, answers)) if inquiry.requests else None
+        settle(inquiry.stage, _found(inquiry.requests, ledger)) if inquiry.requests else None
         for _, inquiry in waiting
     ]
     doubts = _doubts([inquiry for _, inquiry in waiting], settled)
@@ -220,17 +306,17 @@ async def _ask_level(
         for request, _ in doubts.values():
             yield request
 
-    await _send(bench, again(), answers)
+    await _send(shard, again())
     for number, (document, inquiry) in enumerate(waiting):
         end = settled[number]
         if end is not None and number in doubts:
             request, reason = doubts[number]
-            end = decide(end, _found([request], answers)[0], reason)
+            end = decide(end, _found([request], ledger)[0], reason)
         document.answers[inquiry.stage.name].append(close(inquiry, end))
 
 
-def _found(requests: Sequence[Request], answers: Answers) -> list[Result]:
-    results = [answers.find(request.request_key) for request in requests]
+def _found(requests: Sequence[Request], ledger: Ledger) -> list[Result]:
+    results = [ledger.find(request.request_key) for request in requests]
     return [result for result in results if result is not None]
 
 
@@ -252,27 +338,69 @@ def _doubts(
     return doubts
 
 
-async def _send(bench: Bench, requests: AsyncIterator[Request], answers: Answers) -> None:
-    """Send the requests that have no answer yet, and keep what comes back."""
+async def _send(shard: Shard, requests: AsyncIterator[Request]) -> None:
+    """Send the requests that have no answer yet and that no other shard is sending."""
+    bench, ledger = shard.bench, shard.ledger
+    elsewhere: list[tuple[Request, Future[Result]]] = []
 
     async def unanswered() -> AsyncIterator[Request]:
-        sent: set[str] = set()
+        seen: set[str] = set()
         async for request in requests:
             # Two copies of a document ask the same question: it is sent once.
-            if request.request_key in sent:
+            if request.request_key in seen:
                 continue
-            sent.add(request.request_key)
+            seen.add(request.request_key)
             bench.progress.add(requests=1)
-            known = answers.find(request.request_key)
-            if known is None:
-                yield request
-            else:
+            known = ledger.find(request.request_key)
+            if known is not None:
                 bench.progress.add_result(known)
+                continue
+            flight = bench.flights.board(request.request_key)
+            if flight is not None:
+                elsewhere.append((request, flight))
+                continue
+            shard.boarded.add(request.request_key)
+            yield request
 
-    limit, budget = bench.max_in_flight, bench.budget
-    batch = run_batch(unanswered(), bench.route, max_in_flight=limit, budget=budget)
+    await _send_batch(shard, unanswered())
+    left = await _arrived_elsewhere(shard, elsewhere)
+
+    async def withdrawn() -> AsyncIterator[Request]:
+        for request in left:
+            yield request
+
+    if left:
+        await _send_batch(shard, withdrawn())
+
+
+async def _arrived_elsewhere(
+    shard: Shard, flights: Sequence[tuple[Request, Future[Result]]]
+) -> list[Request]:
+    """Take the results that other shards were given, and return the requests they did not come to."""
+    left: list[Request] = []
+    for request, flight in flights:
+        try:
+            result = await asyncio.wrap_future(flight)
+        except Withdrawn:
+            left.append(request)
+        else:
+            shard.ledger.take_over(result)
+            shard.bench.progress.add_result(result)
+    return left
+
+
+async def _send_batch(shard: Shard, requests: AsyncIterator[Request]) -> None:
+    bench, ledger = shard.bench, shard.ledger
+    batch = run_batch(
+        requests,
+        bench.route,
+        max_in_flight=bench.max_in_flight,
+        budget=bench.budget,
+        log=ledger,
+    )
     async for result in batch:
-        answers.add(result)
+        if result.request_key in shard.boarded:
+            bench.flights.land(result)
         bench.progress.add_result(result)
         _log(bench, result)
 

@@ -22,6 +22,22 @@ def test_object_is_read_back_when_put(storage):
     assert storage.get("a/b.txt") == b"two"
 
 
+def test_replacement_goes_through_only_for_the_version_it_was_made_for(storage):
+    assert storage.put_if_match("part", b"new", "0" * 32) is None
+    first = storage.put_if_absent("part", b"one")
+    second = storage.put_if_match("part", b"two", first)
+    assert second not in {None, first}
+    assert storage.put_if_match("part", b"lost", first) is None
+    # Sent again, as after a lost answer, it is known for what was put.
+    assert storage.put_if_match("part", b"two", first) == second
+    assert storage.put_if_absent("part", b"two") == second
+    assert (storage.find("part").data, storage.find("part").etag) == (b"two", second)
+    assert {item.path: item.etag for item in storage.list()} == {"part": second}
+    storage.delete("part")
+    storage.delete("part")
+    assert storage.find("part") is None
+
+
 def test_first_writer_wins_when_two_put_if_absent(storage):
     assert storage.put_if_absent("claim.json", b"first")
     assert not storage.put_if_absent("claim.json", b"second")

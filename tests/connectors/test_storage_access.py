@@ -11,11 +11,13 @@ from botocore.credentials import Credentials, RefreshableCredentials
 
 from connectors.errors import StorageError, StorageUnavailable
 from connectors.sinks.lake import Lake
-from connectors.sinks.parquet import DOCUMENTS
+from connectors.sinks.parquet import DOCUMENTS, to_parquet
 from connectors.storage import Access, open_storage
 from connectors.storage.access import Keys
 from tests.fakes.object_store import ARCHIVE, OPEN_DATA
 from tests.fakes.s3_server import FakeStore
+
+PART = "documents/s00000.parquet"
 
 
 class Issuer:
@@ -94,7 +96,7 @@ def test_keys_are_renewed_when_they_expire(object_store, bucket, profiles, tmp_p
         environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"], timedelta(hours=1)
     )
     eventually(lambda: storage.put("a.txt", b"x"))
-    eventually(lambda: lake.put_part("documents", "s00000", [], DOCUMENTS))
+    eventually(lambda: lake.put_part(PART, to_parquet([], DOCUMENTS), history="old"))
     assert lake.read_table("documents").height == 0
     before = issuer.num_calls
     for _ in range(20):
@@ -197,7 +199,7 @@ def test_requests_are_unsigned_when_anonymous_though_there_are_keys(bucket, monk
 
 
 def test_public_bucket_is_read_and_not_written_when_anonymous(bucket):
-    Lake(f"s3://{OPEN_DATA}/lake").put_part("documents", "s00000", [], DOCUMENTS)
+    Lake(f"s3://{OPEN_DATA}/lake").put_part(PART, to_parquet([], DOCUMENTS), history="old")
     lake = Lake(f"s3://{OPEN_DATA}/lake", Access(anonymous=True))
     assert lake.read_table("documents").height == 0
     with pytest.raises(StorageError, match="is not public; leave `anonymous` out"):

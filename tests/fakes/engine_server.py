@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 MODEL = "fake-model"
@@ -71,7 +72,19 @@ class FakeEngine:
         max_model_len: int = 8192,
         script: Script | None = None,
         api_key: str | None = None,
+        latency_s: float = 0.0,
+        log: Path | None = None,
     ) -> None:
+        """Serve on a port of 127.0.0.1, any free one where 0.
+
+        Args:
+            port: Where it listens.
+            max_model_len: Context it tells of, in tokens.
+            script: What goes wrong.
+            api_key: Key that it asks for.
+            latency_s: Seconds that every answer takes.
+            log: File that gets one JSON line per call as it arrives, which is when it is paid.
+        """
         self.calls: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.in_flight = 0
@@ -79,6 +92,8 @@ class FakeEngine:
         self.max_model_len = max_model_len
         self.script = script
         self.api_key = api_key
+        self.latency_s = latency_s
+        self._log = None if log is None else log.open("a", encoding="utf-8")
         self.lock = threading.Lock()
         self.prefixes: set[str] = set()
         self._server = _Server(("127.0.0.1", port), _handler(self))
@@ -95,6 +110,14 @@ class FakeEngine:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def note(self, body: Mapping[str, Any]) -> None:
+        """Write down a call; the caller holds the lock."""
+        if self._log is not None:
+            text = json.dumps(body["messages"], sort_keys=True)
+            key = hashlib.sha256(text.encode()).hexdigest()[:16]
+            self._log.write(json.dumps({"call": key}) + "\n")
+            self._log.flush()
 
     def serve_until_killed(self) -> None:
         self._server.serve_forever()
@@ -150,6 +173,7 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             with engine.lock:
                 number = len(engine.calls)
                 engine.calls.append(body)
+                engine.note(body)
                 engine.headers.append(dict(self.headers))
                 engine.in_flight += 1
                 engine.most_in_flight = max(engine.most_in_flight, engine.in_flight)
@@ -169,6 +193,7 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             return False
 
         def _complete(self, number: int, body: Mapping[str, Any]) -> None:
+            time.sleep(engine.latency_s)
             fault = engine.script(number, body) if engine.script else None
             if fault is not None and fault.hang_s:
                 time.sleep(fault.hang_s)
@@ -314,8 +339,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--max-model-len", type=int, default=262_144)
-    arguments = parser.parse_args()
-    engine = FakeEngine(port=arguments.port, max_model_len=arguments.max_model_len)
+    parser.add_argument("--latency-s", type=float, default=0.0)
+    parser.add_argument("--log", type=Path)
+    engine = FakeEngine(**vars(parser.parse_args()))
     sys.stdout.write(json.dumps({"url": engine.url}) + "\n")
     sys.stdout.flush()
     engine.serve_until_killed()

@@ -25,6 +25,13 @@ def two_ports():
             return port
 
 
+def below(pid):
+    """Return the processes below `pid`."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    children = [int(line) for line in found.stdout.split()]
+    return children + [one for child in children for one in below(child)]
+
+
 class Stack:
     """`headrace up` in a state folder of its own."""
 
@@ -85,6 +92,19 @@ class Stack:
                 return run
             time.sleep(0.3)
         raise AssertionError(f"still {run['state']} after {limit_s} s")
+
+    def runs(self, name):
+        """Return the flow runs of a deployment."""
+        chosen = {"flow_runs": {"deployment_id": {"any_": [self.deployment(name)["id"]]}}}
+        return self.api("flow_runs/filter", chosen)[1]
+
+    def heartbeats(self, run_id):
+        """Return the heartbeats of a flow run that the server has."""
+        chosen = {
+            "event": {"name": ["prefect.flow-run.heartbeat"]},
+            "resource": {"id": [f"prefect.flow-run.{run_id}"]},
+        }
+        return self.api("events/filter", {"filter": chosen})[1]["events"]
 
     def artifacts(self, run_id):
         chosen = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}

@@ -1,0 +1,217 @@
+"""The figures of a shard and of a run: what went in, what came out, what it took."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from flows.run.rows import Answered
+
+
+class CountMismatch(RuntimeError):
+    """Rows in are not rows out: a defect of this program, so the shard is not committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Inquiries of one stage that ended the same bad way."""
+
+    outcome: str
+    error_class: str
+    count: int
+    example: str
+    """The message of one of them, with its document."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCount:
+    """One stage's figures over a shard or a run."""
+
+    num_inputs: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    cached_tokens: int | None = None
+    """None where the endpoint does not report it."""
+    planned_cached_tokens: int = 0
+    """Prompt tokens that repeat what an earlier request began with: what a prefix cache can save."""
+    completion_tokens: int = 0
+    cost_usd: float | None = None
+    """None where the profile has no prices."""
+    modes: Mapping[str, int] = field(default_factory=dict)
+    """Answers by the mode that was observed, and `none`."""
+    mode_notes: Mapping[str, int] = field(default_factory=dict)
+    """Answers by what was noted about their mode."""
+    num_mismatched: int = 0
+    """Answers observed in another mode than asked for."""
+    num_escalated: int = 0
+    """Questions asked again in Thinking."""
+    num_fallback: int = 0
+    """Answers that a fallback gave."""
+    num_guessed: int = 0
+    """Requests whose usage was counted here, since the endpoint told none or a wrong one."""
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReport:
+    """What a shard says of itself: counts only, so that it can cross any border."""
+
+    shard: str
+    num_documents: int
+    documents: Mapping[str, int]
+    """By status."""
+    rejected: Mapping[str, int]
+    """Rejected documents by error class."""
+    num_chunks: int
+    stages: Mapping[str, StageCount]
+    num_left: int = 0
+    """Documents that were not begun, since the budget was reached before."""
+    num_sent_again: int = 0
+    """Requests that an earlier attempt sent without learning their end."""
+    paid_tokens: int = 0
+    """Tokens that this run took for the shard; answers of earlier runs are not among them."""
+    paid_usd: float = 0.0
+    claims: tuple[str, ...] = ()
+    """Tokens of the claims under which it was paid."""
+
+
+def report_from_json(value: Mapping[str, Any]) -> ShardReport:
+    """Return the report that `asdict` wrote."""
+    stages = {
+        name: StageCount(**{
+            **stage,
+            "failures": tuple(Failure(**failure) for failure in stage["failures"]),
+        })
+        for name, stage in value["stages"].items()
+    }
+    return ShardReport(**{**value, "stages": stages, "claims": tuple(value["claims"])})
+
+
+def left_alone(shard: str, num_documents: int) -> ShardReport:
+    """Return the report of a shard that was not begun."""
+    return ShardReport(
+        shard=shard,
+        num_documents=0,
+        documents={},
+        rejected={},
+        num_chunks=0,
+        stages={},
+        num_left=num_documents,
+    )
+
+
+def count_stage(num_inputs: int, answers: Sequence[Answered], planned: int) -> StageCount:
+    """Return one stage's figures.
+
+    Args:
+        num_inputs: Units that the stage was to be asked about.
+        answers: What became of them.
+        planned: Prompt tokens that a prefix cache can save.
+    """
+    sent = {result.request_key: result for a in answers for result in a.results}
+    usages = [result.usage for result in sent.values()]
+    results = [answered.result for answered in answers if answered.inquiry.requests]
+    return StageCount(
+        num_inputs=num_inputs,
+        outcomes=dict(Counter(answered.result.outcome for answered in answers)),
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        cached_tokens=_sum_known(usage.cached_tokens for usage in usages),
+        planned_cached_tokens=planned,
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cost_usd=_sum_known(result.cost_usd for result in sent.values()),
+        modes=dict(Counter(result.mode_observed or "none" for result in results)),
+        mode_notes=dict(Counter(note for result in results for note in result.mode_notes)),
+        num_mismatched=sum(result.mode_observed not in {None, result.mode} for result in results),
+        num_escalated=sum(answered.escalated is not None for answered in answers),
+        num_fallback=sum(result.fallback is not None for result in results),
+        num_guessed=sum(usage.num_guessed > 0 for usage in usages),
+        failures=_failures(_failure_of(a) for a in answers if a.result.outcome in UNANSWERED),
+    )
+
+
+UNANSWERED = frozenset({"invalid_output", "rejected", "failed", "over_budget"})
+"""Outcomes of requests that were to be answered and are not; skipped ones were never asked."""
+
+
+def _failure_of(answered: Answered) -> Failure:
+    result, inquiry = answered.result, answered.inquiry
+    return Failure(
+        outcome=result.outcome,
+        error_class=result.error_class or "",
+        count=1,
+        example=f"{inquiry.document.source.path} ({inquiry.unit}): {result.error}",
+    )
+
+
+def _failures(each: Iterable[Failure]) -> tuple[Failure, ...]:
+    """Return the failures gathered by outcome and class, most frequent first."""
+    found: dict[tuple[str, str], Failure] = {}
+    for failure in each:
+        key = (failure.outcome, failure.error_class)
+        known = found.get(key)
+        found[key] = replace(known, count=known.count + failure.count) if known else failure
+    return tuple(sorted(found.values(), key=lambda failure: -failure.count))
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _sum_known(values: Iterable[_Number | None]) -> _Number | None:
+    """Return the sum of the values that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known[1:], start=known[0]) if known else None
+
+
+def add_up(reports: Sequence[ShardReport]) -> ShardReport:
+    """Return the sum of the shards' counts."""
+    names = dict.fromkeys(name for report in reports for name in report.stages)
+    return ShardReport(
+        shard="*",
+        num_documents=sum(report.num_documents for report in reports),
+        documents=_add([report.documents for report in reports]),
+        rejected=_add([report.rejected for report in reports]),
+        num_chunks=sum(report.num_chunks for report in reports),
+        stages={
+            name: _add_stage([r.stages[name] for r in reports if name in r.stages])
+            for name in names
+        },
+        num_left=sum(report.num_left for report in reports),
+        num_sent_again=sum(report.num_sent_again for report in reports),
+        paid_tokens=sum(report.paid_tokens for report in reports),
+        paid_usd=sum(report.paid_usd for report in reports),
+    )
+
+
+def _add(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))
+
+
+def _add_stage(counts: Sequence[StageCount]) -> StageCount:
+    return StageCount(
+        num_inputs=sum(count.num_inputs for count in counts),
+        outcomes=_add([count.outcomes for count in counts]),
+        prompt_tokens=sum(count.prompt_tokens for count in counts),
+        cached_tokens=_sum_known(count.cached_tokens for count in counts),
+        planned_cached_tokens=sum(count.planned_cached_tokens for count in counts),
+        completion_tokens=sum(count.completion_tokens for count in counts),
+        cost_usd=_sum_known(count.cost_usd for count in counts),
+        modes=_add([count.modes for count in counts]),
+        mode_notes=_add([count.mode_notes for count in counts]),
+        num_mismatched=sum(count.num_mismatched for count in counts),
+        num_escalated=sum(count.num_escalated for count in counts),
+        num_fallback=sum(count.num_fallback for count in counts),
+        num_guessed=sum(count.num_guessed for count in counts),
+        failures=_failures(failure for count in counts for failure in count.failures),
+    )
+
+
+def failures(total: ShardReport) -> tuple[int, int]:
+    """Return how many inquiries were asked and how many of them ended without an answer."""
+    outcomes = [item for stage in total.stages.values() for item in stage.outcomes.items()]
+    asked = sum(count for outcome, count in outcomes if outcome != "skipped")
+    return asked, sum(count for outcome, count in outcomes if outcome in UNANSWERED)

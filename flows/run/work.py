@@ -1,0 +1,102 @@
+"""Goes through a run's shards: those that another run holds are put off, a hopeless run is ended."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from flows.run.bench import NUM_SHARDS_AT_ONCE, Bench
+from flows.run.claims import ShardClaimed
+from flows.run.counts import ShardReport, add_up, failures
+from flows.run.plan import Planner, Retry, ShardPlan, ahead
+from flows.run.resume import load_markers
+from flows.run.shard import process_shard
+
+MIN_ASKED = 100
+"""Questions after which a run may be called hopeless."""
+HOPELESS_SHARE = 0.5
+"""Share of them without an answer that is hopeless before it is known how many there will be."""
+
+Worker = Callable[[ShardPlan], ShardReport | None]
+"""Returns None for a shard that is put off."""
+Dispatch = Callable[[Worker, Iterable[ShardPlan]], Iterator[ShardReport | None]]
+
+
+@dataclass(slots=True)
+class Work:
+    """The shards of one run, from the plan to their reports."""
+
+    bench: Bench
+    planner: Planner | Retry
+    dispatch: Dispatch
+    notify: Callable[[str], None]
+    _put_off: list[ShardPlan] = field(default_factory=list)
+    _num_planned: int = 0
+    _reports: list[ShardReport] = field(default_factory=list)
+
+    def reports(self) -> list[ShardReport]:
+        """Return the reports of all shards, those of earlier attempts of the run included.
+
+        Raises:
+            ShardClaimed: Another run works on a shard; all others are done.
+        """
+        closed = threading.Event()
+        try:
+            planned = ahead(self._counted(self.planner.shards()), closed)
+            self._go_through(self._sized(planned), wait=False)
+        finally:
+            closed.set()
+        if self._put_off:
+            shards, self._put_off = self._put_off, []
+            self.notify(f"waiting for {len(shards)} shards that another run is working on")
+            self._go_through(iter(shards), wait=True)
+        done = load_markers(self.bench.job, self.bench.lake, self.planner.unchanged)
+        if done:
+            self.notify(
+                f"run {self.bench.job.run_id}: {len(done)} shards were done in earlier attempts"
+            )
+        for report in done:
+            del self.planner.unchanged[report.shard]
+        return [*done, *self._reports]
+
+    def _counted(self, shards: Iterator[ShardPlan]) -> Iterator[ShardPlan]:
+        for shard in shards:
+            self._num_planned += len(shard.sources)
+            self.bench.progress.add(documents=len(shard.sources))
+            yield shard
+
+    def _sized(self, shards: Iterator[ShardPlan]) -> Iterator[ShardPlan]:
+        """Yield the shards, after it is known whether there are enough to share the engine."""
+        first = list(itertools.islice(shards, NUM_SHARDS_AT_ONCE))
+        self.bench.in_work.expect(len(first))
+        yield from first
+        yield from shards
+
+    def _go_through(self, shards: Iterator[ShardPlan], *, wait: bool) -> None:
+        def work(shard: ShardPlan) -> ShardReport | None:
+            try:
+                return process_shard(self.bench, shard, wait=wait)
+            except ShardClaimed:
+                if wait:
+                    raise
+                self._put_off.append(shard)
+                return None
+
+        for report in self.dispatch(work, shards):
+            if report is not None:
+                self._reports.append(report)
+                if self._is_hopeless():
+                    self.bench.hopeless.set()
+
+    def _is_hopeless(self) -> bool:
+        """Tell whether the failure limit cannot be kept any more, whatever the rest gives."""
+        total = add_up(self._reports)
+        asked, unanswered = failures(total)
+        if asked < MIN_ASKED:
+            return False
+        limit = self.bench.job.pipeline.failure_limit
+        if not self.planner.is_done:
+            return unanswered > max(limit, HOPELESS_SHARE) * asked
+        return unanswered > limit * asked * self._num_planned / max(1, total.num_documents)
