@@ -121,6 +121,7 @@ class Lake:
         table: str,
         columns: Sequence[str] | None = None,
         paths: Sequence[str] | None = None,
+        shard: str | None = None,
     ) -> pl.DataFrame | None:
         """Return the rows of `table`, or None where it has no part yet.
 
@@ -128,11 +129,13 @@ class Lake:
             table: Folder of the table, such as `documents` or `records/stage=digest`.
             columns: Columns to read; all where None.
             paths: Values of column `path` to keep; all where None.
+            shard: The shard whose part is read; all where None.
 
         Raises:
             StorageError: The parts cannot be listed or read.
         """
-        parts = [item.path for item in self.storage.list(table) if item.path.endswith(".parquet")]
+        ending = ".parquet" if shard is None else f"/{shard}.parquet"
+        parts = [item.path for item in self.storage.list(table) if item.path.endswith(ending)]
         if not parts:
             return None
         filesystem, root = _filesystem(self.storage)

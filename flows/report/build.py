@@ -63,13 +63,13 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
     pipeline = room.job.pipeline
     documents = _rows(room, "documents", None)
     documents.sort(key=lambda row: str(row["path"]))
-    paths = [str(row["path"]) for row in documents[:MAX_CARDS]]
-    chunks = _group(_rows(room, "chunks", paths))
     tables = find_record_tables(room.lake, pipeline.stages, manifest)
-    records = {name: _group(_rows(room, table, paths)) for name, table in tables.items()}
     pictures = _Pictures(room)
+    shown = _shown_cards(room, documents[:MAX_CARDS], tables, pictures)
+    nothing: Mapping[str, Mapping[str, Sequence[Row]]] = {name: {} for name in tables}
     cards = [
-        _card(room, document=row, chunks=chunks, records=records, pictures=pictures)
+        shown.get(str(row["path"]))
+        or _card(room, document=row, chunks={}, records=nothing, pictures=pictures)
         for row in documents
     ]
     engine = manifest["engine"]
@@ -92,8 +92,29 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
     )
 
 
-def _rows(room: Room, table: str, paths: Sequence[str] | None) -> list[dict[str, Any]]:
-    frame = room.lake.read_table(table, paths=paths)
+def _shown_cards(
+    room: Room, documents: Sequence[Row], tables: Mapping[str, str], pictures: _Pictures
+) -> dict[str, DocumentCard]:
+    """Return the cards that are shown whole, by path; one shard's chunks are in memory at a time."""
+    by_shard: dict[str, list[Row]] = defaultdict(list)
+    for row in documents:
+        by_shard[str(row["shard"])].append(row)
+    cards: dict[str, DocumentCard] = {}
+    for shard, rows in by_shard.items():
+        paths = [str(row["path"]) for row in rows]
+        chunks = _group(_rows(room, "chunks", paths, shard))
+        records = {name: _group(_rows(room, table, paths, shard)) for name, table in tables.items()}
+        for row in rows:
+            cards[str(row["path"])] = _card(
+                room, document=row, chunks=chunks, records=records, pictures=pictures
+            )
+    return cards
+
+
+def _rows(
+    room: Room, table: str, paths: Sequence[str] | None, shard: str | None = None
+) -> list[dict[str, Any]]:
+    frame = room.lake.read_table(table, paths=paths, shard=shard)
     return [] if frame is None else frame.to_dicts()
 
 
