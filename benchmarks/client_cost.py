@@ -119,26 +119,10 @@ def _measure(arm: str, url: str, requests: int) -> dict[str, Any]:
 async def _headrace(
     url: str, requests: int, count: Callable[[int], None], *, streamed: bool
 ) -> None:
-    from engine.batch import route_to, run
-    from engine.endpoint import open_endpoint
-    from engine.profile import Capabilities, ModeSettings, Profile
+    from engine.batch import run
     from engine.request import Request
 
-    profile = Profile(
-        name="fast",
-        base_url=url,
-        max_in_flight=IN_FLIGHT,
-        capabilities=Capabilities(structured_output=True, stream=streamed),
-        modes={"instant": ModeSettings(sampling={"temperature": 0.6})},
-    )
-    endpoint = open_endpoint(
-        profile,
-        venv=Path("none"),
-        cache=Path("none"),
-        environment={},
-        api_key=None,
-        notify=lambda _: None,
-    )
+    route = fast_engine.route(url, max_in_flight=IN_FLIGHT, streamed=streamed)
 
     async def asked() -> AsyncIterator[Request]:
         for number in range(requests):
@@ -155,7 +139,7 @@ async def _headrace(
             )
 
     done = 0
-    async for result in run(asked(), route_to(endpoint), max_in_flight=IN_FLIGHT):
+    async for result in run(asked(), route, max_in_flight=IN_FLIGHT):
         assert result.outcome == "succeeded", result
         done += 1
         count(done)

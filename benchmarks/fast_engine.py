@@ -14,8 +14,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.machine import ROOT
+
+if TYPE_CHECKING:
+    from engine.batch import Route
 
 MODEL = "fast"
 _ANSWER = json.dumps({"topic": "b"})
@@ -116,6 +121,30 @@ class _Connection(asyncio.Protocol):
                     loop.call_later(self._delay_s, self._transport.write, answer)
                 else:
                     self._transport.write(answer)
+
+
+def route(url: str, *, max_in_flight: int, streamed: bool) -> Route:
+    """Return the way to this engine."""
+    from engine.batch import route_to
+    from engine.endpoint import open_endpoint
+    from engine.profile import Capabilities, ModeSettings, Profile
+
+    profile = Profile(
+        name="fast",
+        base_url=url,
+        max_in_flight=max_in_flight,
+        capabilities=Capabilities(structured_output=True, stream=streamed),
+        modes={"instant": ModeSettings(sampling={"temperature": 0.6})},
+    )
+    endpoint = open_endpoint(
+        profile,
+        venv=Path("none"),
+        cache=Path("none"),
+        environment={},
+        api_key=None,
+        notify=lambda _: None,
+    )
+    return route_to(endpoint)
 
 
 @contextmanager

@@ -21,9 +21,7 @@ from benchmarks.machine import machine, show
 from config.load import set_environment
 from connectors.document import SourceRef
 from connectors.sinks.lake import Lake
-from engine.batch import Log, Route, route_to, run
-from engine.endpoint import open_endpoint
-from engine.profile import Capabilities, ModeSettings, Profile
+from engine.batch import Log, Route, run
 from engine.request import Request, Result, content_key
 from flows.run.assignments import Assignments
 from flows.run.claims import Claims
@@ -51,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         set_environment({"HEADRACE_STATE": f"{folder}/state"})
         with fast_engine.serving(DELAY_S) as url:
-            route = _route(url)
+            route = fast_engine.route(url, max_in_flight=IN_FLIGHT, streamed=True)
             plain, paid = [], []
             for number in range(asked.repeats):
                 plain.append(_plain(route, asked.requests))
@@ -69,26 +67,6 @@ def main() -> None:
     })
     ratio = statistics.median(b / a for a, b in zip(plain, paid, strict=True))
     show("pay_once", measured_on, {"wall ledger / batch": ratio}, rows)
-
-
-def _route(url: str) -> Route:
-    profile = Profile(
-        name="fast",
-        base_url=url,
-        max_in_flight=IN_FLIGHT,
-        capabilities=Capabilities(structured_output=True, stream=True),
-        modes={"instant": ModeSettings(sampling={"temperature": 0.6})},
-    )
-    return route_to(
-        open_endpoint(
-            profile,
-            venv=Path("none"),
-            cache=Path("none"),
-            environment={},
-            api_key=None,
-            notify=lambda _: None,
-        )
-    )
 
 
 async def _send(route: Route, requests: int, log: Log | None) -> list[Result]:

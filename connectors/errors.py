@@ -9,6 +9,7 @@ ConnectorError
 
 from __future__ import annotations
 
+import errno
 from typing import Literal
 
 RejectionClass = Literal[
@@ -49,6 +50,11 @@ class StorageUnavailable(StorageError):
 
 class DiskFull(StorageError):
     """A disk has no room left; what is on it stands, and the run goes on when there is room."""
+
+
+def is_full(exc: OSError) -> bool:
+    """Tell whether it says that a disk, or the share of it that one may use, has no room left."""
+    return exc.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 class DocumentRejected(ConnectorError):

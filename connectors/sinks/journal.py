@@ -6,14 +6,13 @@ flush to the disk and to the sink, where it survives the machine.
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from connectors.errors import DiskFull, StorageError
+from connectors.errors import DiskFull, StorageError, is_full
 from connectors.storage import Storage
 
 
@@ -41,10 +40,14 @@ class Journal:
         self._opened: int | None = None
 
     def lines(self) -> Iterator[str]:
-        """Yield what earlier attempts wrote, oldest first; this machine's own lines come last.
+        """Yield what earlier attempts wrote, oldest first, each line once.
 
-        A line that the end of a process or a full disk has cut is left out.
+        What only this machine has comes last. A line that the end of a process or a full disk has cut
+        is left out.
         """
+        yield from dict.fromkeys(self._written())
+
+    def _written(self) -> Iterator[str]:
         for path in self._segments:
             yield from self._storage.get(path).decode().splitlines()
         with self._errors():
@@ -123,8 +126,7 @@ class Journal:
         try:
             yield
         except OSError as exc:
-            full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
-            raise (DiskFull if full else StorageError)(
+            raise (DiskFull if is_full(exc) else StorageError)(
                 f"journal {str(self._file)!r}: {exc.strerror}; free space there, or set"
                 " HEADRACE_STATE to a folder on another disk",
                 uri=self._file.as_uri(),

@@ -15,11 +15,19 @@ from connectors.storage.access import Access
 from connectors.storage.fetching import fetch
 from connectors.storage.filesystem import FsspecSource
 from connectors.storage.local import LocalStorage
-from connectors.storage.objects import STAGING_PREFIX, ObjectInfo, Source, Storage, Version
+from connectors.storage.objects import (
+    STAGING_PREFIX,
+    STATE_PREFIX,
+    ObjectInfo,
+    Source,
+    Storage,
+    Version,
+)
 from connectors.storage.s3 import S3Storage
 
 __all__ = [
     "STAGING_PREFIX",
+    "STATE_PREFIX",
     "Access",
     "LocalStorage",
     "ObjectInfo",

@@ -5,12 +5,11 @@ A reader that fetched lazily would take a fault of the network for a damaged fil
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from connectors.errors import DiskFull, StorageError
+from connectors.errors import DiskFull, StorageError, is_full
 
 
 def fetch(pieces: Iterable[bytes], file: Path) -> str:
@@ -26,8 +25,7 @@ def fetch(pieces: Iterable[bytes], file: Path) -> str:
                 digest.update(piece)
                 target.write(piece)
     except OSError as exc:
-        full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
-        raise (DiskFull if full else StorageError)(
+        raise (DiskFull if is_full(exc) else StorageError)(
             f"cannot write {str(file)!r}: {exc.strerror}; free space there or set TMPDIR to"
             " another disk",
             uri=file.as_uri(),

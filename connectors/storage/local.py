@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from connectors.errors import DiskFull, StorageError
+from connectors.errors import DiskFull, StorageError, is_full
 from connectors.storage.objects import PIECE_BYTES, STAGING_PREFIX, ObjectInfo, Version
 
 
@@ -237,7 +237,7 @@ def _local_errors(file: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         fix = "check path, permissions"
-        if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if is_full(exc):
             fix = "free space or choose another --sink"
             raise DiskFull(f"{str(file)!r}: {exc.strerror}; {fix}", uri=str(file)) from exc
         if exc.errno == errno.ENOENT and file.is_symlink():

@@ -9,7 +9,10 @@ from typing import Protocol
 PIECE_BYTES = 8 << 20
 """How much of an object is in memory while it streams: a film may have gigabytes."""
 
-STAGING_PREFIX = "_headrace/staging/"
+STATE_PREFIX = "_headrace"
+"""Where a sink keeps what it knows of itself, outside every folder that readers glob."""
+
+STAGING_PREFIX = f"{STATE_PREFIX}/staging/"
 """Where a local sink stages objects before the rename: inside the sink (one file system), outside
 every folder that readers glob."""
 

@@ -10,6 +10,7 @@ from connectors.errors import StorageError, StorageUnavailable
 from connectors.probe import clock_skew_s, remove
 from connectors.storage import (
     STAGING_PREFIX,
+    STATE_PREFIX,
     Access,
     LocalStorage,
     S3Storage,
@@ -75,7 +76,7 @@ def check_sink(url: str, access: Access | None = None) -> Sequence[Finding]:
 
 def _put(check: str, storage: Storage) -> Finding:
     """Put an object twice on condition that it is not there: once it must work, once not."""
-    path = f"_headrace/doctor-{secrets.token_hex(8)}"
+    path = f"{STATE_PREFIX}/doctor-{secrets.token_hex(8)}"
     try:
         if not storage.put_if_absent(path, b"first"):
             return fail(check, f"{storage.url} refuses a conditional put of a new object", _STORE)

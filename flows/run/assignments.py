@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import polars as pl
 
 from connectors.sinks.lake import Lake
+from connectors.storage import STATE_PREFIX
 
-_FOLDER = "_headrace/shards"
+_FOLDER = f"{STATE_PREFIX}/shards"
 _MOST_SHARDS = 256
 """Shards of a block: the first has one, so that work begins at once, each next one twice as many."""
 

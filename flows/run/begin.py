@@ -10,7 +10,7 @@ from typing import Any
 from config.errors import ConfigError
 from connectors.document import SourceRef
 from connectors.sinks.lake import Lake
-from connectors.storage import STAGING_PREFIX, Source, Storage
+from connectors.storage import STATE_PREFIX, Source, Storage
 from flows.run.assignments import Assignments
 from flows.run.bench import Bench
 from flows.run.claims import claimed
@@ -23,7 +23,7 @@ from flows.run.resume import manifest_path
 LAYOUT = 4
 """Version of the sink's layout; a sink written by another one is refused."""
 
-SINK_FILE = STAGING_PREFIX.split("/", maxsplit=1)[0] + "/sink.json"
+SINK_FILE = f"{STATE_PREFIX}/sink.json"
 
 
 def check_before(job: Job) -> Iterable[SourceRef]:
@@ -82,7 +82,7 @@ def check_conditions(storage: Storage) -> None:
     Raises:
         ConfigError: It does not.
     """
-    path = f"_headrace/probe-{secrets.token_hex(8)}"
+    path = f"{STATE_PREFIX}/probe-{secrets.token_hex(8)}"
     etag = storage.put_if_absent(path, b"first")
     try:
         twice = storage.put_if_absent(path, b"second") is not None
@@ -113,8 +113,7 @@ def open_planner(bench: Bench, listed: Iterable[SourceRef]) -> Planner | Retry:
         open_shards |= {shard for shard, _ in changed if shard in commits}
         changed = [(shard, what) for shard, what in changed if shard not in commits]
     require_whole(lake, [what for _, what in changed])
-    for shard, commit in commits.items():
-        bench.copies.update(dict.fromkeys(commit.document_keys, shard))
+    bench.copies.add_all(commits)
     if is_closed_retry(job, lake):
         return Retry(lake=lake, run_id=job.run_id, commits=commits)
     assignments = Assignments(lake)

@@ -20,7 +20,7 @@ from connectors.chunker import ChunkRule
 from connectors.document import Media
 from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
-from connectors.storage import STAGING_PREFIX, Source
+from connectors.storage import STATE_PREFIX, Source
 from engine.batch import Amount, Budget, Route, route_to
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint
 from engine.profile import Profile
@@ -28,6 +28,7 @@ from engine.server import cache_tokens
 from engine.tokens import image_tokens
 from flows.run.ask import Asker
 from flows.run.claims import Claims
+from flows.run.copies import Copies
 from flows.run.flights import Flights
 from flows.run.job import Job
 from flows.run.keys import reading_key, work_key
@@ -85,8 +86,7 @@ class Bench(Room):
     flights: Flights
     reading_key: str
     work_key: str
-    copies: dict[str, str] = field(default_factory=dict)
-    """Shard of each content that the sink has answers about, by document key."""
+    copies: Copies
     hopeless: threading.Event = field(default_factory=threading.Event)
     """Set when the failure limit cannot be kept any more, so that no further shard is begun."""
 
@@ -280,6 +280,7 @@ def open_bench(
             in_work=in_work,
             claims=claims,
             flights=Flights(),
+            copies=Copies(room.lake),
             reading_key=reading_key(job, rule),
             work_key=work_key(job, rule, asker),
         )
@@ -305,7 +306,7 @@ def _check_engine(job: Job, engine: str) -> None:
 def chunk_size_path(endpoint: Endpoint) -> str:
     """Return where a sink keeps the size of its chunks, as this endpoint's tokens count it."""
     name = hashlib.sha256(endpoint.counter.name.encode()).hexdigest()[:16]
-    return f"{STAGING_PREFIX.split('/', maxsplit=1)[0]}/chunk-size/{name}.json"
+    return f"{STATE_PREFIX}/chunk-size/{name}.json"
 
 
 def _kept_chunk_tokens(lake: Lake, endpoint: Endpoint) -> int | None:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from connectors.errors import ConnectorError, StorageError, StorageUnavailable
-from connectors.storage import Storage
+from connectors.storage import STATE_PREFIX, Storage
 from engine.process import ProcessMark, start_mark
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 LEASE_S = 30.0
 """Seconds without a sign of life after which others may take a claim over."""
 
-CLAIMS = "_headrace/claims"
+CLAIMS = f"{STATE_PREFIX}/claims"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +93,8 @@ class Claims:
             pid_started=start_mark(pid),
             token="",
         )
+        self.has_met_others = False
+        """Whether another run is, or was, at work on the sink."""
         self._held: dict[str, Claim] = {}
         self._seen: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
@@ -153,6 +155,7 @@ class Claims:
         if found is None:
             return self._try(shard)
         holder = _holder(found.data, self._storage.uri(path))
+        self.has_met_others |= holder.run_id != self._me.run_id
         seen = self._seen.get(shard)
         now = time.monotonic()
         if seen is None or seen[0] != found.etag:

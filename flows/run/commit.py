@@ -44,7 +44,7 @@ def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport
     bench.lake.put_json(path, asdict(report))
     _put_commit(shard, documents, answers, parts)
     ledger.remove_journal()
-    bench.copies.update((read.document.document_key, shard.plan.shard) for read in documents)
+    bench.copies.add(shard.plan.shard, (read.document.document_key for read in documents))
     return report
 
 

@@ -17,8 +17,9 @@ from config.errors import ConfigError
 from connectors.document import SourceRef
 from connectors.errors import StorageError
 from connectors.sinks.lake import Lake, PartInfo
+from connectors.storage import STATE_PREFIX
 
-COMMITS = "_headrace/commits"
+COMMITS = f"{STATE_PREFIX}/commits"
 _AT_ONCE = 16
 _TABLES = ("documents", "chunks", "records")
 

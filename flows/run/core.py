@@ -36,7 +36,7 @@ from flows.run.manifest import manifest
 from flows.run.plan import Planner, Retry, ShardPlan
 from flows.run.progress import Progress, Snapshot
 from flows.run.registry import RunEntry
-from flows.run.resume import job_path, manifest_path, spent_before
+from flows.run.resume import job_path, load_markers, manifest_path, spent_before
 from flows.run.work import Dispatch, Work, Worker
 
 logger = logging.getLogger(__name__)
@@ -84,13 +84,16 @@ def run_job(
     started = datetime.now(UTC)
     progress.enter("listing")
     listed = check_before(job)
+    lake = job.open_lake()
+    markers = load_markers(job, lake)
+    spent = spent_before(job, lake, markers)
     progress.enter("opening the engine")
-    with open_bench(job, progress, notify, spent=spent_before(job)) as bench:
+    with open_bench(job, progress, notify, spent=spent) as bench:
         # The run begins here: what was misspelt so far has left no trace in the sink.
         _begin(bench)
         with _remembered(job, started, progress), _logged(job):
             progress.enter("processing")
-            work = Work(bench, open_planner(bench, listed), dispatch, notify)
+            work = Work(bench, open_planner(bench, listed), dispatch, notify, markers)
             value = _conclude(bench, work.reports(), work.planner, started)
             progress.enter("done")
     return value

@@ -19,6 +19,7 @@ from config.load import load_surroundings
 from connectors.errors import StorageError
 from connectors.sinks.journal import Journal
 from connectors.sinks.lake import Lake
+from connectors.storage import STATE_PREFIX
 from engine.batch import WINDOW, Amount
 from engine.request import Outcome, Result, Usage
 from flows.run.claims import Claim
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 FLUSH_S = 1.0
 """Most seconds until a result is in the sink; `WINDOW` results are flushed sooner."""
 
-JOURNAL = "_headrace/journal"
+JOURNAL = f"{STATE_PREFIX}/journal"
 
 STANDS: Mapping[Start, frozenset[Outcome]] = {
     "new": frozenset({"succeeded", "invalid_output", "rejected"}),
@@ -71,12 +72,7 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         self._full = asyncio.Event()
 
     def _read_journal(self) -> None:
-        seen: set[str] = set()
         for line in self._journal.lines():
-            # This machine's file repeats what the segments have.
-            if line in seen:
-                continue
-            seen.add(line)
             value = json.loads(line)
             self._sent |= set(value.get("sent", ()))
             if "result" not in value:
@@ -180,7 +176,7 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
 
 def answers_path(shard: str) -> str:
     """Return where the results lie that a shard's rows rest on."""
-    return f"_headrace/answers/{shard}.jsonl"
+    return f"{STATE_PREFIX}/answers/{shard}.jsonl"
 
 
 def load_answers(lake: Lake, shard: str) -> list[tuple[str, Result]]:
@@ -199,7 +195,7 @@ def amount_spent(result: Result) -> Amount:
 def journal_spent(lake: Lake, shard: str, run_id: str, counted: Collection[str]) -> Amount:
     """Return what a run has paid for a shard by its journal, but for the claims counted already."""
     total = Amount()
-    for line in set(open_journal(lake, shard).lines()):
+    for line in open_journal(lake, shard).lines():
         value = json.loads(line)
         if value.get("run") == run_id and value["claim"] not in counted:
             total += amount_spent(result_from_json(value["result"]))

@@ -15,9 +15,9 @@ from typing import Any
 from config.pipeline import StageConfig
 from connectors.sinks.columns import describe_columns
 from connectors.sinks.lake import Lake
-from connectors.storage import STAGING_PREFIX
+from connectors.storage import STATE_PREFIX
 
-_SCHEMAS = STAGING_PREFIX.split("/", maxsplit=1)[0] + "/schemas"
+_SCHEMAS = f"{STATE_PREFIX}/schemas"
 
 
 def claim_record_tables(lake: Lake, stages: Sequence[StageConfig]) -> dict[str, str]:

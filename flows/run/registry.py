@@ -6,7 +6,6 @@ these files only means naming the sink again.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -17,7 +16,7 @@ from typing import Any, Literal
 
 from config.errors import ConfigError
 from config.load import load_surroundings
-from connectors.errors import DiskFull
+from connectors.errors import DiskFull, is_full
 from connectors.sinks.lake import Lake
 from connectors.storage import Access
 from engine.process import ProcessMark, start_mark
@@ -89,8 +88,7 @@ def update(
         staged.write_text(json.dumps(asdict(entry)), encoding="utf-8")
         staged.replace(folder / f"{entry.run_id}.json")
     except OSError as exc:
-        full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
-        raise (DiskFull if full else ConfigError)(
+        raise (DiskFull if is_full(exc) else ConfigError)(
             f"state folder {str(folder)!r}: {exc.strerror}; free space, or set HEADRACE_STATE to a"
             " folder that can be written"
         ) from exc

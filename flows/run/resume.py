@@ -5,7 +5,7 @@ What the run has done is read from its folder in the sink; the machine that made
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -179,28 +179,25 @@ def _changed(job: Job, options: Options) -> Job:
     return replace(job, pipeline=pipeline.model_copy(update=update))
 
 
-def load_markers(job: Job, lake: Lake, shards: Collection[str]) -> list[ShardReport]:
-    """Return the reports of those shards that earlier attempts of the run have done."""
+def load_markers(job: Job, lake: Lake) -> dict[str, ShardReport]:
+    """Return the reports of the shards that earlier attempts of the run have done, by shard."""
     if job.start == "new":
-        return []
-    there = {Path(item.path).stem for item in lake.storage.list(marker_path(job.run_id))}
+        return {}
+    paths = [item.path for item in lake.storage.list(marker_path(job.run_id))]
     with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
-        paths = [marker_path(job.run_id, shard) for shard in sorted(there & set(shards))]
-        found = list(threads.map(lake.find_json, paths))
-    return [report_from_json(value) for value in found if value is not None]
+        found = threads.map(lake.find_json, paths)
+        reports = [report_from_json(value) for value in found if value is not None]
+    return {report.shard: report for report in reports}
 
 
-def spent_before(job: Job) -> Amount:
+def spent_before(job: Job, lake: Lake, markers: Mapping[str, ShardReport]) -> Amount:
     """Return what earlier attempts of the run took of its budget, shards in the middle included."""
     if job.start == "new":
         return Amount()
-    lake = job.open_lake()
-    there = {Path(item.path).stem for item in lake.storage.list(marker_path(job.run_id))}
-    reports = {report.shard: report for report in load_markers(job, lake, there)}
     total = Amount()
-    for report in reports.values():
+    for report in markers.values():
         total += Amount(tokens=report.paid_tokens, usd=report.paid_usd)
     for shard in journaled(lake):
-        counted = reports[shard].claims if shard in reports else ()
+        counted = markers[shard].claims if shard in markers else ()
         total += journal_spent(lake, shard, job.run_id, counted)
     return total

@@ -105,6 +105,9 @@ def open_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Iterator
     with bench.claims.take(plan.shard, wait=wait) as claim:
         ledger = Ledger(bench.lake, bench.job.run_id, bench.job.start, claim)
         held = load_held(bench.lake, plan.shard, bench.reading_key)
+        if bench.claims.has_met_others:
+            # They may have asked about copies since this run began.
+            bench.copies.refresh()
         yield Shard(bench=bench, plan=plan, claim=claim, ledger=ledger, held=held)
 
 
@@ -156,7 +159,7 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
 
 def _take_over_answers(shard: Shard, document_key: str) -> None:
     """Take what another shard was answered about a copy of the document."""
-    other = shard.bench.copies.get(document_key)
+    other = shard.bench.copies.find(document_key)
     if other is None or other == shard.plan.shard:
         return
     for key, result in load_answers(shard.bench.lake, other):

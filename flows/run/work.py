@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flows.run.bench import NUM_SHARDS_AT_ONCE, Bench
 from flows.run.claims import ShardClaimed
 from flows.run.counts import ShardReport, add_up, failures
 from flows.run.plan import Planner, Retry, ShardPlan, ahead
-from flows.run.resume import load_markers
 from flows.run.shard import process_shard
 
 MIN_ASKED = 100
@@ -32,6 +31,8 @@ class Work:
     planner: Planner | Retry
     dispatch: Dispatch
     notify: Callable[[str], None]
+    markers: Mapping[str, ShardReport]
+    """Reports of the shards that earlier attempts of the run have done."""
     _put_off: list[ShardPlan] = field(default_factory=list)
     _num_planned: int = 0
     _reports: list[ShardReport] = field(default_factory=list)
@@ -52,7 +53,8 @@ class Work:
             shards, self._put_off = self._put_off, []
             self.notify(f"waiting for {len(shards)} shards that another run is working on")
             self._go_through(iter(shards), wait=True)
-        done = load_markers(self.bench.job, self.bench.lake, self.planner.unchanged)
+        # Not those that have been opened again.
+        done = [self.markers[s] for s in self.planner.unchanged if s in self.markers]
         if done:
             self.notify(
                 f"run {self.bench.job.run_id}: {len(done)} shards were done in earlier attempts"
