@@ -316,9 +316,10 @@ def _from_url(url: str) -> Profile:
 
 
 def _read_stage_files(stage: dict[str, Any], path: Path, key: str) -> None:
-    prompt, output = stage.get("prompt"), stage.get("output")
-    if isinstance(prompt, str):
-        stage["prompt"] = _file_or_text(prompt, path, f"{key}.prompt")
+    output = stage.get("output")
+    for name in ("prompt", "combine", "compute"):
+        if isinstance(text := stage.get(name), str):
+            stage[name] = _file_or_text(text, path, f"{key}.{name}")
     if isinstance(output, str) and output.strip().endswith((".json", ".yaml", ".yml")):
         output = _read_schema(output, path, f"{key}.output")
         stage["output"] = output

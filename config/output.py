@@ -8,7 +8,9 @@ from typing import Any
 import jsonschema
 
 from connectors.sinks.columns import output_kinds
-from connectors.sinks.parquet import LABEL_FORMAT, RESERVED_COLUMNS
+from connectors.sinks.parquet import CLAIM_FORMAT, LABEL_FORMAT, RESERVED_COLUMNS
+
+_BOUND = frozenset({LABEL_FORMAT, CLAIM_FORMAT})
 
 
 def check_output(output: Mapping[str, Any]) -> None:
@@ -39,16 +41,18 @@ def _check_labels(output: Mapping[str, Any]) -> None:
     """
     bound = list(_bound_labels(output))
     if any(label.get("type") not in ("string", ["string", "null"]) for label in bound):
-        raise ValueError(f"a field of format {LABEL_FORMAT} is of type string or [string, 'null']")
+        raise ValueError(
+            f"a field of format {LABEL_FORMAT} or {CLAIM_FORMAT} is of type string or [string, 'null']"
+        )
     if len(bound) != sum(1 for _ in _labels(output)):
         raise ValueError(
-            f"a field of format {LABEL_FORMAT} stands under properties or items, not under anyOf or"
-            " $defs; where it may be null, write type: [string, 'null']"
+            f"a field of format {LABEL_FORMAT} or {CLAIM_FORMAT} stands under properties or items, not"
+            " under anyOf or $defs; where it may be null, write type: [string, 'null']"
         )
 
 
 def _bound_labels(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    if schema.get("format") == LABEL_FORMAT:
+    if schema.get("format") in _BOUND:
         yield schema
         return
     for inner in (*schema.get("properties", {}).values(), schema.get("items")):
@@ -58,7 +62,7 @@ def _bound_labels(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _labels(value: object) -> Iterator[object]:
     if isinstance(value, Mapping):
-        if value.get("format") == LABEL_FORMAT:
+        if value.get("format") in _BOUND:
             yield value
             return
         value = list(value.values())

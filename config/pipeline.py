@@ -19,11 +19,18 @@ from connectors.storage import Access
 from engine.request import ReasoningPolicy
 
 ModeChoice = Literal["instant", "thinking", "auto"]
+Over = Literal["chunk", "rows", "document", "group", "corpus"]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]{0,127}$")]
 StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 
 
 DEFAULT_ENGINE = "embedded"
+
+REDUCES: frozenset[Over] = frozenset({"document", "group", "corpus"})
+"""What is asked about through earlier answers, reduced as a tree where they exceed the context."""
+
+_COMPUTED_FIELDS = frozenset({"name", "over", "needs", "compute", "tables", "output"})
+_GRAIN: Mapping[Over, int] = {"chunk": 0, "rows": 1, "document": 2, "group": 3, "corpus": 3}
 
 
 class _Model(BaseModel):
@@ -141,22 +148,40 @@ class StageConfig(_Model):
 
     name: StageName
     """Names the records table: `records/stage=<name>/`, or `<name>@2` once its output columns changed."""
-    over: Literal["chunk", "document"] = "chunk"
-    """What is asked about: each chunk, or each document through the answers of `needs`."""
+    over: Over = "chunk"
+    """What is asked about: each `chunk`; each of the `rows` of tables in it; or, through the answers of
+    `needs`, each `document`, each `group` of answers that say the same in the field `by`, or the whole
+    `corpus`. Where the answers exceed the context, they are reduced as a tree."""
     needs: tuple[StageName, ...] = ()
     """Stages whose answers this one builds on; they come earlier in the list."""
+    when: str | None = None
+    """Which answers of `needs` it builds on: an expression such as `upstream.kind.kind == 'invoice'`.
+    A chunk, row or document for which it is false becomes a `skipped` record."""
+    by: str | None = None
+    """Output field of one of `needs` that makes groups, for `over: group`: `FIELD` or `STAGE.FIELD`."""
     mode: ModeChoice = "instant"
     """How the model works on it: `instant` answers at once, `thinking` reasons first, `auto` is the
     cheapest that the stage's shape needs; `headrace plan` shows which, and why."""
-    prompt: str = Field(min_length=1)
+    prompt: str = ""
     """The question, a Jinja2 template; `upstream.<stage>.<field>` are the answers of `needs`
-    for the same chunk. The chunk itself is placed by the engine, in front of the question."""
+    for the same chunk, `group` is what a group has in common. The chunk itself, or the answers that
+    are reduced, are placed by the engine in front of the question."""
+    combine: str | None = None
+    """The question where answers of this stage to parts are put together; None: the same question."""
+    compute: str | None = None
+    """SQL in place of a prompt, or the name of a file with it: no model is asked. Tables are the `needs`
+    and `tables` by their names; the columns of the result are the fields of `output`. A column `row_keys`
+    (`ARRAY_AGG(row_key)`, or `row_key`) says which records a row rests on, and takes over what they cite."""
+    tables: Mapping[str, str] = Field(default_factory=dict)
+    """Tables of the corpus that `compute` reads, by name: the path of a workbook, CSV or Parquet file below
+    the source, `#SHEET` behind it where there are several: `{suppliers: "lists/suppliers.xlsx#2026"}`."""
     output: Mapping[str, Any]
     """What the answer holds: fields in short, `{party: string, amount: decimal?, tags: [string]}`,
     or a JSON Schema of an object, or the name of a file with one. Type words: string, integer,
-    number, decimal, boolean, date, line; `a|b` for a choice, `[type]` for a list, `?` behind a type
-    that may be null. A `line` (JSON Schema: a string of format `segment-label`) is answered with a
-    line of the document and stored as its text, with its citation."""
+    number, decimal, boolean, date, line, cited; `a|b` for a choice, `[type]` for a list, `?` behind a
+    type that may be null. A `line` (JSON Schema: a string of format `segment-label`) is answered with a
+    line of the document and stored as its text, with its citation. `cited` (format `cited-claim`) is the
+    model's own sentence, with the lines it rests on and a quote from them, which is checked."""
     max_output_tokens: int = Field(default=256, ge=8)
     """Most tokens of one answer, so that a talkative model cannot run away."""
     max_reasoning_tokens: int | None = Field(default=None, ge=16)
@@ -187,9 +212,48 @@ class StageConfig(_Model):
             raise ValueError(f"agree names {strange[0]!r}, which is no output field")
         if self.escalate is not None and self.mode == "thinking":
             raise ValueError("escalate goes from instant to thinking; drop it or set mode: instant")
-        if self.over == "document" and not self.needs:
-            raise ValueError("a stage over document needs at least one stage in `needs`")
         return self
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> Self:
+        if self.compute is None:
+            self._check_asked()
+        else:
+            self._check_computed()
+        if self.over in REDUCES and not self.needs:
+            raise ValueError(f"a stage over {self.over} needs at least one stage in `needs`")
+        if (self.over == "group") != (self.by is not None):
+            raise ValueError(
+                "`by` names the field that makes the groups of a stage `over: group`; give both or none"
+            )
+        if self.when is not None and not self.needs:
+            raise ValueError("`when` looks at answers of `needs`, and there are none; add a stage")
+        return self
+
+    def _check_asked(self) -> None:
+        if not self.prompt.strip():
+            raise ValueError("a stage has a `prompt`, or `compute` with SQL; this one has neither")
+        if self.tables:
+            raise ValueError("`tables` are for `compute`; a prompt cannot read them")
+        if self.combine is not None and self.over not in REDUCES:
+            raise ValueError("`combine` is for stages over document, group or corpus")
+
+    def _check_computed(self) -> None:
+        asked = sorted(self.model_fields_set - _COMPUTED_FIELDS)
+        if asked:
+            raise ValueError(
+                f"`compute` asks no model, so it has no {asked[0]!r}; it may have"
+                f" {', '.join(sorted(_COMPUTED_FIELDS))}"
+            )
+        if self.over != "corpus":
+            raise ValueError("a stage with `compute` is over the whole corpus; set over: corpus")
+        if not self.needs:
+            raise ValueError("a stage with `compute` needs at least one stage in `needs`")
+
+    @property
+    def is_gathered(self) -> bool:
+        """Return whether it can begin only when all documents have been asked about."""
+        return self.over in {"group", "corpus"}
 
 
 class BudgetConfig(_Model):
@@ -322,10 +386,10 @@ class PipelineConfig(_Model):
                         f"stage {stage.name!r} needs {need!r}, which is not a stage before it;"
                         f" stages before it: {', '.join(earlier) or 'none'}"
                     )
-                if stage.over == "chunk" and earlier[need].over == "document":
+                if _GRAIN[stage.over] < _GRAIN[earlier[need].over]:
                     raise ValueError(
-                        f"stage {stage.name!r} asks chunks and cannot need {need!r},"
-                        " which answers for whole documents"
+                        f"stage {stage.name!r} is over {stage.over} and cannot need {need!r},"
+                        f" which is over {earlier[need].over}: its answers come later"
                     )
             earlier[stage.name] = stage
         return self

@@ -14,7 +14,7 @@ from typing import Any
 
 from config.errors import ConfigError
 from config.yaml_text import YAMLError, parse_yaml
-from connectors.sinks.parquet import LABEL_FORMAT
+from connectors.sinks.parquet import CLAIM_FORMAT, LABEL_FORMAT
 
 TYPES: Mapping[str, Mapping[str, Any]] = {
     # No maxLength: a grammar for one of 400 takes xgrammar 2.7 s to compile, without it 13 ms, and
@@ -35,8 +35,10 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
         "pattern": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$",
     },
     "line": {"type": "string", "format": LABEL_FORMAT},
+    "cited": {"type": "string", "format": CLAIM_FORMAT},
 }
-"""Schema by type word. `line` is answered with a line of the document, verbatim and with its place."""
+"""Schema by type word. `line` is answered with a line of the document, verbatim and with its place;
+`cited` with the model's own sentence, the lines it rests on and a quote from them."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _CHOICES = re.compile(r"[^|{}\[\],:]+(\|[^|{}\[\],:]+)+")

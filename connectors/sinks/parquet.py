@@ -21,6 +21,10 @@ from connectors.sinks.columns import output_kinds
 LABEL_FORMAT = "segment-label"
 """JSON Schema `format` of an output field whose answer is a label and whose value is the text."""
 
+CLAIM_FORMAT = "cited-claim"
+"""JSON Schema `format` of an output field whose answer is a sentence with lines and a quote, and whose
+value is the sentence."""
+
 SPAN = pa.struct([
     ("page", pa.int32()),
     ("bbox", pa.list_(pa.float64())),
@@ -119,9 +123,25 @@ RECORD_TAIL: Sequence[tuple[str, pa.DataType]] = (
                 ("tier", pa.string()),
                 ("media", pa.string()),
                 ("span", SPAN),
+                ("uri", pa.string()),
+                ("path", pa.string()),
+                ("document_key", pa.string()),
             ])
         ),
     ),
+    (
+        "claims",
+        pa.list_(
+            pa.struct([
+                ("field", pa.string()),
+                ("text", pa.string()),
+                ("quote", pa.string()),
+                ("verdict", pa.string()),
+            ])
+        ),
+    ),
+    ("num_inputs", pa.int64()),
+    ("num_answered", pa.int64()),
     ("saw", pa.string()),
     ("mode", pa.string()),
     ("mode_observed", pa.string()),
@@ -163,7 +183,7 @@ USAGE = pa.schema([
 def record_schema(output: Mapping[str, Any]) -> pa.Schema:
     """Return the records table's schema for a stage whose answers follow JSON Schema `output`."""
     columns = [(name, kind.arrow) for name, kind in output_kinds(output).items()]
-    required = {"row_key", "uri", "path", "unit", "outcome", "mode"}
+    required = {"row_key", "unit", "outcome"}
     return pa.schema([
         pa.field(name, kind, nullable=name not in required)
         for name, kind in (*RECORD_COLUMNS, *columns, *RECORD_TAIL)
