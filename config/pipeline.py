@@ -239,7 +239,12 @@ class StageConfig(_Model):
             raise ValueError("`combine` is for stages over document, group or corpus")
 
     def _check_computed(self) -> None:
-        asked = sorted(self.model_fields_set - _COMPUTED_FIELDS)
+        fields = type(self).model_fields
+        asked = sorted(
+            name
+            for name in self.model_fields_set - _COMPUTED_FIELDS
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        )
         if asked:
             raise ValueError(
                 f"`compute` asks no model, so it has no {asked[0]!r}; it may have"

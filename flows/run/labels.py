@@ -26,6 +26,9 @@ _KINDS, _MIN_WORDS = "segmentKinds", "minWords"
 _KEYWORDS = frozenset({"format", _KINDS, _MIN_WORDS})
 _MOST_LINES = 8
 """Most lines that one sentence may name."""
+MOST_PLACES = 32
+"""Most places that are kept for one sentence, those of its quote first: one about a corpus rests, by way of
+many others, on thousands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +168,9 @@ class Shown:
             return "unsourced", []
         found = self._quotable.find(wanted, among=named) if named else None
         found = found or self._quotable.find(wanted)
-        lines = [self._lines[number] for number in sorted({*named, *(found or ())})]
+        # Where the quote stands comes first.
+        numbers = [*(found or ()), *sorted(named.difference(found or ()))]
+        lines = [self._lines[number] for number in numbers]
         if found is None:
             return "not_found", lines
         return worst(self._lines[number].verdict for number in found), lines
@@ -215,8 +220,11 @@ def resolve_labels(
             return line.segment.text
         if is_claim(spec) and isinstance(value, Mapping):
             verdict, found = shown.judge(value)
-            for line in found:
-                cite(name, line)
+            places = dict.fromkeys((line.segment.label, o) for line in found for o in line.origins)
+            citations.extend(
+                Citation(field=name, label=label, origin=place)
+                for label, place in [*places][:MOST_PLACES]
+            )
             text, quote = str(value["text"]), str(value["quote"])
             claims.append(Claim(field=name, text=text, quote=quote, verdict=verdict))
             return text

@@ -45,7 +45,7 @@ def lines_of(given: Given) -> list[Line]:
             if isinstance(value, list)
             else [(name, value)]
         )
-        if not any(places.below(field) for field, _ in entries):
+        if not any(places.below(field) or places.claims_below(field) for field, _ in entries):
             uncited.append(f"{name}: {_said(value)}")
             continue
         for field, item in entries:
