@@ -345,7 +345,7 @@ def _file_or_text(value: object, path: Path, key: str) -> str:
     """
     if not isinstance(value, str):
         raise ConfigError(f"{path}: {key}: expected a file name or a text, got {value!r}")
-    if "\n" in value or not value.endswith((".md", ".j2", ".txt", ".json", ".yaml", ".yml")):
+    if "\n" in value or not value.endswith((".md", ".j2", ".sql", ".txt", ".json", ".yaml", ".yml")):
         return value
     file = path.parent / value
     try:

@@ -11,8 +11,17 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from config.graph import Problem, problems
 from config.output import check_output
 from connectors.readers import ReaderOptions
 from connectors.storage import Access
@@ -30,7 +39,6 @@ REDUCES: frozenset[Over] = frozenset({"document", "group", "corpus"})
 """What is asked about through earlier answers, reduced as a tree where they exceed the context."""
 
 _COMPUTED_FIELDS = frozenset({"name", "over", "needs", "compute", "tables", "output"})
-_GRAIN: Mapping[Over, int] = {"chunk": 0, "rows": 1, "document": 2, "group": 3, "corpus": 3}
 
 
 class _Model(BaseModel):
@@ -381,23 +389,18 @@ class PipelineConfig(_Model):
 
     @model_validator(mode="after")
     def _check_graph(self) -> Self:
-        earlier: dict[str, StageConfig] = {}
-        for stage in self.stages:
-            if stage.name in earlier:
-                raise ValueError(f"stage {stage.name!r} is defined twice; rename one")
-            for need in stage.needs:
-                if need not in earlier:
-                    raise ValueError(
-                        f"stage {stage.name!r} needs {need!r}, which is not a stage before it;"
-                        f" stages before it: {', '.join(earlier) or 'none'}"
-                    )
-                if _GRAIN[stage.over] < _GRAIN[earlier[need].over]:
-                    raise ValueError(
-                        f"stage {stage.name!r} is over {stage.over} and cannot need {need!r},"
-                        f" which is over {earlier[need].over}: its answers come later"
-                    )
-            earlier[stage.name] = stage
+        found = problems(self.stages)
+        if found:
+            # Not a ValueError: its place would be the whole pipeline.
+            raise ValidationError.from_exception_data(
+                type(self).__name__, [_line_error(problem) for problem in found], hide_input=True
+            )
         return self
+
+
+def _line_error(problem: Problem) -> InitErrorDetails:
+    error = PydanticCustomError("graph", "{message}", {"message": problem.message})
+    return InitErrorDetails(type=error, loc=problem.key, input=None)
 
 
 def _is_below(url: str, place: str) -> bool:

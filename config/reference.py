@@ -33,6 +33,8 @@ _WORDS: Mapping[object, str] = {
 _AS_WRITTEN: Mapping[tuple[str, str], str] = {
     ("PipelineConfig", "shared"): "texts or file names, by name",
     ("StageConfig", "prompt"): "text, or the name of a `.md`, `.j2` or `.txt` file",
+    ("StageConfig", "combine"): "text, or the name of a `.md`, `.j2` or `.txt` file",
+    ("StageConfig", "compute"): "text, or the name of a `.sql` file",
     ("StageConfig", "output"): "fields in short, a JSON Schema, or the name of a file with one",
 }
 """Types of keys whose files the loader reads in before the model sees them."""
@@ -90,7 +92,7 @@ with the file, the key and the nearest right one.
 Any key can be set for one run: `headrace run FILE --set chunk.max_tokens=2000`. A stage is reached by
 its name, all of them by a star: `--set stages.invoice.max_output_tokens=300`, `--set stages.*.mode=instant`.
 
-A text that ends in `.md`, `.j2`, `.txt`, `.json`, `.yaml` or `.yml` and has one line is taken for the
+A text that ends in `.md`, `.j2`, `.sql`, `.txt`, `.json`, `.yaml` or `.yml` and has one line is taken for the
 name of a file. A key whose default is none may be left out.
 """
 

@@ -6,7 +6,6 @@ is estimated from their sizes, type by type.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from connectors.chunker import Counter
 from connectors.document import Chunk, Document, SourceRef
 from engine.endpoint import Endpoint
+from flows.graph_drawing import graph_json
 from flows.run.ask import Asker
 from flows.run.bench import (
     chunk_rule,
@@ -25,11 +26,11 @@ from flows.run.bench import (
 )
 from flows.run.job import Job
 from flows.run.plan import list_sources, require_match
-from flows.run.prepare import PreparedStage
 from flows.run.shard import read_chunks
+from flows.stage_estimate import Material, estimate_stages, num_rows, row_tokens
 
-QUOTED_TOKENS = 40
-"""Tokens that one answer adds to a later stage's prompt: a quoted line with its label, about."""
+_Read = Mapping[str, tuple[Document, list[Chunk]]]
+"""What was read of the sample, by path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class _Group:
     num_chunks: float
     """Of the whole group, estimated where not all were read."""
     num_tokens: float
+    num_rows: float
+    row_tokens: float
 
 
 def estimate(job: Job, *, sample: int | None, notify: Callable[[str], None]) -> dict[str, Any]:
@@ -78,13 +81,14 @@ def _estimate(
         chosen = _sample(refs, sample)
         notify(f"reading {len(chosen)} of {len(refs)} documents")
         read = {ref.path: read_chunks(room, "plan", ref, rule)[:2] for ref in chosen}
-    groups = _groups(refs, read)
+    has_rows = any(stage.over == "rows" for stage in job.pipeline.stages)
+    groups = _groups(refs, read, rule.counter if has_rows else None)
     rejected = {
         path: f"{document.error_class}: {document.error}"
         for path, (document, _) in read.items()
         if document.status == "rejected"
     }
-    return _plan(job, endpoint, asker, groups) | {
+    return _plan(job, endpoint, asker, _material(groups, read)) | {
         "chunk_max_tokens": rule.max_tokens,
         "documents": [_group_json(group) for group in groups],
         "rejected": rejected,
@@ -110,9 +114,8 @@ def _by_suffix(refs: Iterable[SourceRef]) -> dict[str, list[SourceRef]]:
     return dict(sorted(found.items()))
 
 
-def _groups(
-    refs: Sequence[SourceRef], read: Mapping[str, tuple[Document, list[Chunk]]]
-) -> list[_Group]:
+def _groups(refs: Sequence[SourceRef], read: _Read, counter: Counter | None) -> list[_Group]:
+    """Return the documents by suffix; `counter` counts the rows of tables, where they are asked about."""
     groups = []
     for suffix, members in _by_suffix(refs).items():
         known = [read[ref.path] for ref in members if ref.path in read]
@@ -129,6 +132,8 @@ def _groups(
                 num_rejected=sum(document.status == "rejected" for document, _ in known),
                 num_chunks=len(chunks) * factor,
                 num_tokens=sum(chunk.num_tokens for chunk in chunks) * factor,
+                num_rows=num_rows(chunks) * factor,
+                row_tokens=row_tokens(chunks, counter) * factor if counter else 0.0,
             )
         )
     return groups
@@ -146,30 +151,25 @@ def _group_json(group: _Group) -> dict[str, Any]:
     }
 
 
-def _plan(job: Job, endpoint: Endpoint, asker: Asker, groups: Sequence[_Group]) -> dict[str, Any]:
-    chunks = sum(group.num_chunks for group in groups)
-    tokens = sum(group.num_tokens for group in groups)
-    documents = sum(
-        group.count * (1 - group.num_rejected / max(1, group.num_sampled)) for group in groups
+def _material(groups: Sequence[_Group], read: _Read) -> Material:
+    return Material(
+        num_documents=sum(
+            group.count * (1 - group.num_rejected / max(1, group.num_sampled)) for group in groups
+        ),
+        num_chunks=sum(group.num_chunks for group in groups),
+        chunk_tokens=sum(group.num_tokens for group in groups),
+        num_rows=sum(group.num_rows for group in groups),
+        row_tokens=sum(group.row_tokens for group in groups),
+        sampled=tuple(
+            (len(chunks), num_rows(chunks))
+            for document, chunks in read.values()
+            if document.status != "rejected"
+        ),
     )
-    stages, shown = [], False
-    for stage in job.pipeline.stages:
-        overhead = endpoint.prompt_overhead(asker.instructions, stage.prompt, stage.output)
-        if stage.over == "chunk":
-            requests, material = chunks, tokens
-            cached = requests * asker.instructions_tokens + (tokens if shown else 0)
-            shown = True
-        else:
-            requests, material = documents, chunks * QUOTED_TOKENS * len(stage.needs)
-            cached = requests * asker.instructions_tokens
-        stages.append(
-            _stage(
-                asker.stages[stage.name],
-                requests,
-                prompt_tokens=requests * overhead + material,
-                cached_tokens=cached,
-            )
-        )
+
+
+def _plan(job: Job, endpoint: Endpoint, asker: Asker, material: Material) -> dict[str, Any]:
+    stages = estimate_stages(job.pipeline, endpoint, asker, material)
     total = {
         name: sum(stage[name] for stage in stages)
         for name in ("requests", "prompt_tokens", "planned_cached_tokens", "output_tokens_at_most")
@@ -178,38 +178,12 @@ def _plan(job: Job, endpoint: Endpoint, asker: Asker, groups: Sequence[_Group]) 
         "pipeline": job.pipeline.name,
         "source": job.source,
         **endpoint_facts(endpoint),
+        "graph": graph_json(job.pipeline),
         "stages": stages,
         "total": total,
         "cost_usd": _cost(endpoint, total),
         "seconds_at_most": _seconds(endpoint, total),
         "budget": job.pipeline.budget.model_dump(),
-    }
-
-
-def _stage(
-    prepared: PreparedStage, units: float, *, prompt_tokens: float, cached_tokens: float
-) -> dict[str, Any]:
-    """Return one stage's estimate: its samples, and at most as much asked again as it allows."""
-    stage = prepared.config
-    again = 0.0
-    if prepared.again is not None and stage.escalate is not None:
-        again = units * stage.escalate.max_share
-    factor = stage.samples + (again / units if units else 0.0)
-    repeated = (factor - 1) * prompt_tokens
-    output = (
-        units * stage.samples * (stage.max_output_tokens + prepared.way.max_reasoning_tokens)
-        + again * prepared.answer_tokens
-    )
-    return {
-        "stage": stage.name,
-        "over": stage.over,
-        "mode": prepared.choice.mode,
-        "mode_reason": prepared.choice.reason,
-        "requests": round(units * stage.samples),
-        "escalated_at_most": math.ceil(again),
-        "prompt_tokens": round(prompt_tokens * factor),
-        "planned_cached_tokens": round(cached_tokens + repeated),
-        "output_tokens_at_most": round(output),
     }
 
 

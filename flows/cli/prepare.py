@@ -204,17 +204,23 @@ def plan(
     whole: Annotated[
         bool, typer.Option("--all", help="Read all documents: no estimate of sizes.")
     ] = False,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="Write the graph of the stages to this file.")
+    ] = None,
     settings: SetOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate documents, tokens, cost and time of a run, before anything is sent.
+    """Show the graph of a run, and estimate documents, tokens, cost and time, before anything is sent.
 
     Examples:
       headrace plan pipeline.yaml
 
+      headrace plan pipeline.yaml --svg graph.svg
+
       headrace plan demo --source s3://lake/in --engine moonshot --all --json
     """
     from flows.estimate import estimate
+    from flows.graph_drawing import draw_svg, draw_text
     from flows.run.job import Options, job_of, load_config
 
     with exit_codes():
@@ -223,12 +229,23 @@ def plan(
         )  # fmt: skip
         config = load_config(pipeline, options)
         config = config.model_copy(update={"sink": config.sink or "(none)"})
+        if svg is not None:
+            _write(svg, draw_svg(config))
+            note(f"wrote {svg}")
         job = job_of(config, origin=pipeline, limit=limit)
         planned = estimate(job, sample=None if whole else sample, notify=note)
         if as_json:
             print_json(planned)
-        else:
-            _print_plan(planned)
+            return
+        Console(highlight=False).print(draw_text(config), markup=False, soft_wrap=True)
+        _print_plan(planned)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise ConfigError(f"{file} cannot be written: {exc.strerror}; check the path") from exc
 
 
 def _print_plan(planned: Mapping[str, Any]) -> None:
@@ -276,6 +293,11 @@ def _plan_lines(planned: Mapping[str, Any]) -> list[str]:
         " thinking"
         for stage in planned["stages"]
         if stage["escalated_at_most"]
+    ]
+    lines += [
+        f"assumed {stage['stage']}: {assumed}"
+        for stage in planned["stages"]
+        for assumed in stage["assumed"]
     ]
     cost = planned["cost_usd"]
     if cost is None:

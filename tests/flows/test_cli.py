@@ -169,6 +169,40 @@ def test_tokens_cost_and_time_are_estimated_when_planned(here, engine):
     }
 
 
+ALL_KINDS = """
+  - {name: entry, over: rows, prompt: "Which thing?", output: {thing: string, cost: decimal}}
+  - {name: things, over: group, needs: [entry], by: thing, prompt: "What is it?", output: {about: string}}
+  - {name: sums, over: corpus, needs: [entry], output: {thing: string, cost: decimal},
+     compute: "SELECT thing, SUM(cost) AS cost FROM entry GROUP BY thing"}
+  - {name: late, over: corpus, needs: [kind, sums], when: "upstream.kind.kind == 'log'", prompt: "What?",
+     output: {text: string}}
+"""
+
+
+def test_every_kind_of_stage_is_estimated_when_planned(here):
+    (here / "notes.yaml").write_text(PIPELINE.rstrip() + ALL_KINDS, encoding="utf-8")
+    planned = as_json("plan", "notes.yaml", "--all")
+    stages = {stage["stage"]: stage for stage in planned["stages"]}
+    assert [stage["requests"] for stage in stages.values()] == [3, 3, 2, 1, 0, 1]
+    assert stages["sums"]["mode"] == "sql"
+    assert stages["sums"]["prompt_tokens"] == stages["sums"]["output_tokens_at_most"] == 0
+    assert stages["things"]["assumed"] == ["one group per 10 answers"]
+    assert stages["late"]["assumed"] == ["`when` holds for all"]
+    assert stages["kind"]["assumed"] == []
+    graph = planned["graph"]
+    assert {"from": "stage:entry", "to": "stage:sums"} in graph["edges"]
+    assert {node["id"]: node.get("mode") for node in graph["nodes"]}["stage:sums"] == "sql"
+
+
+def test_graph_is_shown_and_written_when_planned(here):
+    shown = good("plan", "notes.yaml", "--svg", "graph.svg").stdout
+    assert shown.index("│ kind ") < shown.index("│ title ") < shown.index("prompt tokens")
+    assert (here / "graph.svg").read_text(encoding="utf-8").startswith("<svg ")
+    refused = call("plan", "notes.yaml", "--svg", "gone/graph.svg")
+    assert refused.exit_code == 2
+    assert "gone/graph.svg cannot be written" in refused.output
+
+
 def test_output_is_looked_at_when_a_run_has_ended(here, engine):
     run_id = as_json("run", "notes.yaml", "--engine", engine.url)["run_id"]
     assert "3 rows" in good("records").stdout

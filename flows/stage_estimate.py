@@ -1,0 +1,211 @@
+"""What each stage of a pipeline would send, from what a sample says of the corpus.
+
+Every answer is taken to quote QUOTED_TOKENS, and every `when` to hold: a plan is rather too high than
+too low.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from config.pipeline import PipelineConfig, StageConfig
+from connectors.chunker import Counter, render
+from connectors.document import Chunk, Segment
+from engine.endpoint import Endpoint
+from flows.run.ask import Asker
+from flows.run.prepare import PreparedStage
+
+QUOTED_TOKENS = 40
+"""Tokens that one answer adds to a later stage's prompt: a quoted line with its label, about."""
+
+ANSWERS_PER_GROUP = 10
+"""Answers that a group is taken to have: how many say the same is not known before they are there."""
+
+_GROUPED = f"one group per {ANSWERS_PER_GROUP} answers"
+_COMPUTED = f"one row per {ANSWERS_PER_GROUP} records"
+_ALL_PASS = "`when` holds for all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What there is to ask about, estimated where not all was read."""
+
+    num_documents: float
+    num_chunks: float
+    chunk_tokens: float
+    num_rows: float
+    row_tokens: float
+    sampled: tuple[tuple[int, int], ...]
+    """Chunks and rows of each document that was read."""
+
+
+class _Load(NamedTuple):
+    """What one stage sends."""
+
+    units: float
+    """Chunks, rows, documents or groups; it gives as many answers."""
+    requests: float
+    """More than units, where the answers about one exceed the context."""
+    tokens: float
+    """Material of all requests."""
+    shared: float = 0.0
+    """Tokens of it that another stage has sent before."""
+
+
+def num_rows(chunks: Iterable[Chunk]) -> int:
+    """Return how many rows of tables the chunks hold; what a cut row goes on with is no row more."""
+    return sum(not segment.is_rest for segment in _table_lines(chunks))
+
+
+def row_tokens(chunks: Iterable[Chunk], counter: Counter) -> int:
+    """Return the tokens of the rows of tables in the chunks, each as a line of its own."""
+    return sum(counter.weigh([render([segment]) for segment in _table_lines(chunks)]))
+
+
+def _table_lines(chunks: Iterable[Chunk]) -> Iterator[Segment]:
+    return (segment for chunk in chunks for segment in chunk.segments if segment.kind == "table")
+
+
+def estimate_stages(
+    pipeline: PipelineConfig, endpoint: Endpoint, asker: Asker, material: Material
+) -> list[dict[str, Any]]:
+    """Return each stage's estimate, in the order of the pipeline."""
+    overs = {stage.name: stage.over for stage in pipeline.stages}
+    loads: dict[str, _Load] = {}
+    found, is_first = [], True
+    for stage in pipeline.stages:
+        if stage.compute is not None:
+            inputs = sum(loads[need].units for need in stage.needs)
+            loads[stage.name] = _Load(inputs / ANSWERS_PER_GROUP, 0.0, 0.0)
+            found.append(_computed(stage))
+            continue
+        room = asker.room(stage)
+        load = _load(stage, material, loads=loads, overs=overs, room=room)
+        if stage.over == "chunk":
+            load = load._replace(shared=0.0 if is_first else load.tokens)
+            is_first = False
+        loads[stage.name] = load
+        overhead = endpoint.prompt_overhead(asker.instructions, stage.prompt, stage.output)
+        found.append(
+            _asked(
+                asker.stages[stage.name],
+                load,
+                prompt_tokens=load.requests * overhead + load.tokens,
+                cached_tokens=load.requests * asker.instructions_tokens + load.shared,
+            )
+        )
+    return found
+
+
+def _load(
+    stage: StageConfig,
+    material: Material,
+    *,
+    loads: Mapping[str, _Load],
+    overs: Mapping[str, str],
+    room: int,
+) -> _Load:
+    if stage.over == "chunk":
+        return _Load(material.num_chunks, material.num_chunks, material.chunk_tokens)
+    if stage.over == "rows":
+        return _Load(material.num_rows, material.num_rows, material.row_tokens)
+    inputs = sum(loads[need].units for need in stage.needs)
+    if stage.over == "document":
+        requests, growth = _document_trees(stage, material, overs=overs, room=room)
+        documents = material.num_documents
+        return _Load(documents, documents * requests, inputs * QUOTED_TOKENS * growth)
+    if stage.over == "corpus":
+        return _Load(1.0, *tree(inputs, room))
+    groups = math.ceil(inputs / ANSWERS_PER_GROUP)
+    requests, tokens = tree(inputs / max(1, groups), room)
+    return _Load(groups, groups * requests, groups * tokens)
+
+
+def _document_trees(
+    stage: StageConfig, material: Material, *, overs: Mapping[str, str], room: int
+) -> tuple[float, float]:
+    """Return requests per document, and how much more is read than the answers by themselves.
+
+    By the documents of the sample: the mean of all would hide the few that are long.
+    """
+    counts = []
+    for chunks, rows in material.sampled:
+        units = {"chunk": chunks, "rows": rows, "document": 1}
+        counts.append(sum(units.get(overs[need], 0) for need in stage.needs))
+    trees = [tree(count, room) for count in counts]
+    plain = sum(counts) * QUOTED_TOKENS
+    if not plain:
+        return 1.0, 1.0
+    requests = sum(requests for requests, _ in trees) / len(trees)
+    return requests, sum(tokens for _, tokens in trees) / plain
+
+
+def tree(num_answers: float, room: int) -> tuple[float, float]:
+    """Return requests and material tokens of one question about so many answers.
+
+    Where they exceed the room for material, each part gets an answer, and those are put together the
+    same way until one is left.
+    """
+    tokens = num_answers * QUOTED_TOKENS
+    requests, total = 0.0, 0.0
+    # A question about two answers at least, or no level would be smaller than the one below it.
+    room = max(room, 2 * QUOTED_TOKENS)
+    while True:
+        parts = max(1, math.ceil(tokens / room))
+        requests, total = requests + parts, total + tokens
+        if parts == 1:
+            return requests, total
+        tokens = parts * QUOTED_TOKENS
+
+
+def _assumed(stage: StageConfig) -> list[str]:
+    """Return what the estimate of a stage takes for granted, in words."""
+    said = [_GROUPED] if stage.over == "group" else []
+    said += [_COMPUTED] if stage.compute is not None else []
+    return [*said, _ALL_PASS] if stage.when is not None else said
+
+
+def _computed(stage: StageConfig) -> dict[str, Any]:
+    return {
+        "stage": stage.name,
+        "over": stage.over,
+        "mode": "sql",
+        "mode_reason": "computed from records; no model is asked",
+        "requests": 0,
+        "escalated_at_most": 0,
+        "prompt_tokens": 0,
+        "planned_cached_tokens": 0,
+        "output_tokens_at_most": 0,
+        "assumed": _assumed(stage),
+    }
+
+
+def _asked(
+    prepared: PreparedStage, load: _Load, *, prompt_tokens: float, cached_tokens: float
+) -> dict[str, Any]:
+    """Return one stage's estimate: its samples, and at most as much asked again as it allows."""
+    stage, requests = prepared.config, load.requests
+    again = 0.0
+    if prepared.again is not None and stage.escalate is not None:
+        again = requests * stage.escalate.max_share
+    factor = stage.samples + (again / requests if requests else 0.0)
+    repeated = (factor - 1) * prompt_tokens
+    output = (
+        requests * stage.samples * (stage.max_output_tokens + prepared.way.max_reasoning_tokens)
+        + again * prepared.answer_tokens
+    )
+    return {
+        "stage": stage.name,
+        "over": stage.over,
+        "mode": prepared.choice.mode,
+        "mode_reason": prepared.choice.reason,
+        "requests": round(requests * stage.samples),
+        "escalated_at_most": math.ceil(again),
+        "prompt_tokens": round(prompt_tokens * factor),
+        "planned_cached_tokens": round(cached_tokens + repeated),
+        "output_tokens_at_most": round(output),
+        "assumed": _assumed(stage),
+    }
