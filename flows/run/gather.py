@@ -208,7 +208,8 @@ def _fill(spool: Spool, shard: Shard, stage: StageConfig) -> int:
     """Bring the stage's inputs into the spool, shard by shard, and return how many records there are."""
     bench = shard.bench
     when = bench.asker.stages[stage.name].when
-    by = by_field(stage, bench.job.pipeline.stages) if stage.by else None
+    by_name = {one.name: one for one in bench.job.pipeline.stages}
+    by = by_field(stage, by_name) if stage.by else None
     num_replies = 0
     for replies in _replies(bench, stage.needs):
         num_replies += len(replies)

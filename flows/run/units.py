@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
 from config.pipeline import StageConfig
 from connectors.document import Chunk, Document, Segment
 from flows.run.labels import Line
@@ -144,5 +142,5 @@ def _holds(
 ) -> bool:
     try:
         return when(upstream_of(unit, by_unit))
-    except jinja2.UndefinedError:
+    except KeyError:
         return True
