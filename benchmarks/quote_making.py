@@ -66,7 +66,7 @@ class _Cut(NamedTuple):
 
     parts: Sequence[str]
     glue: str
-    index: int
+    at: int
 
     @property
     def text(self) -> str:
@@ -112,14 +112,17 @@ def _true(source: Source, filled: Sequence[int], chance: random.Random) -> Quote
         return None
     dresses = [*_DRESSES]
     chance.shuffle(dresses)
+    if chance.random() < 0.4:
+        # Few parts can be written so.
+        dresses.sort(key=lambda how: how not in _SELDOM)
     if chance.random() < 0.2:
         cut = cut.with_parts([part.lower() for part in cut.parts])
     for how in dresses:
         if (text := _DRESSES[how](cut, chance)) is None:
             continue
         if how != "label" and chance.random() < 0.2:
-            text = _label(_Cut([text], "", cut.index), chance)
-        return Quote(text=text, truth="true", how=how, index=cut.index)
+            text = _label(_Cut([text], "", cut.at), chance)
+        return Quote(text=text, truth="true", how=how, index=cut.at)
     return None
 
 
@@ -134,7 +137,10 @@ def _altered(
         text = _CHANGES[how](cut, source, chance)
         # What was changed by chance into something that does stand there is left out.
         if text is not None and not plain.holds(text) and Plain.of(text) != Plain.of(cut.text):
-            return Quote(text=text, truth="altered", how=how, index=cut.index)
+            if chance.random() < 0.4:
+                dress = chance.choice([_case, _label, _quoted, _hyphenated, _unfinished])
+                text = dress(_Cut([text], "", cut.at), chance) or text
+            return Quote(text=text, truth="altered", how=how, index=cut.at)
     return None
 
 
@@ -165,11 +171,14 @@ def _taken(
         at = chance.randrange(len(filled))
         index = filled[at]
         parts, glue = _parts(source, index)
-        if chance.random() < 0.25 and filled[at + 1 : at + 2] == [index + 1]:
+        if chance.random() < 0.25 and index + 1 in filled[at + 1 : at + 2]:
             more, other = _parts(source, index + 1)
             if glue == other == " ":
                 tail = chance.randint(1, len(parts))
-                parts = [*parts[-tail:], *more[: chance.randint(1, len(more))]]
+                sides = parts[-tail:], more[: chance.randint(1, len(more))]
+                # A side without a word is no part of the quote.
+                if all(re.search(r"\w", " ".join(side)) for side in sides):
+                    parts = [*sides[0], *sides[1]]
         elif chance.random() < 0.7 and len(parts) > min_parts:
             first = chance.randrange(len(parts) - min_parts)
             parts = parts[first : first + chance.randint(min_parts, 25)]
@@ -184,7 +193,7 @@ def _parts(source: Source, index: int) -> tuple[list[str], str]:
     if source.kind == "sheet" and '"' not in text and re.match(r"\d+,", text):
         return text.split(","), ","
     if len(_UNSPACED.findall(text)) > len(text) / 3:
-        return list(text), ""
+        return re.findall(r"[!-~]+|.", text), ""
     return text.split(), " "
 
 
@@ -192,7 +201,7 @@ def _word(source: Source, chance: random.Random) -> str:
     for _ in range(_TRIES):
         words = _WORDS.findall(chance.choice(source.texts))
         if words:
-            return chance.choice(words)
+            return str(chance.choice(words))
     return "nothing"
 
 
@@ -214,7 +223,7 @@ def _spaces(cut: _Cut, chance: random.Random) -> str | None:
 
 def _marks(cut: _Cut, chance: random.Random) -> str | None:
     """Return it with other quotation marks and dashes."""
-    pairs = chance.choice([
+    pairs: dict[str | int, str | int | None] = chance.choice([
         {"'": "’", '"': "”", "-": "–", "–": "-", "’": "'", "“": '"', "”": '"'},
         {"'": "‘", '"': "“", "-": "‑", "—": "–", "’": "`", "“": "„", "”": "“", "–": "‐"},
     ])
@@ -223,8 +232,8 @@ def _marks(cut: _Cut, chance: random.Random) -> str | None:
 
 
 def _quoted(cut: _Cut, chance: random.Random) -> str:
-    first, last = chance.choice(["“”", '""', "''", "«»", "„“"])
-    return f"{first}{cut.text}{last}"
+    marks = chance.choice(["“”", '""', "''", "«»", "„“"])
+    return f"{marks[0]}{cut.text}{marks[1]}"
 
 
 def _unfinished(cut: _Cut, _: random.Random) -> str | None:
@@ -264,8 +273,9 @@ def _thousands(cut: _Cut, _: random.Random) -> str | None:
             r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""), text
         )
     if text == cut.text:
+        before = r"(?<![\w./:-])" if cut.glue == "," else r"(?<![\w.,/:-])"
         text = re.sub(
-            r"(?<![\w.,/:-])[1-9]\d{4,8}(?![\w/:-]|\.\d+\.)", lambda m: f"{int(m[0]):,}", cut.text
+            before + r"[1-9]\d{3,8}(?![\w/:-]|\.\d+\.)", lambda m: f"{int(m[0]):,}", cut.text
         )
     return text if text != cut.text else None
 
@@ -285,6 +295,7 @@ def _cells(cut: _Cut, chance: random.Random) -> str | None:
     return chance.choice([" | ", ", ", "; "]).join(cut.parts)
 
 
+_SELDOM = {"ellipsis", "thousands", "cells", "marks", "end dropped"}
 _DRESSES: dict[str, Callable[[_Cut, random.Random], str | None]] = {
     "verbatim": lambda cut, _: cut.text,
     "case": _case,

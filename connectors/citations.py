@@ -32,11 +32,11 @@ _MIN_PIECE_WORDS = 2
 _ELLIPSIS = re.compile(r"[\[(]\s*(?:\.\s?\.\s?\.|…)+\s*[\])]|\.\s?\.\s?\.[.\s]*|…")
 _LABEL = r"[A-Z]{1,3}\d{1,6}"
 _LEADING_LABEL = re.compile(
-    rf"^[\s\"'“‘*_`>-]*(?:[\[(]\s*{_LABEL}(?:\s*[-–,;]\s*{_LABEL})*\s*[\])]|{_LABEL}\s*[:)\]])[\s:*]*",
+    rf"^[ \t\"'“‘*_`>-]*(?:[\[(]\s*{_LABEL}(?:\s*[-–,;]\s*{_LABEL})*\s*[\])]|{_LABEL}\s*[:)\]])[\s:*]*",
     re.MULTILINE,
 )
 _INNER_LABEL = re.compile(rf"\[{_LABEL}\]|\(goes on\)")
-_BLOCK_QUOTE = re.compile(r"^[\s\"'“‘]*>+ ", re.MULTILINE)
+_BLOCK_QUOTE = re.compile(r"^[ \t\"'“‘]*>+ ", re.MULTILINE)
 _ROW = re.compile(r"(\d{1,9}),")
 _HEADS_ROWS = re.compile(r", columns: row\b")
 
@@ -67,6 +67,8 @@ class Quotable:
                 self._between.extend([codes[id(inside)]] * (len(word) - 1))
             words.append(word)
         self._chars = "".join(words)
+        # A letter stands in every line, so it is told at once where it is no word at all.
+        self._letters = {word for word in words if len(word) == 1}
         self._num_texts = len(texts)
         self._starts.append(len(self._chars))
 
@@ -143,6 +145,8 @@ class Quotable:
         """Yield where the needle stands between two places, in order."""
         find, gaps, between = self._chars.find, self._gaps, self._between
         chars, size = needle.chars, len(needle.chars)
+        if size == 1 and chars not in self._letters:
+            return
         place = find(chars, low, high)
         while place >= 0:
             if (
@@ -197,8 +201,10 @@ class _Needle:
 def _forms(quote: str) -> list[str]:
     """Return the quote, and what else it may be: with less of what a model puts around it."""
     bare = _BLOCK_QUOTE.sub("", quote)
-    unlabelled = _INNER_LABEL.sub(" ", _LEADING_LABEL.sub("", bare))
-    return list(dict.fromkeys([quote, bare, unlabelled]))
+    unlabelled = _INNER_LABEL.sub(" ", _LEADING_LABEL.sub("", bare, count=1))
+    # `A1:` may be the name of a cell in one line and a label in the next.
+    lines = _INNER_LABEL.sub(" ", _LEADING_LABEL.sub("", bare))
+    return list(dict.fromkeys([quote, bare, unlabelled, lines]))
 
 
 def _pieces(quote: str) -> list[str]:

@@ -32,6 +32,8 @@ class Gap(NamedTuple):
     """Between two digits: the ways in which it may be read, such as `one` (of one number), `comma`."""
     compares: str = ""
     """The comparison signs in it, in order."""
+    leads: str = ""
+    """Those of them that stand in the same text and cell as what is behind it."""
     parts: bool = False
     """Whether it holds an ellipsis, so that no word goes on behind it."""
     dash: Dash = "none"
@@ -57,10 +59,10 @@ class Gap(NamedTuple):
 
     def may_begin(self, source: Gap, *, is_number: bool) -> bool:
         """Tell whether a quote with this gap in front may begin behind that one."""
-        if self.compares:
-            is_same = source.compares.endswith(self.compares)
+        if self.leads:
+            is_same = source.leads.endswith(self.leads)
         else:
-            is_same = not (is_number and source.compares.rstrip("="))
+            is_same = not (is_number and source.leads.strip("="))
         return is_same and self.has_dash_of(source) and self.right <= source.right
 
     def may_end(self, source: Gap) -> bool:
@@ -254,6 +256,8 @@ def _shaped(text: str) -> tuple[str, str]:
 
 _ARROW = re.compile(r"[-=]+>|<-+(?!-*9)|={3,}")
 _SIGNS = re.compile("[%‰‱]|[$¢-¥֏؋৲৳৻૱௹฿៛₠-⃀]")
+_MINUS = re.compile(rf"-(?:{_SIGNS.pattern} ?)?$")
+"""Directly in front of the number, or of its currency sign."""
 _BESIDE = " *_'\"()\\~"
 """What may stand between a number and its sign."""
 _MEANING = re.compile(r"[-/:^+±÷]")
@@ -262,20 +266,26 @@ _HYPHENS = {"-", "_", "/"}
 
 @lru_cache(maxsize=8192)
 def _gap(before: Kind, between: str, behind: Kind, *, is_group: bool = False) -> Gap:
+    leads = _comparisons(re.split(r"[\n|]", between)[-1])
     between = between.replace("\n", " ")
     left, right = _signs(before, between, behind)
-    compares = "".join(c for c in _ARROW.sub(" ", between) if c in _COMPARING)
     begins, ends = _borders(before, between, behind)
     return Gap(
         begins=begins,
         ends=ends,
         joins=_joins(between, is_group=is_group) if before == behind == "number" else None,
-        compares=compares.replace("<=", "≤").replace(">=", "≥").replace("==", "="),
+        compares=_comparisons(between),
+        leads=leads,
         parts=".." in between,
         dash=_dash(before, between) if behind == "number" else "none",
         left=left,
         right=right,
     )
+
+
+def _comparisons(between: str) -> str:
+    signs = "".join(c for c in _ARROW.sub(" ", between) if c in _COMPARING)
+    return signs.replace("<=", "≤").replace(">=", "≥").replace("==", "=")
 
 
 def _borders(before: Kind, between: str, behind: Kind) -> tuple[bool, bool]:
@@ -299,7 +309,7 @@ def _joins(between: str, *, is_group: bool) -> frozenset[str]:
     meaning = "".join(_MEANING.findall(between))
     if between == "^-":
         return frozenset({meaning})
-    if meaning and between.strip() == meaning and not (meaning == ":" and between != ":"):
+    if meaning and between.strip(_BESIDE) == meaning and not (meaning == ":" and between != ":"):
         is_minus = meaning == "-" and between[0] == " " and between[-1] == "-"
         return frozenset({meaning, "minus"} if is_minus else {meaning})
     if between.endswith("-"):
@@ -317,15 +327,10 @@ def _dash(before: Kind, between: str) -> Dash:
     """Return what a dash in front of a number is."""
     if "-" not in between:
         return "none"
-    bare = between
-    while bare and (_SIGNS.match(bare[-1]) or bare[-1] == " ") and "-" in bare[:-1]:
-        # A minus may stand in front of a currency sign, a bare one directly in front of the number.
-        if bare[-1] == " " and not _SIGNS.search(between):
-            return "loose"
-        bare = bare[:-1]
-    if not bare.endswith("-") or bare.endswith(("--", ")-", "]-")):
+    found = _MINUS.search(between)
+    if found is None or between[: found.start()].endswith(("-", ")", "]")):
         return "loose"
-    return "loose" if bare == "-" and before != "edge" else "minus"
+    return "loose" if found.start() == 0 and before != "edge" else "minus"
 
 
 def _signs(before: Kind, between: str, behind: Kind) -> tuple[frozenset[str], frozenset[str]]:
