@@ -33,6 +33,7 @@ _WORDS: Mapping[object, str] = {
 _AS_WRITTEN: Mapping[tuple[str, str], str] = {
     ("PipelineConfig", "shared"): "texts or file names, by name",
     ("StageConfig", "prompt"): "text, or the name of a `.md`, `.j2` or `.txt` file",
+    ("ReportConfig", "template"): "`briefing`, or the name of a folder",
     ("StageConfig", "output"): "fields in short, a JSON Schema, or the name of a file with one",
 }
 """Types of keys whose files the loader reads in before the model sees them."""

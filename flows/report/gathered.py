@@ -199,13 +199,15 @@ def _item(
     where: str, value: object, found: Backing, references: References
 ) -> tuple[Sentence, ...]:
     return tuple(
-        _sentence(leaf, leaf.removeprefix(where).lstrip("."), inner, found, references)
+        _sentence(
+            leaf, leaf.removeprefix(where).lstrip("."), inner, found=found, references=references
+        )
         for leaf, inner in leaves(value, where)
     )
 
 
 def _sentence(
-    leaf: str, name: str, value: object, found: Backing, references: References
+    leaf: str, name: str, value: object, *, found: Backing, references: References
 ) -> Sentence:
     numbers, num_more = references.add(
         found.citations.get(leaf, ()), found.claims.get(leaf), _MAX_PER_SENTENCE

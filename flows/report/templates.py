@@ -42,7 +42,7 @@ _AUTOLINK = re.compile(r"://|(?i:\bwww\.)")
 _FORMULA = re.compile(r"[=+\-@]")
 
 
-class TemplateFailed(Exception):  # noqa: N818 - says what happened to it, like DocumentRejected
+class TemplateFailed(Exception):
     """A template could not be rendered; the message says which, and why."""
 
 
