@@ -167,9 +167,10 @@ def _input_noun(pipeline: PipelineConfig, stage: StageConfig) -> str:
 
 def _gathered(row: Row, references: References) -> GatheredAnswer:
     found = backing(row)
+    label = {"corpus": "", "group": "no value"}
     unit = str(row["unit"])
     return GatheredAnswer(
-        label=unit.removeprefix("group-") if unit != "corpus" else "",
+        label=label.get(unit, unit.removeprefix("group-")),
         outcome=str(row["outcome"]),
         error=row["error"],
         findings=tuple(
