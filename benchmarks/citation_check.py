@@ -40,7 +40,7 @@ _OPTIONS = {
     "video": ReaderOptions(max_frames=4),
 }
 _SHARES = {"pdf": 0.5, "sheet": 0.35, "video": 0.15}
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 30.0
 _NUM_SHOWN = 20
 _NUM_SEARCHES = 200
 

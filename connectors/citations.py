@@ -29,10 +29,13 @@ from connectors.quote_text import INSIDE_NUMBER, INSIDE_WORD, Gap, tokens
 _MAX_TEXTS_APART = 3
 """How many texts further on, at most, a quote may go on behind an ellipsis."""
 _MIN_PIECE_WORDS = 2
-_ELLIPSIS = re.compile(r"[\[(]\s*(?:\.\s?\.\s?\.|…)+\s*[\])]|\.\s?\.\s?\.[.\s]*|…")
+_ELLIPSIS = re.compile(
+    r"[\[(]\s?(?:\.\s?\.\s?\.|…)\s?[\])]|…|(?<!\.)(?<!\.\s)\.\s?\.\s?\.(?:\s?\.){0,3}(?!\s?\.)"
+)
+"""Longer rows of dots lead to the page numbers of a table of contents."""
 _LABEL = r"[A-Z]{1,3}\d{1,6}"
 _LEADING_LABEL = re.compile(
-    rf"^[ \t\"'“‘*_`>-]*(?:[\[(]\s*{_LABEL}(?:\s*[-–,;]\s*{_LABEL})*\s*[\])]|{_LABEL}\s*[:)\]])[\s:*]*",
+    rf"^[ \t\"'“‘*_`>-]*(?:[\[(]\s*{_LABEL}(?:\s*[-–,;]\s*{_LABEL})*\s*[\])]|{_LABEL}\s?[:)\]](?=\s))[\s:*]*",
     re.MULTILINE,
 )
 _INNER_LABEL = re.compile(rf"\[{_LABEL}\]|\(goes on\)")

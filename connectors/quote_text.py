@@ -254,7 +254,7 @@ def _shaped(text: str) -> tuple[str, str]:
 
 # --- gaps -----------------------------------------------------------------------------------------
 
-_ARROW = re.compile(r"[-=]+>|<-+(?!-*9)|={3,}")
+_ARROW = re.compile(r"(?<![-=])[-=]+>|<-+(?= )|={3,}")
 _SIGNS = re.compile("[%‰‱]|[$¢-¥֏؋৲৳৻૱௹฿៛₠-⃀]")
 _MINUS = re.compile(rf"-(?:{_SIGNS.pattern} ?)?$")
 """Directly in front of the number, or of its currency sign."""
@@ -266,7 +266,7 @@ _HYPHENS = {"-", "_", "/"}
 
 @lru_cache(maxsize=8192)
 def _gap(before: Kind, between: str, behind: Kind, *, is_group: bool = False) -> Gap:
-    leads = _comparisons(re.split(r"[\n|]", between)[-1])
+    cells = [_comparisons(cell) for cell in re.split(r"[\n|]", between)]
     between = between.replace("\n", " ")
     left, right = _signs(before, between, behind)
     begins, ends = _borders(before, between, behind)
@@ -274,8 +274,8 @@ def _gap(before: Kind, between: str, behind: Kind, *, is_group: bool = False) ->
         begins=begins,
         ends=ends,
         joins=_joins(between, is_group=is_group) if before == behind == "number" else None,
-        compares=_comparisons(between),
-        leads=leads,
+        compares="".join(cells),
+        leads=cells[-1],
         parts=".." in between,
         dash=_dash(before, between) if behind == "number" else "none",
         left=left,

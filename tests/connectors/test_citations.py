@@ -90,6 +90,11 @@ def test_quote_is_found_when_the_same_is_written_otherwise(quote, text):
     assert stands(quote, text)
 
 
+def test_cell_is_no_label_when_a_quote_begins_with_its_name():
+    assert stands("A1:B2, B C1", "A1:B2, B C1")
+    assert not stands("A7:B2, B C1", "A1:B2, B C1")
+
+
 def test_word_is_found_when_it_is_broken_between_two_texts():
     assert Quotable(["it is an exam-", "ple of that"]).find("an example of") == range(2)
 
@@ -237,6 +242,11 @@ def test_pieces_are_found_across_a_few_texts_only():
 def test_piece_is_too_short_when_it_is_one_word():
     assert not stands("The cat ... evening", CAT)
     assert stands("It cost ... 5", "It cost them only 5 a day")
+
+
+def test_dots_leave_out_nothing_when_they_lead_to_a_page_number():
+    assert stands("5.8.2 Reports ....... 40", "5.8.2 Reports . . . . . . . . . 40")
+    assert not stands("5.8.2 . . . . . . . . . 40", "5.8.2 Reports . . . . . . . . . 40")
 
 
 def test_ellipsis_joins_no_word_when_it_is_left_out():
