@@ -202,7 +202,7 @@ def test_svg_runs_nothing_when_texts_hold_markup():
     )
     root = ET.fromstring(text)
     assert not list(root.iter(f"{SVG}script"))
-    attributes = {name for element in root.iter() for name in element.keys()}
+    attributes = {name for element in root.iter() for name in element.attrib}
     assert not {name for name in attributes if name.startswith("on") or "href" in name}
     assert "@import" not in text
     assert "prefers-color-scheme:dark" in text
