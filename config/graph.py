@@ -191,6 +191,8 @@ def compile_when(text: str) -> Callable[[Mapping[str, Any]], bool]:
     A field that an answer leaves out is null, and null compares as None; a comparison that null has no
     part in (`null > 3`) makes the whole false. A ValueError says which values cannot be compared.
 
+    A KeyError says which of the stages has no answer.
+
     Raises:
         ValueError: The text is no expression.
     """
@@ -200,11 +202,13 @@ def compile_when(text: str) -> Callable[[Mapping[str, Any]], bool]:
     def holds(upstream: Mapping[str, Any]) -> bool:
         answers = {stage: dict(answer) for stage, answer in upstream.items()}
         for stage, field in used:
-            answers.get(stage, {}).setdefault(field, None)
+            if stage not in answers:
+                raise KeyError(stage)
+            answers[stage].setdefault(field, None)
         try:
             return bool(expression(**{UPSTREAM: answers}))
         except (TypeError, jinja2.UndefinedError) as exc:
-            if any(answers.get(stage, {}).get(field) is None for stage, field in used):
+            if any(answers[stage].get(field) is None for stage, field in used):
                 return False
             raise ValueError(f"when {text!r} cannot be told: {exc}") from exc
 

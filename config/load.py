@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from config.errors import ConfigError
-from config.pipeline import PipelineConfig, ReaderConfig
+from config.pipeline import PipelineConfig, ReaderConfig, ReportTemplate
 from config.shorthand import fields_to_schema, is_json_schema, parse_fields
 from config.yaml_text import YAMLError, parse_yaml
 from connectors.readers import Password
@@ -26,6 +26,15 @@ from engine.profile import Profile, profile_for_url
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROFILES = REPOSITORY / "config" / "profiles"
 PIPELINES = REPOSITORY / "config" / "pipelines"
+
+TEMPLATES = ("briefing",)
+"""Names of the shipped templates of reports."""
+TEMPLATE_FILES: Mapping[str, str] = {
+    "html": "report.html.j2",
+    "markdown": "report.md.j2",
+    "stylesheet": "report.css",
+}
+"""Files of a template, by their keys in the resolved pipeline."""
 
 _YAML_SUFFIXES = {".yaml", ".yml"}
 _TEXT_SUFFIXES = (".md", ".j2", ".sql", ".txt", ".json", ".yaml", ".yml")
@@ -211,7 +220,50 @@ def pipeline_from(
     for number, stage in enumerate(_sequence(data, "stages", path)):
         if isinstance(stage, dict):
             _read_stage_files(stage, path, f"stages[{number}]")
+    report = _mapping(data, "report", path)
+    if isinstance(template := report.get("template"), str) and template not in TEMPLATES:
+        texts = _read_template(
+            path.parent / Path(template).expanduser(), f"{path}: report.template"
+        )
+        data["report"] = {**report, "template": texts}
     return _validate(PipelineConfig, data, path)
+
+
+def load_template(name: str, where: str) -> ReportTemplate | None:
+    """Return the template in a folder; None for the shipped one, `briefing`.
+
+    Raises:
+        ConfigError: There is no such folder, or a template in it cannot be parsed.
+    """
+    if name in TEMPLATES:
+        return None
+    folder = Path(name).expanduser()
+    return _validate(ReportTemplate, _read_template(folder, where), folder)
+
+
+def _read_template(folder: Path, where: str) -> dict[str, str]:
+    """Return the texts of a report's template by the names of their keys.
+
+    Raises:
+        ConfigError: The folder has none of its files, or one cannot be read.
+    """
+    texts: dict[str, str] = {}
+    for key, name in TEMPLATE_FILES.items():
+        try:
+            texts[key] = (folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(
+                f"{where}: file {str(folder / name)!r} cannot be read: {exc}"
+            ) from exc
+    if not texts:
+        raise ConfigError(
+            f"{where}: {str(folder)!r} is neither the name of a template ({', '.join(TEMPLATES)}) nor a"
+            f" folder with {', '.join(TEMPLATE_FILES.values())}; to start from the shipped files, run:"
+            f" headrace report --write-template {folder.name}"
+        )
+    return texts
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import jinja2
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -247,7 +248,12 @@ class StageConfig(_Model):
             raise ValueError("`combine` is for stages over document, group or corpus")
 
     def _check_computed(self) -> None:
-        asked = sorted(self.model_fields_set - _COMPUTED_FIELDS)
+        fields = type(self).model_fields
+        asked = sorted(
+            name
+            for name in self.model_fields_set - _COMPUTED_FIELDS
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        )
         if asked:
             raise ValueError(
                 f"`compute` asks no model, so it has no {asked[0]!r}; it may have"
@@ -323,13 +329,42 @@ class StorageConfig(_Model):
         )
 
 
+class ReportTemplate(_Model):
+    """The texts of a template of one's own; what is left out is the shipped one."""
+
+    html: str | None = None
+    """Jinja2 template of the page."""
+    markdown: str | None = None
+    """Jinja2 template of the Markdown."""
+    stylesheet: str | None = None
+    """CSS of the page."""
+
+    @field_validator("html", "markdown")
+    @classmethod
+    def _check_syntax(cls, text: str | None) -> str | None:
+        if text is not None:
+            try:
+                jinja2.Environment(autoescape=True).parse(text)
+            except jinja2.TemplateSyntaxError as exc:
+                raise ValueError(f"line {exc.lineno}: {exc.message}") from exc
+        return text
+
+
 class ReportConfig(_Model):
-    """What the report says besides the figures."""
+    """What the report says besides the figures, and its form."""
 
     title: str | None = None
     """Headline; the pipeline's name where there is none."""
     notes: tuple[str, ...] = ()
     """Sentences a reader must know."""
+    template: Literal["briefing"] | ReportTemplate = "briefing"
+    """Form of the report: `briefing`, or a folder with any of `report.html.j2`, `report.md.j2` and
+    `report.css`; `headrace report --write-template FOLDER` gives the shipped ones to start from. They
+    run in a sandbox, and what comes from documents is escaped."""
+
+    def own_template(self) -> ReportTemplate | None:
+        """Return the pipeline's own template; None where it uses the shipped one."""
+        return None if isinstance(self.template, str) else self.template
 
 
 class PipelineConfig(_Model):

@@ -25,6 +25,7 @@ from flows.run.plan import ShardPlan, list_sources
 from flows.run.progress import Progress
 from flows.run.rows import Answered, Inquiry
 from flows.run.shard import ReadDocument, ask_all, open_shard, read, read_chunks
+from flows.run.units import rows_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +108,13 @@ def _planned(job: Job, trial: Trial, ref: SourceRef, endpoint: Endpoint) -> dict
         if stage.needs:
             shown.append({"stage": stage.name, "waits_for": list(stage.needs)})
             continue
+        rows = [row for row in rows_of(chunks) if row.chunk == trial.chunk]
         for chunk in chunks[trial.chunk : trial.chunk + 1]:
-            inquiry = asker.about_chunk(stage, document, chunk, upstream={}, media_dir=media_dir)
-            shown.append(_request(inquiry, endpoint))
+            for row in rows if stage.over == "rows" else [None]:
+                inquiry = asker.about_chunk(
+                    stage, document, chunk, upstream={}, media_dir=media_dir, row=row
+                )
+                shown.append(_request(inquiry, endpoint))
     return _head(endpoint, document, len(chunks)) | {"requests": shown}
 
 

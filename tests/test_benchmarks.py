@@ -114,3 +114,21 @@ def test_pdf_reading_compares_its_arms_over_the_files_that_all_open(tmp_path):
     ]  # fmt: skip
     assert all(arm["pages_per_s"] > 0 and arm["rss_mb"] > 0 for arm in found["arms"])
     assert {arm["arm"]: arm["ratio"] for arm in found["arms"]}["pypdfium2"] == 1
+
+
+def test_citation_check_scores_each_kind_and_change_when_run_in_small():
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "benchmarks.citation_check", "--kinds=pdf,sheet", "--corpus=",
+            "--num=400", "--lines=2000",
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    arms = {arm["quotes"]: arm for arm in found["arms"]}
+    assert {"all", "pdf", "sheet", "true: ellipsis", "altered: digit"} <= arms.keys()
+    assert arms["all"]["true"] == arms["pdf"]["true"] + arms["sheet"]["true"] > 100
+    assert arms["all"]["precision"] >= 0.99
+    assert arms["all"]["recall"] >= 0.97
+    assert found["2000 lines, s to make ready"] > 0

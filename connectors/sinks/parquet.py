@@ -123,7 +123,6 @@ RECORD_TAIL: Sequence[tuple[str, pa.DataType]] = (
                 ("tier", pa.string()),
                 ("media", pa.string()),
                 ("span", SPAN),
-                ("uri", pa.string()),
                 ("path", pa.string()),
                 ("document_key", pa.string()),
             ])

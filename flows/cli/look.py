@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import webbrowser
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +22,9 @@ from flows.cli.app import (
     print_json,
     print_lines,
 )
+
+if TYPE_CHECKING:
+    from flows.run.look import Query, Records
 
 
 @app.command(rich_help_panel="Look")
@@ -104,6 +109,10 @@ def records(
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print all rows as CSV, lists and structs as JSON.")
     ] = False,
+    with_sources: Annotated[
+        bool,
+        typer.Option("--sources", help="Show the lines that each record cites, and their check."),
+    ] = False,
     sink: RunSinkOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -116,12 +125,17 @@ def records(
 
       headrace records 4f2a digest --outcome failed --columns path,error
 
+      headrace records 4f2a briefing --sources
+
       headrace records 4f2a --csv > answers.csv
     """
+    from config.errors import ConfigError
     from flows.report.words import counted
     from flows.run.look import Query, query_records
 
     with exit_codes():
+        if with_sources and as_csv:
+            raise ConfigError("--sources is for people and --json; leave out --csv")
         query = Query(
             where=where,
             columns=tuple(name.strip() for name in columns.split(",")) if columns else (),
@@ -130,15 +144,70 @@ def records(
             skipped=as_csv or as_json or bool(where or outcome),
         )
         found = query_records(run, stage, sink, query)
+        sources = _sources(found, query, sink) if with_sources else None
         if as_csv:
             sys.stdout.write(found.as_csv())
         elif as_json:
-            print_json(found.as_json())
+            print_json(_joined(found.as_json(), sources))
         else:
             _print_records(found.as_json(), limit)
+            if sources is not None:
+                _print_sources(sources[:limit])
             if found.num_skipped:
                 line = f"not shown: {counted(found.num_skipped, 'skipped record')}; see --outcome skipped"
                 print_lines([line])
+
+
+def _sources(found: Records, query: Query, sink: str | None) -> list[dict[str, Any]]:
+    """Return for each record shown what it is about and its lines, in the same order.
+
+    Raises:
+        ConfigError: The table holds no answers.
+    """
+    from config.errors import ConfigError
+    from flows.report.sources import source_lines
+    from flows.run.look import query_records
+
+    there = {*found.frame.columns, *found.hidden}
+    if "citations" not in there:
+        raise ConfigError(
+            f"table {found.table!r} cites nothing; --sources is for the records of a stage"
+        )
+    names = tuple(name for name in ("path", "unit", "citations", "claims") if name in there)
+    cited = query_records(found.run_id, found.table, sink, replace(query, columns=names))
+    return [
+        {"path": row["path"], "unit": row["unit"], "sources": source_lines(row)}
+        for row in cited.frame.iter_rows(named=True)
+    ]
+
+
+def _joined(
+    shown: dict[str, Any], sources: Sequence[Mapping[str, Any]] | None
+) -> Mapping[str, Any]:
+    if sources is None:
+        return shown
+    pairs = zip(shown["records"], sources, strict=True)
+    return {**shown, "records": [{**row, "sources": each["sources"]} for row, each in pairs]}
+
+
+def _print_sources(records: Sequence[Mapping[str, Any]]) -> None:
+    from flows.question import cell
+    from flows.report.words import claim_verdict, counted
+
+    console = Console(highlight=False)
+    table = Table(title="sources", title_justify="left")
+    for name in ("record", "field", "path", "place", "quote", "verdict"):
+        table.add_column(name, overflow="fold")
+    num_lines = 0
+    for record in records:
+        about = " ".join(filter(None, (record["path"], record["unit"])))
+        for line in record["sources"]:
+            num_lines += 1
+            verdict = claim_verdict(line["verdict"]) if line["verdict"] else None
+            values = (about, line["field"], line["path"], line["place"], line["quote"], verdict)
+            table.add_row(*map(cell, values))
+    console.print(table)
+    console.print(counted(num_lines, "source"), markup=False)
 
 
 def _print_records(found: Mapping[str, Any], limit: int) -> None:
@@ -163,6 +232,16 @@ def _print_records(found: Mapping[str, Any], limit: int) -> None:
 def report(
     run: RunArgument = None,
     sink: RunSinkOption = None,
+    template: Annotated[
+        str | None,
+        typer.Option("--template", help="briefing, or the folder of a template of your own."),
+    ] = None,
+    write_template: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-template", help="Copy the shipped template into this folder, and do no more."
+        ),
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -172,15 +251,23 @@ def report(
       headrace report
 
       headrace report 4f2a --open
+
+      headrace report --write-template ours
+
+      headrace report 4f2a --template ours
     """
     from flows.report.build import rebuild
+    from flows.report.templates import write_template as copy_template
     from flows.terminal import print_facts
 
     with exit_codes():
-        addresses = rebuild(run, sink)
+        if write_template is not None:
+            addresses = {file.name: str(file) for file in copy_template(write_template)}
+        else:
+            addresses = rebuild(run, sink, template)
         if as_json:
             print_json(addresses)
         else:
             print_facts(addresses)
-        if show:
+        if show and "html" in addresses:
             webbrowser.open(addresses["html"])

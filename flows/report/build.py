@@ -2,51 +2,74 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
 from config.errors import ConfigError
-from config.pipeline import StageConfig
+from config.load import load_template
+from config.pipeline import ReportTemplate, StageConfig
 from connectors.document import Span
-from connectors.errors import DocumentRejected, StorageError
 from connectors.sinks.parquet import RESERVED_COLUMNS, span_from_row
-from connectors.storage import fetch
 from flows.report.data import Answer, Citation, DocumentCard, Field, ReportData, StageSummary
+from flows.report.evidence import Context, Pictures
+from flows.report.figures import throughput
+from flows.report.gathered import References, computed_tables, corpus_sections, group_sections
 from flows.report.markdown import render_markdown
 from flows.report.page import MAX_CARDS, render_html
-from flows.report.words import mode_story, unit_name
+from flows.report.sources import backing, top_field
+from flows.report.templates import TemplateFailed
+from flows.report.words import claim_verdict, counted, mode_story, unit_name
 from flows.run.bench import Room, open_room
 from flows.run.record_tables import find_record_tables
 from flows.run.resume import load_job, manifest_path
-
-MAX_PREVIEWS = 160
-"""Pictures in one report; at about 20 kB each they stay below 4 MB."""
-
-_CONTEXT = 2
 
 Row = Mapping[str, Any]
 
 
 def write_report(room: Room, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Put the run's HTML page and Markdown into the sink and return their addresses."""
-    data = gather(room, manifest)
-    folder = f"reports/{room.job.run_id}"
-    files = {"html": f"{folder}/index.html", "markdown": f"{folder}/report.md"}
-    room.lake.storage.put(files["html"], render_html(data).encode())
-    room.lake.storage.put(files["markdown"], render_markdown(data).encode())
-    return {kind: room.lake.storage.uri(path) for kind, path in files.items()}
+    """Put the run's HTML page and Markdown into the sink and return their addresses.
+
+    A template of the pipeline's own that fails costs the run nothing: the shipped one is used, and
+    the page says why.
+    """
+    data, template = gather(room, manifest), room.job.pipeline.report.own_template()
+    try:
+        return _put(room, data, template)
+    except TemplateFailed as exc:
+        # A run that has paid for its answers is not lost to the form of its report.
+        note = f"This is the shipped template, since the pipeline's own could not be used: {exc}"
+        return _put(room, replace(data, notes=(*data.notes, note)), None)
 
 
-def rebuild(run: str | None, sink: str | None) -> dict[str, str]:
+def _put(room: Room, data: ReportData, template: ReportTemplate | None) -> dict[str, str]:
+    texts = {
+        "html": ("index.html", render_html(data, template)),
+        "markdown": ("report.md", render_markdown(data, template)),
+    }
+    addresses = {}
+    for kind, (name, text) in texts.items():
+        path = f"reports/{room.job.run_id}/{name}"
+        room.lake.storage.put(path, text.encode())
+        addresses[kind] = room.lake.storage.uri(path)
+    return addresses
+
+
+def rebuild(run: str | None, sink: str | None, template: str | None = None) -> dict[str, str]:
     """Write a finished run's report anew from its tables and return the addresses.
 
+    Args:
+        run: The run's id or a part of it; None for the latest.
+        sink: Where to look; None for the sinks this machine knows of.
+        template: Name or folder of the template; None for the pipeline's.
+
     Raises:
-        ConfigError: There is no such run, or it has no manifest yet.
+        ConfigError: There is no such run, it has no manifest yet, or the template given fails.
     """
+    own = load_template(template, "--template") if template is not None else None
     job = load_job(run, sink, "resume")
     with open_room(job) as room:
         manifest = room.lake.find_json(manifest_path(job.run_id))
@@ -55,7 +78,12 @@ def rebuild(run: str | None, sink: str | None) -> dict[str, str]:
                 f"run {job.run_id} has not ended, so there is nothing to report; go on with:"
                 f" headrace run --resume {job.run_id}"
             )
-        return write_report(room, manifest)
+        if template is None:
+            return write_report(room, manifest)
+        try:
+            return _put(room, gather(room, manifest), own)
+        except TemplateFailed as exc:
+            raise ConfigError(f"--template {template!r}: {exc}") from exc
 
 
 def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
@@ -64,14 +92,12 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
     documents = _rows(room, "documents", None)
     documents.sort(key=lambda row: str(row["path"]))
     tables = find_record_tables(room.lake, pipeline.stages, manifest)
-    pictures = _Pictures(room)
-    shown = _shown_cards(room, documents[:MAX_CARDS], tables, pictures)
-    nothing: Mapping[str, Mapping[str, Sequence[Row]]] = {name: {} for name in tables}
-    cards = [
-        shown.get(str(row["path"]))
-        or _card(room, document=row, chunks={}, records=nothing, pictures=pictures)
-        for row in documents
-    ]
+    pictures, references = Pictures(room), References()
+    corpus = corpus_sections(room, tables, references)
+    groups = group_sections(room, tables, references)
+    computed = computed_tables(room, tables, references)
+    # In front of the cards, which take the pictures that are left.
+    listed = references.resolve(room, documents, pictures)
     engine = manifest["engine"]
     return ReportData(
         title=pipeline.report.title or pipeline.name,
@@ -83,17 +109,38 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
         started=str(manifest["started"]),
         seconds=float(manifest["seconds"]),
         verdict=str(manifest["verdict"]),
-        documents=tuple(cards),
+        documents=_cards(room, documents, tables, pictures),
         stages=_stages(room, manifest),
         planned_cached_ratio=_planned_ratio(manifest),
         notes=pipeline.report.notes,
         previews=pictures.jpegs,
         versions={name: str(value) for name, value in manifest["versions"].items()},
+        corpus=corpus,
+        groups=groups,
+        tables=computed,
+        references=listed,
+        num_unlisted=references.num_unlisted,
+        throughput=throughput(manifest, documents),
+    )
+
+
+def _cards(
+    room: Room, documents: Sequence[Row], tables: Mapping[str, str], pictures: Pictures
+) -> tuple[DocumentCard, ...]:
+    # What is over groups or the corpus belongs to no document.
+    stages = [stage.name for stage in room.job.pipeline.stages if not stage.is_gathered]
+    own = {name: tables[name] for name in stages}
+    shown = _shown_cards(room, documents[:MAX_CARDS], own, pictures)
+    nothing: Mapping[str, Mapping[str, Sequence[Row]]] = {name: {} for name in own}
+    return tuple(
+        shown.get(str(row["path"]))
+        or _card(room, document=row, chunks={}, records=nothing, pictures=pictures)
+        for row in documents
     )
 
 
 def _shown_cards(
-    room: Room, documents: Sequence[Row], tables: Mapping[str, str], pictures: _Pictures
+    room: Room, documents: Sequence[Row], tables: Mapping[str, str], pictures: Pictures
 ) -> dict[str, DocumentCard]:
     """Return the cards that are shown whole, by path; one shard's chunks are in memory at a time."""
     by_shard: dict[str, list[Row]] = defaultdict(list)
@@ -127,8 +174,8 @@ def _group(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def _planned_ratio(manifest: Mapping[str, Any]) -> float | None:
     stages = manifest["stages"].values()
-    prompt = sum(stage["prompt_tokens"] for stage in stages)
-    planned = sum(stage["planned_cached_tokens"] for stage in stages)
+    prompt = sum(stage.get("prompt_tokens") or 0 for stage in stages)
+    planned = sum(stage.get("planned_cached_tokens") or 0 for stage in stages)
     return planned / prompt if prompt else None
 
 
@@ -139,73 +186,27 @@ def _stages(room: Room, manifest: Mapping[str, Any]) -> tuple[StageSummary, ...]
         grouped = usage.group_by("stage").agg(pl.col("seconds"))
         seconds = {str(stage): list(values) for stage, values in grouped.iter_rows()}
     return tuple(
-        StageSummary(
-            name=stage.name,
-            over=stage.over,
-            mode=manifest["stages"][stage.name]["mode"],
-            modes=mode_story(manifest["stages"][stage.name]),
-            outcomes=manifest["stages"][stage.name]["outcomes"],
-            prompt_tokens=manifest["stages"][stage.name]["prompt_tokens"],
-            cached_tokens=manifest["stages"][stage.name]["cached_tokens"],
-            completion_tokens=manifest["stages"][stage.name]["completion_tokens"],
-            latencies_s=tuple(seconds.get(stage.name, ())),
-        )
+        _stage(stage, manifest["stages"].get(stage.name, {}), seconds.get(stage.name, ()))
         for stage in room.job.pipeline.stages
     )
 
 
-class _Pictures:
-    """Previews of cited pages and frames, made on demand from the source, up to a limit."""
-
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self.jpegs: dict[str, bytes] = {}
-        self._file = room.scratch / "preview"
-        self._path, self._key = "", ""
-
-    def key(self, document: Row, span: Span) -> str | None:
-        """Return the key of the picture of `span`, or None where there is none to be had."""
-        if span.page is None and span.t0 is None:
-            return None
-        place = f"p{span.page}" if span.page is not None else f"t{span.t0:.2f}"
-        key = f"{str(document['document_key'])[:16]}-{place}"
-        if key in self.jpegs:
-            return key
-        if len(self.jpegs) >= MAX_PREVIEWS:
-            return None
-        jpeg = self._render(document, span)
-        if jpeg is None:
-            return None
-        self.jpegs[key] = jpeg
-        return key
-
-    def _render(self, document: Row, span: Span) -> bytes | None:
-        path = str(document["path"])
-        try:
-            if self._fetch(path) != document["document_key"]:
-                # Changed since it was read: the page may be another one by now.
-                return None
-            jpeg: bytes | None = self._room.readers.preview(
-                self._file,
-                Path(path).name,
-                span,
-                password=self._room.passwords.find(path),
-            )
-        except (DocumentRejected, StorageError):
-            # Gone or locked by now; the quote and its place are still shown.
-            return None
-        return jpeg
-
-    def _fetch(self, path: str) -> str:
-        """Copy the source object unless it lies there, and return its hash.
-
-        Documents come one after the other.
-        """
-        if path != self._path:
-            self._path = ""
-            self._key = fetch(self._room.source.stream(path), self._file)
-            self._path = path
-        return self._key
+def _stage(stage: StageConfig, told: Mapping[str, Any], seconds: Sequence[float]) -> StageSummary:
+    """Return a stage's figures; a computed one has no modes and no tokens."""
+    computed = stage.compute is not None
+    return StageSummary(
+        name=stage.name,
+        over=stage.over,
+        mode="computed" if computed else str(told.get("mode", stage.mode)),
+        modes=mode_story(told) if "modes_observed" in told and not computed else {},
+        outcomes=told.get("outcomes", {}),
+        prompt_tokens=told.get("prompt_tokens") or 0,
+        cached_tokens=told.get("cached_tokens"),
+        completion_tokens=told.get("completion_tokens") or 0,
+        latencies_s=tuple(seconds),
+        claims=told.get("claims") or {},
+        skipped=told.get("skipped") or {},
+    )
 
 
 def _card(
@@ -214,16 +215,19 @@ def _card(
     document: Row,
     chunks: Mapping[str, Sequence[Row]],
     records: Mapping[str, Mapping[str, Sequence[Row]]],
-    pictures: _Pictures,
+    pictures: Pictures,
 ) -> DocumentCard:
     path = str(document["path"])
     own = sorted(chunks.get(path, ()), key=lambda chunk: int(chunk["ordinal"]))
     segments = [segment for chunk in own for segment in chunk["segments"]]
-    context = _Context(segments)
+    context = Context(segments)
     units = {f"chunk-{chunk['ordinal']:05d}": unit_name(_spans(chunk["segments"])) for chunk in own}
-    stages = sorted(room.job.pipeline.stages, key=lambda stage: stage.over == "chunk")
+    stages = sorted(
+        (stage for stage in room.job.pipeline.stages if stage.name in records),
+        key=lambda stage: stage.over != "document",
+    )
     answers = [
-        _answer(stage, row, units, lambda c: _citation(c, document, context, pictures))
+        _answer(stage, row, units, lambda c: context.cite(c, document, pictures))
         for stage in stages
         for row in sorted(records[stage.name].get(path, ()), key=lambda row: str(row["unit"]))
     ]
@@ -248,7 +252,9 @@ def _card(
 def _answer(
     stage: StageConfig, row: Row, units: Mapping[str, str], cite: Callable[[Row], Citation]
 ) -> Answer:
-    citations = {str(c["field"]): c for c in row["citations"] or ()}
+    first: dict[str, Row] = {}
+    for citation in row["citations"] or ():
+        first.setdefault(top_field(str(citation["field"])), citation)
     names = [name for name in row if name not in RESERVED_COLUMNS]
     return Answer(
         stage=stage.name,
@@ -261,7 +267,8 @@ def _answer(
             Field(
                 name=name,
                 value=row[name],
-                citation=cite(citations[name]) if name in citations else None,
+                citation=cite(first[name]) if name in first else None,
+                doubt=_doubt(row, name),
             )
             for name in names
             if row[name] is not None
@@ -269,39 +276,15 @@ def _answer(
     )
 
 
-class _Context:
-    """The segments around a quoted one."""
-
-    def __init__(self, segments: Sequence[Row]) -> None:
-        shown = [segment for segment in segments if segment["text"]]
-        self._texts = [str(segment["text"]) for segment in shown]
-        self._index = {
-            (str(segment["text"]), span_from_row(segment["span"])): number
-            for number, segment in enumerate(shown)
-        }
-
-    def around(self, text: str, span: Span) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the texts in front of and behind the segment."""
-        number = self._index.get((text, span))
-        if number is None:
-            return (), ()
-        return (
-            tuple(self._texts[max(0, number - _CONTEXT) : number]),
-            tuple(self._texts[number + 1 : number + 1 + _CONTEXT]),
-        )
-
-
-def _citation(row: Row, document: Row, context: _Context, pictures: _Pictures) -> Citation:
-    span = span_from_row(row["span"])
-    before, after = context.around(str(row["quote"]), span)
-    return Citation(
-        quote=str(row["quote"]),
-        span=span,
-        tier=str(row["tier"]),
-        before=before,
-        after=after,
-        preview=pictures.key(document, span),
-    )
+def _doubt(row: Row, name: str) -> str:
+    """Return what the check of a field's sentences found against them."""
+    claims = backing(row).claims.items()
+    verdicts = [str(claim["verdict"]) for field, claim in claims if top_field(field) == name]
+    bad = Counter(verdict for verdict in verdicts if verdict != "verified")
+    if len(verdicts) == 1:
+        return "".join(claim_verdict(verdict) for verdict in bad)
+    all_of_it = counted(len(verdicts), "sentence")
+    return "; ".join(f"{claim_verdict(v)} for {n} of {all_of_it}" for v, n in bad.items())
 
 
 def _spans(segments: Sequence[Row]) -> list[Span]:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from connectors.document import Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SheetRow:
+    """One row of a sheet near a cited one, or the cited one itself."""
+
+    cells: str
+    text: str
+    is_cited: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +31,10 @@ class Citation:
     after: tuple[str, ...]
     preview: str | None
     """Key into `ReportData.previews`; None for text and tables, whose context is enough."""
+    path: str = ""
+    """The document it stands in, below the source."""
+    rows: tuple[SheetRow, ...] = ()
+    """The cited row of a sheet between its neighbours; empty where it stands in no sheet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +44,9 @@ class Field:
     name: str
     value: Any
     citation: Citation | None
+    """Its first one, where there are several."""
+    doubt: str = ""
+    """What the check of its sentences found against them; empty where it found nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +55,7 @@ class Answer:
 
     stage: str
     over: str
-    """`chunk` or `document`."""
+    """`chunk`, `rows` or `document`."""
     unit: str
     """What was asked: `pages 1-3`, `sheet Sales A1:F40`, `0:00-0:04`, or `document`."""
     outcome: str
@@ -89,6 +105,104 @@ class StageSummary:
     completion_tokens: int
     latencies_s: tuple[float, ...]
     """Seconds per answered request, in no order."""
+    claims: Mapping[str, int] = field(default_factory=dict)
+    """Sentences by what their check found: `verified`, `not_found`, `unsourced`."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Inputs that were not asked about, by the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sentence:
+    """One value of an answer over several documents, with what it rests on."""
+
+    name: str
+    """Its name inside an object of a list; empty where the finding's name says it."""
+    value: Any
+    verdict: str | None
+    """`verified`, `not_found` or `unsourced`; None where it is no cited claim."""
+    references: tuple[int, ...]
+    """Numbers in `ReportData.references`."""
+    num_more: int
+    """Citations beyond those in `references`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One output field of an answer over several documents."""
+
+    name: str
+    items: tuple[tuple[Sentence, ...], ...]
+    """One per item of a list; a field that is no list has one."""
+    is_list: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheredAnswer:
+    """One record of a stage over a group or the corpus."""
+
+    label: str
+    """What the group has in common; empty for the corpus."""
+    outcome: str
+    error: str | None
+    findings: tuple[Finding, ...]
+    num_inputs: int | None
+    num_answered: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """The answers of one stage over groups or the corpus."""
+
+    stage: str
+    over: str
+    by: str
+    """The field that makes the groups; empty for the corpus."""
+    rests_on: str
+    """What its inputs are, in the singular: `document`, `chunk`, `row`, `group` or `answer`."""
+    answers: tuple[GatheredAnswer, ...]
+    num_hidden: int
+    """Answers beyond those shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputedRow:
+    """One row of a computed table."""
+
+    values: tuple[Any, ...]
+    references: tuple[int, ...]
+    num_more: int
+    """Citations beyond those in `references`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputedTable:
+    """What one stage computed by SQL."""
+
+    stage: str
+    columns: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    """By column, whether its values are numbers."""
+    rows: tuple[ComputedRow, ...]
+    num_hidden: int
+    problem: str
+    """Why there are no rows; empty where there are."""
+
+    @property
+    def has_references(self) -> bool:
+        """Return whether a row shown cites something."""
+        return any(row.references or row.num_more for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """One entry of the reference list."""
+
+    number: int
+    citation: Citation
+    quotes: tuple[str, ...]
+    """What answers quote from it, as they wrote it."""
+    verdicts: tuple[str, ...]
+    """What the check found of the sentences that cite it, each once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,3 +230,12 @@ class ReportData:
     """JPEG files by key, each at most 480 px on its long side."""
     versions: Mapping[str, str]
     """Package and engine versions behind the run."""
+    corpus: tuple[Section, ...] = ()
+    """Answers over the corpus, the last stage first."""
+    groups: tuple[Section, ...] = ()
+    tables: tuple[ComputedTable, ...] = ()
+    references: tuple[Reference, ...] = ()
+    num_unlisted: int = 0
+    """Citations that the reference list has no room for."""
+    throughput: Mapping[str, str] = field(default_factory=dict)
+    """Figures of speed and cost over the run, by name."""

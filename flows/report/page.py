@@ -6,51 +6,77 @@ import base64
 import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
+from config.pipeline import ReportTemplate
 from connectors.document import Span
 from flows.report import charts, words
-from flows.report.data import Answer, Citation, DocumentCard, Field, ReportData
+from flows.report.data import Answer, Citation, DocumentCard, Field, Reference, ReportData
+from flows.report.templates import render, stylesheet
 
 MAX_CARDS = 200
 """Documents shown in full; the page says how many more the tables hold."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+MAX_CARD_ROWS = 100
+"""Answers about chunks and rows on one card; the page says how many more the tables hold."""
+
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
-_ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-    finalize=lambda value: _CONTROL.sub("", value) if type(value) is str else value,
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:;'
+    " style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
 )
+"""Whatever a template holds: nothing is loaded from elsewhere, and no script runs."""
+
+_HEAD = re.compile(r"<head(\s[^<>]*)?>", re.IGNORECASE)
 
 
-def render_html(data: ReportData) -> str:
-    """Return the page. Every text from a document is escaped."""
-    template = _ENVIRONMENT.get_template("report.html.j2")
+def render_html(data: ReportData, own: ReportTemplate | None = None) -> str:
+    """Return the page. Every text from a document is escaped.
+
+    Raises:
+        TemplateFailed: The user's own template cannot be rendered.
+    """
     sizes = {key: size for key, jpeg in data.previews.items() if (size := jpeg_size(jpeg))}
-    return template.render(
-        data=data,
-        cards=[
+    page = render("html", own, {
+        "data": data,
+        "cards": [
             _card(card, sizes) for card in data.documents[:MAX_CARDS] if card.status != "rejected"
         ],
-        num_hidden=max(0, len(data.documents) - MAX_CARDS),
-        flawed=[card for card in data.documents if card.status != "read"],
-        pictures=[_picture(key, data.previews[key], size) for key, size in sizes.items()],
-        figures=_figures(data),
-        stages=[_stage(data, index) for index in range(len(data.stages))],
-        words=words,
-        stylesheet=Markup(
-            (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
-        ),
-    )
+        "num_hidden": max(0, len(data.documents) - MAX_CARDS),
+        "flawed": [card for card in data.documents if card.status != "read"],
+        "references": [_entry(reference, sizes) for reference in data.references],
+        "pictures": [_picture(key, data.previews[key], size) for key, size in sizes.items()],
+        "figures": _figures(data),
+        "stages": [_stage(data, index) for index in range(len(data.stages))],
+        "is_number": words.is_number,
+        "policy": Markup(POLICY),
+        "stylesheet": stylesheet(own),
+    })  # fmt: skip
+    return page if POLICY in page else _protected(page)
+
+
+def _protected(page: str) -> str:
+    """Return the page of a template that leaves the policy out, with it."""
+    head = _HEAD.search(page)
+    at = head.end() if head else 0
+    return f"{page[:at]}{POLICY}{page[at:]}"
+
+
+def _entry(reference: Reference, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    citation = reference.citation
+    return {
+        "number": reference.number,
+        "path": citation.path,
+        "place": words.place(citation.span),
+        "citation": citation,
+        "verdicts": reference.verdicts,
+        # What is quoted as a whole is shown once.
+        "quotes": [quote for quote in reference.quotes if quote != citation.quote],
+        "picture": _evidence(citation, sizes),
+    }
 
 
 def _figures(data: ReportData) -> list[tuple[str, str, str]]:
@@ -94,6 +120,8 @@ def _stage(data: ReportData, index: int) -> dict[str, Any]:
     return {
         "stage": stage,
         "outcomes": _counts(stage.outcomes),
+        "claims": _claims(stage.claims),
+        "skipped": ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in stage.skipped.items()),
         "outcome_bar": Markup(charts.outcome_bar(stage.outcomes)),
         "token_bar": Markup(
             charts.token_bar(cached, stage.prompt_tokens - cached, stage.completion_tokens)
@@ -105,6 +133,13 @@ def _stage(data: ReportData, index: int) -> dict[str, Any]:
             else stage.cached_tokens / stage.prompt_tokens
         ),
     }
+
+
+def _claims(claims: Mapping[str, int]) -> str:
+    """Return how many sentences were found, not found or had no source; empty where none was asked."""
+    names = ("verified", "not_found", "unsourced")
+    told = (f"{claims.get(name, 0):,} {name.replace('_', ' ')}" for name in names)
+    return ", ".join(told) if claims else ""
 
 
 def _card(card: DocumentCard, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
@@ -119,7 +154,8 @@ def _card(card: DocumentCard, sizes: Mapping[str, tuple[int, int]]) -> dict[str,
         "headline_quote": _quote(headline, sizes) if headline else None,
         "unanswered": [answer for answer in document if answer.outcome != "succeeded"],
         "tags": _tags(chunks),
-        "rows": _rows(chunks),
+        "rows": _rows(chunks[:MAX_CARD_ROWS]),
+        "num_more_rows": max(0, len(chunks) - MAX_CARD_ROWS),
         "picture": _picture_of(card, fields, sizes),
     }
 
@@ -140,7 +176,8 @@ def _quote(field: Field, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]
     citation = field.citation
     return {
         "name": field.name.replace("_", " "),
-        "value": _shown(field.value),
+        "value": words.shown(field.value),
+        "doubt": field.doubt,
         "place": words.place(citation.span) if citation else "",
         "tier": citation.tier if citation else "",
         "context": citation if citation and _has_context(citation) else None,
@@ -169,14 +206,6 @@ def _has_context(citation: Citation) -> bool:
     return bool(citation.before or citation.after)
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value))
-    if isinstance(value, dict):
-        return "; ".join(f"{key}: {_shown(item)}" for key, item in value.items())
-    return str(value)
-
-
 def _tags(answers: list[Answer]) -> list[tuple[str, int]]:
     """Return the values of fields from closed lists (no citation, short), most frequent first."""
     values = Counter(
@@ -202,8 +231,9 @@ def _rows(answers: list[Answer]) -> list[dict[str, Any]]:
             "fields": [
                 (
                     f.name.replace("_", " "),
-                    _shown(f.value),
+                    words.shown(f.value),
                     words.place(f.citation.span) if f.citation else "",
+                    f.doubt,
                 )
                 for f in answer.fields
             ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from connectors.document import Span, clock
@@ -13,6 +14,41 @@ _VERDICTS = {
     "budget_reached": "Stopped by its budget",
     "incomplete": "Incomplete",
 }
+
+_CLAIM_VERDICTS = {
+    "verified": "quote verified",
+    "not_found": "quote not found in the source",
+    "unsourced": "no source given",
+}
+
+
+def claim_verdict(name: str) -> str:
+    """Return what the check of a cited sentence found, in a reader's words."""
+    return _CLAIM_VERDICTS.get(name, name)
+
+
+def rests_on(num_answered: int | None, num_inputs: int | None, noun: str) -> str:
+    """Return on how many inputs an answer rests: `Rests on 97 of 100 documents`; empty if unknown."""
+    if num_answered is None or num_inputs is None:
+        return ""
+    return f"Rests on {num_answered:,} of {counted(num_inputs, noun)}"
+
+
+def shown(value: object) -> str:
+    """Return an output value as text; lists and objects in one line."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value))
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {shown(item)}" for key, item in value.items())
+    if isinstance(value, Decimal):
+        text = f"{value:f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return str(value)
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is a number, to be set flush right."""
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
 
 
 def verdict(name: str) -> str:

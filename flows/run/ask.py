@@ -13,24 +13,24 @@ from config.errors import ConfigError
 from config.pipeline import PipelineConfig, StageConfig
 from connectors.chunker import render
 from connectors.control_marks import disarm
-from connectors.document import Chunk, Document, Segment
+from connectors.document import Chunk, Document
 from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
 from engine.prompt import instructions, user_text
 from engine.request import Request, content_key, request_key
-from flows.report.words import counted
-from flows.run.labels import bind_labels
+from flows.run.labels import Line, bind_labels
 from flows.run.prepare import PreparedStage, Way, prepare
-from flows.run.rows import Answered, Inquiry
+from flows.run.rows import Answered, Inquiry, origin
+from flows.run.units import WHEN, Input, Row, Subject, chunk_unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shown:
     """What a question is about, as the model is shown it."""
 
-    document: Document
-    segments: Sequence[Segment]
+    document: Document | None
+    lines: Sequence[Line]
     tokens: int
-    """Tokens of the segments, images included."""
+    """Tokens of the lines, images included."""
     images: tuple[Path, ...] = ()
 
 
@@ -48,7 +48,9 @@ class Asker:
         self.instructions = instructions(pipeline.shared)
         self.instructions_tokens = endpoint.counter.count(self.instructions)
         self.stages = {
-            stage.name: prepare(stage, endpoint, self.instructions) for stage in pipeline.stages
+            stage.name: prepare(stage, endpoint, self.instructions)
+            for stage in pipeline.stages
+            if stage.compute is None
         }
 
     def about_chunk(
@@ -59,108 +61,173 @@ class Asker:
         *,
         upstream: Mapping[str, Answered],
         media_dir: Path,
+        row: Row | None = None,
     ) -> Inquiry:
-        """Return the inquiry of a stage about one chunk.
+        """Return the inquiry of a stage about one chunk, or one row of a table in it.
 
         Args:
             stage: The stage that asks.
             document: The chunk's document.
             chunk: What is asked about.
-            upstream: The answers of `stage.needs` about the same chunk, by stage.
+            upstream: The answers of `stage.needs` about the same chunk or row, by stage.
             media_dir: Where the JPEGs lie that the chunk's segments name.
+            row: The row; None for the whole chunk.
         """
-        limit = self._max_per_document
-        if limit is not None and chunk.ordinal >= limit:
+        unit = row.unit if row else chunk_unit(chunk)
+        reason = self._why_not(stage, chunk, upstream)
+        if reason is not None:
             return self._unasked(
-                stage,
-                document,
-                chunk,
-                error_class="beyond_limit",
-                error=f"beyond the first {limit} of a document",
+                stage, document, chunk, unit=unit, error_class=reason[0], error=reason[1]
             )
-        missing = [name for name, answered in upstream.items() if answered.output is None]
-        if missing:
-            return self._unasked(
-                stage,
-                document,
-                chunk,
-                error_class="upstream_unanswered",
-                error=f"stage {missing[0]!r} has no answer",
-            )
+        segments = (row.segment,) if row else chunk.segments
         images = tuple(
             media_dir / segment.media
-            for segment in chunk.segments
+            for segment in segments
             if segment.kind == "image" and segment.media
         )
-        readable = any(segment.kind != "image" for segment in chunk.segments)
+        readable = any(segment.kind != "image" for segment in segments)
         if images and not self.endpoint.profile.capabilities.images:
             return self._unasked(
                 stage,
                 document,
                 chunk,
+                unit=unit,
                 error_class="no_modality",
                 error=f"{len(images)} images without readable text, and engine"
                 f" {self.endpoint.profile.name!r} reads text only",
             )
+        lines = [Line(segment=s, origins=(origin(document, s),)) for s in segments]
+        shown = _Shown(
+            document=document,
+            lines=lines,
+            tokens=self.weigh(lines) if row else chunk.num_tokens,
+            images=images,
+        )
+        outputs = {name: answered.output for name, answered in upstream.items()}
         inquiry = self._ask(
             stage,
-            _Shown(
-                document=document, segments=chunk.segments, tokens=chunk.num_tokens, images=images
-            ),
-            input_keys=[chunk.chunk_key, *_result_keys(upstream.values())],
-            outputs={name: answered.output for name, answered in upstream.items()},
+            shown,
+            unit=unit,
+            question=self._render(stage, self.stages[stage.name].question, upstream=outputs),
+            input_keys=[
+                content_key("row", row.segment.text) if row else chunk.chunk_key,
+                *_result_keys(upstream.values()),
+            ],
         )
         saw = "text" if not images else "text+image" if readable else "image"
         return replace(inquiry, chunk=chunk, saw=saw)
 
-    def about_document(
+    def _why_not(
+        self, stage: StageConfig, chunk: Chunk, upstream: Mapping[str, Answered]
+    ) -> tuple[str, str] | None:
+        """Return the class and the reason why a chunk is not asked about; None where it is."""
+        limit = self._max_per_document
+        if limit is not None and chunk.ordinal >= limit:
+            return "beyond_limit", f"beyond the first {limit} of a document"
+        left_out = [n for n, answered in upstream.items() if answered.result.error_class == WHEN]
+        if left_out:
+            return WHEN, f"stage {left_out[0]!r} has left it out"
+        missing = [name for name, answered in upstream.items() if answered.output is None]
+        if missing:
+            return "upstream_unanswered", f"stage {missing[0]!r} has no answer"
+        outputs = {name: answered.output for name, answered in upstream.items()}
+        when = self.stages[stage.name].when
+        if when is not None and not when(outputs):
+            return WHEN, f"not where {stage.when}"
+        return None
+
+    def about_lines(
         self,
-        stage: StageConfig,
-        document: Document,
-        upstream: Mapping[str, Sequence[Answered]],
+        unit: Subject,
+        lines: Sequence[Line],
+        *,
+        counts: tuple[int, int],
+        combines: bool,
+        outputs: Mapping[str, Any],
     ) -> Inquiry:
-        """Return the inquiry of a stage about a whole document, through earlier answers.
+        """Return the inquiry of a stage about earlier answers.
 
         Args:
-            stage: The stage that asks.
-            document: What is asked about.
-            upstream: The answers of `stage.needs`, in reading order, by stage.
+            unit: Document, group or corpus that they are about.
+            lines: What they say, labelled.
+            counts: How many inputs there are, and how many of them had an answer.
+            combines: Whether they are this stage's own answers, to parts of the unit.
+            outputs: The answers by stage, for the prompt's `upstream`.
         """
-        answers = [
-            answered
-            for group in _by_chunk(upstream.values())
-            for answered in group
-            if answered.output is not None
-        ]
-        if not answers:
-            return self._unasked(
+        stage = unit.stage
+        num_inputs, num_answered = counts
+        if not lines:
+            inquiry = self._unasked(
                 stage,
-                document,
+                unit.document,
                 None,
-                error_class="no_input",
-                error="no earlier stage has an answer for it",
+                unit=unit.name,
+                error_class=WHEN if unit.left_out else "no_input",
+                error=f"nothing of it where {stage.when}"
+                if unit.left_out
+                else "no earlier stage has an answer for it",
             )
-        segments = _quoted(answers)
-        outputs = {
-            name: [answered.output for answered in group if answered.output is not None]
-            for name, group in upstream.items()
-        }
-        num_tokens = self.endpoint.counter.count(render(segments))
-        shown = _Shown(document=document, segments=segments, tokens=num_tokens)
-        inquiry = self._ask(
-            stage,
-            shown,
-            input_keys=_result_keys(answers),
-            outputs=outputs,
-            advice=f"it holds the {counted(len(segments), 'line')} that"
-            f" {counted(len(answers), 'answer')} quoted: use larger chunks, so that there are fewer,"
-            " or an engine with a longer context",
+        else:
+            prepared = self.stages[stage.name]
+            template = prepared.combine if combines else prepared.question
+            shown = _Shown(
+                document=unit.document,
+                lines=lines,
+                tokens=self.endpoint.counter.count(render(line.segment for line in lines)),
+            )
+            question = self._render(stage, template, upstream=outputs, group=unit.group)
+            inquiry = self._ask(
+                stage,
+                shown,
+                unit=unit.name,
+                question=question,
+                input_keys=[
+                    content_key("lines", [line.segment.text for line in lines]),
+                    content_key("question", question),
+                ],
+                advice="use larger chunks or shorter answers, or an engine with a longer context",
+            )
+            inquiry = replace(inquiry, saw="text")
+        return replace(inquiry, num_inputs=num_inputs, num_answered=num_answered)
+
+    def too_many(self, unit: Subject, inputs: Sequence[Input]) -> Inquiry:
+        """Return the inquiry of a unit whose parts' answers are too long to be put together."""
+        inquiry = self._unasked(unit.stage, unit.document, None, unit=unit.name)
+        error = (
+            f"answers to {len(inputs)} parts do not fit the context of engine"
+            f" {self.endpoint.profile.name!r} two by two; lower max_output_tokens, or take an engine"
+            " with a longer context"
         )
-        return replace(inquiry, saw="text")
+        return replace(
+            inquiry,
+            unasked=("rejected", "too_many_inputs", error),
+            num_inputs=sum(one.num_inputs for one in inputs),
+            num_answered=0,
+        )
+
+    def weigh(self, lines: Sequence[Line]) -> int:
+        """Return the tokens of lines under the longest labels they may get."""
+        segments = [line.segment.with_label("L99999") for line in lines]
+        return self.endpoint.counter.weigh([render(segments)])[0] if segments else 0
+
+    def _render(
+        self,
+        stage: StageConfig,
+        template: jinja2.Template,
+        *,
+        upstream: Mapping[str, Any],
+        group: str | None = None,
+    ) -> str:
+        try:
+            # Earlier answers repeat what documents say.
+            return template.render(upstream=_disarmed(upstream), group=disarm(group or ""))
+        except jinja2.UndefinedError as exc:
+            raise ConfigError(f"stage {stage.name!r}: prompt: {exc.message}") from exc
 
     def room(self, stage: StageConfig) -> int:
         """Return how many tokens of material fit beside instructions, question and answer."""
-        overhead = self.endpoint.prompt_overhead(self.instructions, stage.prompt, stage.output)
+        longest = max(stage.prompt, stage.combine or "", key=len)
+        overhead = self.endpoint.prompt_overhead(self.instructions, longest, stage.output)
         answer = self.stages[stage.name].answer_tokens
         return self.endpoint.context_tokens - overhead - answer
 
@@ -169,16 +236,12 @@ class Asker:
         stage: StageConfig,
         shown: _Shown,
         *,
+        unit: str,
+        question: str,
         input_keys: Sequence[str],
-        outputs: Mapping[str, Any],
         advice: str = "lower chunk.max_tokens, or put less of the upstream answers into the prompt",
     ) -> Inquiry:
         prepared = self.stages[stage.name]
-        try:
-            # Earlier answers repeat what documents say.
-            question = prepared.question.render(upstream=_disarmed(outputs))
-        except jinja2.UndefinedError as exc:
-            raise ConfigError(f"stage {stage.name!r}: prompt: {exc.message}") from exc
         request = self._request(prepared, shown, question=question)
 
         def by(way: Way, sample: int) -> Request:
@@ -195,10 +258,11 @@ class Asker:
             fingerprint=prepared.way.fingerprint,
             document=shown.document,
             chunk=None,
+            unit=unit,
             input_keys=tuple(input_keys),
             requests=tuple(by(prepared.way, sample) for sample in range(stage.samples)),
             again=by(prepared.again, 0) if prepared.again else None,
-            segments={segment.label: segment for segment in shown.segments},
+            lines=shown.lines,
             material_tokens=shown.tokens,
         )
         too_long = self._too_long(prepared, request, advice)
@@ -209,7 +273,8 @@ class Asker:
     def _request(self, prepared: PreparedStage, shown: _Shown, *, question: str) -> Request:
         """Return the question, without what differs from one way of asking to the other."""
         stage = prepared.config
-        schema = bind_labels(stage.output, shown.segments)
+        segments = [line.segment for line in shown.lines]
+        schema = bind_labels(stage.output, segments)
         enforced = self.endpoint.profile.capabilities.structured_output
         tail = user_text("", question, None if enforced else schema)
         own_tokens = self.endpoint.counter.weigh([tail])[0] + TEMPLATE_MARGIN_TOKENS
@@ -218,7 +283,7 @@ class Asker:
             stage=stage.name,
             mode=prepared.way.mode,
             instructions=self.instructions,
-            material=render(shown.segments),
+            material=render(segments),
             images=shown.images,
             question=question,
             schema=schema,
@@ -244,11 +309,12 @@ class Asker:
     def _unasked(
         self,
         stage: StageConfig,
-        document: Document,
+        document: Document | None,
         chunk: Chunk | None,
         *,
-        error_class: str,
-        error: str,
+        unit: str,
+        error_class: str = "",
+        error: str = "",
     ) -> Inquiry:
         way = self.stages[stage.name].way
         return Inquiry(
@@ -257,6 +323,7 @@ class Asker:
             fingerprint=way.fingerprint,
             document=document,
             chunk=chunk,
+            unit=unit,
             unasked=("skipped", error_class, error),
         )
 
@@ -284,34 +351,3 @@ def _result_keys(answers: Iterable[Answered]) -> list[str]:
         )
         for answered in answers
     ]
-
-
-def _by_chunk(groups: Iterable[Sequence[Answered]]) -> list[list[Answered]]:
-    """Return the answers chunk by chunk, stages in order within a chunk; documents' come last."""
-    rows: dict[int, list[Answered]] = {}
-    last = 1 << 31
-    for group in groups:
-        for answered in group:
-            chunk = answered.inquiry.chunk
-            rows.setdefault(chunk.ordinal if chunk else last, []).append(answered)
-    return [rows[ordinal] for ordinal in sorted(rows)]
-
-
-def _quoted(answers: Sequence[Answered]) -> list[Segment]:
-    """Return what the answers quote, labelled anew; an answer without quotes is quoted itself."""
-    found: dict[tuple[object, ...], Segment] = {}
-    for answered in answers:
-        for segment in [citation.segment for citation in answered.citations] or [_whole(answered)]:
-            found.setdefault((segment.text, segment.span), segment)
-    return [
-        replace(segment, label=f"L{number}")
-        for number, segment in enumerate(found.values(), start=1)
-    ]
-
-
-def _whole(answered: Answered) -> Segment:
-    """Return an answer as one line, standing where its chunk begins."""
-    assert answered.output is not None
-    text = "; ".join(f"{name}: {value}" for name, value in answered.output.items())
-    first = next(iter(answered.inquiry.segments.values()))
-    return Segment(kind="paragraph", text=" ".join(text.split()), span=first.span, tier=first.tier)

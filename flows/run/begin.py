@@ -15,12 +15,13 @@ from flows.run.assignments import Assignments
 from flows.run.bench import Bench
 from flows.run.claims import claimed
 from flows.run.commits import changed_parts, load_commits, require_whole
+from flows.run.graph import is_stage_shard
 from flows.run.job import Job
 from flows.run.ledger import journaled
 from flows.run.plan import Planner, Retry, SinkState, limited, require_match, stream_sources
 from flows.run.resume import manifest_path
 
-LAYOUT = 4
+LAYOUT = 5
 """Version of the sink's layout; a sink written by another one is refused."""
 
 SINK_FILE = f"{STATE_PREFIX}/sink.json"
@@ -107,15 +108,18 @@ def open_planner(bench: Bench, listed: Iterable[SourceRef]) -> Planner | Retry:
     """
     job, lake = bench.job, bench.lake
     commits = load_commits(lake)
+    bench.commits.update(commits)
     open_shards = claimed(lake.storage) | journaled(lake)
     changed = changed_parts(lake, commits, open_shards)
     if job.rebuild:
-        open_shards |= {shard for shard, _ in changed if shard in commits}
+        bench.to_rebuild.update(shard for shard, _ in changed if shard in commits)
+        open_shards |= bench.to_rebuild
         changed = [(shard, what) for shard, what in changed if shard not in commits]
     require_whole(lake, [what for _, what in changed])
     bench.copies.add_all(commits)
     if is_closed_retry(job, lake):
-        return Retry(lake=lake, run_id=job.run_id, commits=commits)
+        of_documents = {name: one for name, one in commits.items() if not is_stage_shard(name)}
+        return Retry(lake=lake, run_id=job.run_id, commits=of_documents)
     assignments = Assignments(lake)
     return Planner(
         sources=limited(listed, assignments.shard_of, job.limit),

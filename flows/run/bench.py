@@ -28,6 +28,7 @@ from engine.server import cache_tokens
 from engine.tokens import image_tokens
 from flows.run.ask import Asker
 from flows.run.claims import Claims
+from flows.run.commits import Commit
 from flows.run.copies import Copies
 from flows.run.flights import Flights
 from flows.run.job import Job
@@ -87,6 +88,10 @@ class Bench(Room):
     reading_key: str
     work_key: str
     copies: Copies
+    commits: dict[str, Commit] = field(default_factory=dict)
+    """What the sink says of its shards and gathered stages; kept up to date by this process."""
+    to_rebuild: set[str] = field(default_factory=set)
+    """Shards whose parts were changed by hand and are to be written anew."""
     hopeless: threading.Event = field(default_factory=threading.Event)
     """Set when the failure limit cannot be kept any more, so that no further shard is begun."""
 
@@ -300,7 +305,8 @@ def _check_engine(job: Job, engine: str) -> None:
         )
     if engine == job.pipeline.engine:
         for stage in job.pipeline.stages:
-            check_fit(stage, profile)
+            if stage.compute is None:
+                check_fit(stage, profile)
 
 
 def chunk_size_path(endpoint: Endpoint) -> str:
@@ -328,7 +334,8 @@ def chunk_rule(job: Job, endpoint: Endpoint, asker: Asker, lake: Lake) -> ChunkR
         ConfigError: A chunk, its question and its answer do not fit the engine's context.
     """
     kept = _kept_chunk_tokens(lake, endpoint)
-    room = min(asker.room(stage) for stage in job.pipeline.stages)
+    asked = [stage for stage in job.pipeline.stages if stage.over in {"chunk", "rows"}]
+    room = min(asker.room(stage) for stage in asked or job.pipeline.stages[:1])
     max_tokens = job.pipeline.chunk.max_tokens or kept or _auto_chunk_tokens(endpoint, room)
     if kept is not None and max_tokens == kept and room < kept:
         raise ConfigError(

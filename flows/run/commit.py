@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from config.pipeline import StageConfig
+from connectors.document import Document
 from connectors.errors import StorageError
 from connectors.sinks import parquet
 from connectors.sinks.lake import PartInfo, chunk_row
@@ -19,9 +21,30 @@ from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
 from flows.run.resume import marker_path
 from flows.run.rows import Answered, record_row, usage_row
+from flows.run.units import rows_of
 
 if TYPE_CHECKING:
     from flows.run.shard import ReadDocument, Shard
+
+PARTIAL = "partial"
+"""Folder of the answers to parts of documents, groups and the corpus, beside `records`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A shard, or a stage over the corpus, whose questions have all come to their end."""
+
+    report: ShardReport
+    parts: Iterable[tuple[str, bytes]]
+    """Tables and their parts, in the order in which they are put."""
+    last: Iterable[tuple[str, bytes]] = ()
+    """Those that are put when all else is in place."""
+    usage: Sequence[Mapping[str, Any]]
+    results: Mapping[str, Sequence[Result]]
+    """What the parts rest on, by the key of the document; under the empty key what spans documents."""
+    outcomes: Mapping[str, int]
+    work_key: str
+    documents: Sequence[Document] = ()
 
 
 def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport:
@@ -31,20 +54,80 @@ def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport
         CountMismatch: A document or an inquiry has no row or more than one.
         StorageError: A part cannot be written, or somebody else writes it.
     """
-    bench, ledger = shard.bench, shard.ledger
-    answers = {
-        stage.name: [answered for read in documents for answered in read.answers[stage.name]]
-        for stage in bench.job.pipeline.stages
-    }
-    path = marker_path(bench.job.run_id, shard.plan.shard)
-    report = _with_paid(_report(shard, documents, answers), ledger, bench.lake.find_json(path))
+    bench, name = shard.bench, shard.plan.shard
+    own = [stage for stage in bench.job.pipeline.stages if not stage.is_gathered]
+    ends = _Ends(
+        answers={s.name: [end for read in documents for end in read.answers[s.name]] for s in own},
+        parts={s.name: [end for read in documents for end in read.parts[s.name]] for s in own},
+    )
+    report = _report(shard, documents, ends)
     _check(shard.plan, report)
     _put_media(bench, documents)
-    parts = _put_parts(shard, documents, answers)
+    document_rows = [
+        parquet.document_row(read.document, shard=name, num_chunks=len(read.chunks))
+        for read in documents
+    ]
+    report = put_done(
+        shard,
+        Done(
+            report=report,
+            parts=_parts(shard, documents, ends),
+            # A path that this table names has its rows in place.
+            last=[("documents", parquet.to_parquet(document_rows, parquet.DOCUMENTS))],
+            usage=usage_rows(ends.all()),
+            results=_by_document(ends.all()),
+            outcomes=Counter(end.result.outcome for end in ends.all()),
+            work_key=bench.work_key,
+            documents=[read.document for read in documents],
+        ),
+    )
+    bench.copies.add(name, (read.document.document_key for read in documents))
+    return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ends:
+    """What became of a shard's questions, by stage."""
+
+    answers: Mapping[str, Sequence[Answered]]
+    parts: Mapping[str, Sequence[Answered]]
+    """About parts of documents."""
+
+    def all(self) -> Iterator[Answered]:
+        for stage in self.answers:
+            yield from self.parts[stage]
+            yield from self.answers[stage]
+
+
+def put_done(shard: Shard, done: Done) -> ShardReport:
+    """Put the parts, then what says so, and return the counts with what was paid.
+
+    Raises:
+        StorageError: A part cannot be written, or somebody else writes it.
+    """
+    bench, ledger, name, run_id = (
+        shard.bench,
+        shard.ledger,
+        shard.plan.shard,
+        shard.bench.job.run_id,
+    )
+    path = marker_path(run_id, name)
+    report = _with_paid(done.report, ledger, bench.lake.find_json(path))
+    put: dict[str, PartInfo] = {}
+
+    def put_all(parts: Iterable[tuple[str, bytes]]) -> None:
+        for table, data in parts:
+            part = f"{table}/{name}.parquet"
+            put[part] = bench.lake.put_part(part, data, history=f"runs/{run_id}/superseded")
+
+    put_all(done.parts)
+    usage = parquet.to_parquet(done.usage, parquet.USAGE)
+    bench.lake.storage.put(f"runs/{run_id}/usage/{name}.parquet", usage)
+    ledger.commit(done.results)
+    put_all(done.last)
     bench.lake.put_json(path, asdict(report))
-    _put_commit(shard, documents, answers, parts)
+    _put_commit(shard, done, put)
     ledger.remove_journal()
-    bench.copies.add(shard.plan.shard, (read.document.document_key for read in documents))
     return report
 
 
@@ -64,54 +147,51 @@ def _with_paid(
     )
 
 
-def _put_parts(
-    shard: Shard, documents: Sequence[ReadDocument], answers: Mapping[str, Sequence[Answered]]
-) -> dict[str, PartInfo]:
-    """Put all parts, documents last: a path that this table names has its rows in place."""
-    bench, name, run_id = shard.bench, shard.plan.shard, shard.bench.job.run_id
-    lake, parts = bench.lake, {}
-
-    def put(table: str, data: bytes) -> None:
-        path = f"{table}/{name}.parquet"
-        parts[path] = lake.put_part(path, data, history=f"runs/{run_id}/superseded")
-
+def _parts(
+    shard: Shard, documents: Sequence[ReadDocument], ends: _Ends
+) -> Iterator[tuple[str, bytes]]:
     chunk_rows = [
         chunk_row(chunk, uri=read.document.source.uri, path=read.document.source.path)
         for read in documents
         for chunk in read.chunks
     ]
-    put("chunks", parquet.to_parquet(chunk_rows, parquet.CHUNKS))
-    for stage in bench.job.pipeline.stages:
-        rows = [record_row(answered) for answered in answers[stage.name]]
-        schema = parquet.record_schema(stage.output)
-        put(bench.record_tables[stage.name], parquet.to_parquet(rows, schema))
-    usage = parquet.to_parquet(_usage(answers), parquet.USAGE)
-    lake.storage.put(f"runs/{run_id}/usage/{name}.parquet", usage)
-    shard.ledger.commit(_by_document(answers))
-    document_rows = [
-        parquet.document_row(read.document, shard=name, num_chunks=len(read.chunks))
-        for read in documents
-    ]
-    put("documents", parquet.to_parquet(document_rows, parquet.DOCUMENTS))
-    return parts
+    yield "chunks", parquet.to_parquet(chunk_rows, parquet.CHUNKS)
+    for stage in shard.bench.job.pipeline.stages:
+        if stage.name in ends.answers:
+            rows = [record_row(end) for end in ends.answers[stage.name]]
+            divided = [record_row(end) for end in ends.parts[stage.name]]
+            yield from record_parts(shard, stage, rows, divided)
 
 
-def _by_document(answers: Mapping[str, Sequence[Answered]]) -> dict[str, list[Result]]:
+def record_parts(
+    shard: Shard,
+    stage: StageConfig,
+    rows: Sequence[Mapping[str, Any]],
+    divided: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str, bytes]]:
+    """Yield a stage's part of its records table, and that of answers to parts of its units.
+
+    The latter has a table of its own only where there are such answers, or were.
+    """
+    table, schema = shard.bench.record_tables[stage.name], parquet.record_schema(stage.output)
+    yield table, parquet.to_parquet(rows, schema)
+    inner = f"{PARTIAL}/{table.removeprefix('records/')}"
+    earlier = shard.held.commit.parts if shard.held.commit else {}
+    if divided or f"{inner}/{shard.plan.shard}.parquet" in earlier:
+        yield inner, parquet.to_parquet(divided, schema)
+
+
+def _by_document(ends: Iterable[Answered]) -> dict[str, list[Result]]:
     found: dict[str, list[Result]] = {}
-    for group in answers.values():
-        for answered in group:
-            results = found.setdefault(answered.inquiry.document.document_key, [])
-            if answered.inquiry.requests:
-                results += answered.results
+    for end in ends:
+        document = end.inquiry.document
+        results = found.setdefault(document.document_key if document else "", [])
+        if end.inquiry.requests:
+            results += end.results
     return found
 
 
-def _put_commit(
-    shard: Shard,
-    documents: Sequence[ReadDocument],
-    answers: Mapping[str, Sequence[Answered]],
-    parts: Mapping[str, PartInfo],
-) -> None:
+def _put_commit(shard: Shard, done: Done, parts: Mapping[str, PartInfo]) -> None:
     """Say in the sink what the parts are.
 
     Raises:
@@ -125,31 +205,28 @@ def _put_commit(
     commit = commits.Commit(
         run_id=bench.job.run_id,
         reading_key=bench.reading_key,
-        work_key=bench.work_key,
-        signature=commits.signature(read.document.source for read in documents),
-        document_keys=tuple(read.document.document_key for read in documents),
-        outcomes=dict(
-            Counter(answered.result.outcome for group in answers.values() for answered in group)
-        ),
-        again=any(read.document.error_class in READ_AGAIN for read in documents),
+        work_key=done.work_key,
+        signature=commits.signature(document.source for document in done.documents),
+        document_keys=tuple(document.document_key for document in done.documents),
+        outcomes=dict(done.outcomes),
+        again=any(document.error_class in READ_AGAIN for document in done.documents),
         parts={**kept, **parts},
     )
     path, data = commits.commit_path(shard.plan.shard), commits.as_bytes(commit)
     etag = shard.held.commit_etag
     put = storage.put_if_match(path, data, etag) if etag else storage.put_if_absent(path, data)
+    bench.commits[shard.plan.shard] = commit
     if put is None:
         uri = storage.uri(path)
         raise StorageError(f"{uri} was written by another run meanwhile; resume this one", uri=uri)
 
 
-def _usage(answers: Mapping[str, Sequence[Answered]]) -> list[dict[str, Any]]:
+def usage_rows(ends: Iterable[Answered]) -> list[dict[str, Any]]:
     """Return one usage row per request that was sent, not per record that shares it."""
     rows: dict[str, dict[str, Any]] = {}
-    for group in answers.values():
-        for answered in group:
-            for result in answered.results:
-                row = usage_row(answered.inquiry.row_key, result)
-                rows.setdefault(result.request_key, row)
+    for end in ends:
+        for result in end.results:
+            rows.setdefault(result.request_key, usage_row(end.inquiry.row_key, result))
     return list(rows.values())
 
 
@@ -164,18 +241,19 @@ def _put_media(bench: Bench, documents: Sequence[ReadDocument]) -> None:
             bench.lake.storage.put(path, (read.media_dir / name).read_bytes())
 
 
-def _report(
-    shard: Shard,
-    documents: Sequence[ReadDocument],
-    answers: Mapping[str, Sequence[Answered]],
-) -> ShardReport:
+def _report(shard: Shard, documents: Sequence[ReadDocument], ends: _Ends) -> ShardReport:
     bench = shard.bench
-    planned = _planned_cached_tokens(bench, answers)
+    planned = planned_cached_tokens(bench, ends.answers)
     readable = [read for read in documents if read.document.status != "rejected"]
     num_chunks = sum(len(read.chunks) for read in documents)
     rejected = Counter(
         read.document.error_class or "" for read in documents if read.document.status == "rejected"
     )
+    units = {
+        "chunk": num_chunks,
+        "rows": sum(len(rows_of(read.chunks)) for read in readable),
+        "document": len(readable),
+    }
     return ShardReport(
         shard=shard.plan.shard,
         num_documents=len(documents),
@@ -184,16 +262,18 @@ def _report(
         num_chunks=num_chunks,
         stages={
             stage.name: count_stage(
-                num_chunks if stage.over == "chunk" else len(readable),
-                answers[stage.name],
+                units[stage.over],
+                ends.answers[stage.name],
                 planned[stage.name],
+                ends.parts[stage.name],
             )
             for stage in bench.job.pipeline.stages
+            if stage.name in ends.answers
         },
     )
 
 
-def _planned_cached_tokens(
+def planned_cached_tokens(
     bench: Bench, answers: Mapping[str, Sequence[Answered]]
 ) -> dict[str, int]:
     """Return per stage how many prompt tokens the layout lets a prefix cache serve.

@@ -21,7 +21,7 @@ from connectors.storage import STATE_PREFIX
 
 COMMITS = f"{STATE_PREFIX}/commits"
 _AT_ONCE = 16
-_TABLES = ("documents", "chunks", "records")
+_TABLES = ("documents", "chunks", "records", "partial")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,7 +94,9 @@ def run_job(
         with _remembered(job, started, progress), _logged(job):
             progress.enter("processing")
             work = Work(bench, open_planner(bench, listed), dispatch, notify, markers)
-            value = _conclude(bench, work.reports(), work.planner, started)
+            reports = work.reports()
+            reports += work.gather(reports)
+            value = _conclude(bench, reports, work.planner, started)
             progress.enter("done")
     return value
 

@@ -51,6 +51,12 @@ class StageCount:
     """Answers that a fallback gave."""
     num_guessed: int = 0
     """Requests whose usage was counted here, since the endpoint told none or a wrong one."""
+    num_parts: int = 0
+    """Parts of units that were asked about, where a unit was more than one request can hold."""
+    claims: Mapping[str, int] = field(default_factory=dict)
+    """Claims by verdict."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Skipped units by error class."""
     failures: tuple[Failure, ...] = ()
 
 
@@ -102,17 +108,24 @@ def left_alone(shard: str, num_documents: int) -> ShardReport:
     )
 
 
-def count_stage(num_inputs: int, answers: Sequence[Answered], planned: int) -> StageCount:
+def count_stage(
+    num_inputs: int,
+    answers: Sequence[Answered],
+    planned: int,
+    parts: Sequence[Answered] = (),
+) -> StageCount:
     """Return one stage's figures.
 
     Args:
         num_inputs: Units that the stage was to be asked about.
         answers: What became of them.
         planned: Prompt tokens that a prefix cache can save.
+        parts: Answers to parts of units, on which theirs rest.
     """
-    sent = {result.request_key: result for a in answers for result in a.results}
+    every = [*parts, *answers]
+    sent = {result.request_key: result for a in every for result in a.results}
     usages = [result.usage for result in sent.values()]
-    results = [answered.result for answered in answers if answered.inquiry.requests]
+    results = [answered.result for answered in every if answered.inquiry.requests]
     return StageCount(
         num_inputs=num_inputs,
         outcomes=dict(Counter(answered.result.outcome for answered in answers)),
@@ -124,10 +137,15 @@ def count_stage(num_inputs: int, answers: Sequence[Answered], planned: int) -> S
         modes=dict(Counter(result.mode_observed or "none" for result in results)),
         mode_notes=dict(Counter(note for result in results for note in result.mode_notes)),
         num_mismatched=sum(result.mode_observed not in {None, result.mode} for result in results),
-        num_escalated=sum(answered.escalated is not None for answered in answers),
+        num_escalated=sum(answered.escalated is not None for answered in every),
         num_fallback=sum(result.fallback is not None for result in results),
         num_guessed=sum(usage.num_guessed > 0 for usage in usages),
-        failures=_failures(_failure_of(a) for a in answers if a.result.outcome in UNANSWERED),
+        num_parts=len(parts),
+        claims=dict(Counter(claim.verdict for answered in answers for claim in answered.claims)),
+        skipped=dict(
+            Counter(a.result.error_class or "" for a in answers if a.result.outcome == "skipped")
+        ),
+        failures=_failures(_failure_of(a) for a in every if a.result.outcome in UNANSWERED),
     )
 
 
@@ -137,11 +155,12 @@ UNANSWERED = frozenset({"invalid_output", "rejected", "failed", "over_budget"})
 
 def _failure_of(answered: Answered) -> Failure:
     result, inquiry = answered.result, answered.inquiry
+    where = inquiry.document.source.path if inquiry.document else f"stage {inquiry.stage.name}"
     return Failure(
         outcome=result.outcome,
         error_class=result.error_class or "",
         count=1,
-        example=f"{inquiry.document.source.path} ({inquiry.unit}): {result.error}",
+        example=f"{where} ({inquiry.unit}): {result.error}",
     )
 
 
@@ -174,8 +193,7 @@ def add_up(reports: Sequence[ShardReport]) -> ShardReport:
         rejected=_add([report.rejected for report in reports]),
         num_chunks=sum(report.num_chunks for report in reports),
         stages={
-            name: _add_stage([r.stages[name] for r in reports if name in r.stages])
-            for name in names
+            name: add_stage([r.stages[name] for r in reports if name in r.stages]) for name in names
         },
         num_left=sum(report.num_left for report in reports),
         num_sent_again=sum(report.num_sent_again for report in reports),
@@ -191,7 +209,8 @@ def _add(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _add_stage(counts: Sequence[StageCount]) -> StageCount:
+def add_stage(counts: Sequence[StageCount]) -> StageCount:
+    """Return the sum of counts of one stage."""
     return StageCount(
         num_inputs=sum(count.num_inputs for count in counts),
         outcomes=_add([count.outcomes for count in counts]),
@@ -206,6 +225,9 @@ def _add_stage(counts: Sequence[StageCount]) -> StageCount:
         num_escalated=sum(count.num_escalated for count in counts),
         num_fallback=sum(count.num_fallback for count in counts),
         num_guessed=sum(count.num_guessed for count in counts),
+        num_parts=sum(count.num_parts for count in counts),
+        claims=_add([count.claims for count in counts]),
+        skipped=_add([count.skipped for count in counts]),
         failures=_failures(failure for count in counts for failure in count.failures),
     )
 

@@ -19,3 +19,16 @@ def levels(stages: Sequence[StageConfig]) -> list[tuple[StageConfig, ...]]:
         tuple(stage for stage in stages if depth[stage.name] == level)
         for level in range(1 + max(depth.values()))
     ]
+
+
+_PREFIX = "stage-"
+
+
+def stage_shard(stage: StageConfig) -> str:
+    """Return the name under which a stage is claimed and committed."""
+    return f"{_PREFIX}{stage.name}"
+
+
+def is_stage_shard(shard: str) -> bool:
+    """Tell whether this names a stage, and no shard of documents."""
+    return shard.startswith(_PREFIX)

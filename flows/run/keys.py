@@ -36,6 +36,7 @@ def work_key(job: Job, rule: ChunkRule, asker: Asker) -> str:
             again.fingerprint if (again := asker.stages[stage.name].again) else None,
         ]
         for stage in job.pipeline.stages
+        if not stage.is_gathered
     ]
     capabilities = asker.endpoint.profile.capabilities.model_dump(mode="json")
     limit = job.pipeline.chunk.max_per_document

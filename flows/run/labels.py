@@ -1,31 +1,75 @@
-"""Labels in answers: bound into the schema before a request, resolved to text and spans after it.
+"""Labels in answers: bound into the schema before a request, resolved to text and places after it.
 
 A string of format `segment-label` may only be the label of a line that the model was shown; what is
 stored is the line's text, and a citation says where it stands. Two keywords narrow the choice:
 `segmentKinds` (a list of heading, paragraph, table, image) and `minWords`; where no line meets them, all
 lines stay open, so that there is always an answer.
+
+A string of format `cited-claim` is asked for as a sentence with the labels of the lines it rests on and a
+quote from them. What is stored is the sentence; a claim says whether the quote stands there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
+from connectors.citations import Quotable
 from connectors.document import Segment
-from connectors.sinks.parquet import LABEL_FORMAT
+from connectors.sinks.parquet import CLAIM_FORMAT, LABEL_FORMAT
+
+Verdict = Literal["verified", "not_found", "unsourced"]
 
 _KINDS, _MIN_WORDS = "segmentKinds", "minWords"
 _KEYWORDS = frozenset({"format", _KINDS, _MIN_WORDS})
+_MOST_LINES = 8
+"""Most lines that one sentence may name."""
+MOST_PLACES = 32
+"""Most places that are kept for one sentence, those of its quote first: one about a corpus rests, by way of
+many others, on thousands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """A place in a document that an answer rests on."""
+
+    path: str
+    document_key: str
+    segment: Segment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A line that the model is shown, and where what it says stands."""
+
+    segment: Segment
+    origins: tuple[Origin, ...]
+    """One for a line of a document; those of its own lines for what an earlier answer says."""
+    verdict: Verdict | None = None
+    """What became of the claim that it repeats; None for a document's own text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Citation:
-    """One field of an answer and the segment it quotes."""
+    """One field of an answer and a place that it rests on."""
 
     field: str
     """Name of the output field; `names[2].title` inside lists and objects."""
-    segment: Segment
+    label: str
+    """Of the line that the model was shown."""
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One sentence of an answer, and whether what it quotes stands where it says."""
+
+    field: str
+    text: str
+    quote: str
+    verdict: Verdict
 
 
 def is_label(schema: Mapping[str, Any]) -> bool:
@@ -33,12 +77,41 @@ def is_label(schema: Mapping[str, Any]) -> bool:
     return schema.get("format") == LABEL_FORMAT
 
 
+def is_claim(schema: Mapping[str, Any]) -> bool:
+    """Tell whether the answer to `schema` is a sentence with lines and a quote."""
+    return schema.get("format") == CLAIM_FORMAT
+
+
+_CLAIM: Mapping[str, Any] = {
+    "type": "object",
+    # What it rests on comes first, so that the sentence follows from it.
+    "properties": {
+        "lines": {
+            "type": "array",
+            "items": {"type": "string", "pattern": "^L[0-9]{1,6}$"},
+            "maxItems": _MOST_LINES,
+            "description": "labels of the lines that the text rests on",
+        },
+        "quote": {"type": "string", "description": "a few words of those lines, copied exactly"},
+        "text": {"type": "string", "description": "one sentence"},
+    },
+    "required": ["lines", "quote", "text"],
+    "additionalProperties": False,
+}
+
+
 def bind_labels(schema: Mapping[str, Any], segments: Sequence[Segment]) -> dict[str, Any]:
-    """Return the schema as it is sent: label fields closed to the labels of `segments`."""
+    """Return the schema as it is sent: label fields closed to the labels of `segments`.
+
+    Claims name lines by a pattern: a choice of thousands of labels in each of them would be a grammar
+    too large to compile, and a label that is not there is told by the check of the quote.
+    """
     if is_label(schema):
         plain = {key: value for key, value in schema.items() if key not in _KEYWORDS}
         labels: list[str | None] = [segment.label for segment in _open_to(schema, segments)]
         return {**plain, "enum": [*labels, None] if "null" in schema["type"] else labels}
+    if is_claim(schema):
+        return {**_CLAIM, "type": ["object", "null"] if "null" in schema["type"] else "object"}
     # `decimal` is a format of ours; engines refuse a grammar with a format that they do not know.
     ours = schema.get("format") == "decimal"
     bound = {key: value for key, value in schema.items() if not (ours and key == "format")}
@@ -68,22 +141,93 @@ def _open_to(schema: Mapping[str, Any], segments: Sequence[Segment]) -> Sequence
     return chosen or segments
 
 
+class Shown:
+    """The lines that a model was shown, to look up what it names."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        """Take the lines in the order in which they were shown."""
+        self._lines = lines
+        self._index = {line.segment.label: number for number, line in enumerate(lines)}
+
+    @cached_property
+    def _quotable(self) -> Quotable:
+        return Quotable([line.segment.text for line in self._lines])
+
+    def line(self, label: str) -> Line:
+        """Return the line with a label that the schema was bound to."""
+        return self._lines[self._index[label]]
+
+    def judge(self, answer: Mapping[str, Any]) -> tuple[Verdict, list[Line]]:
+        """Return what became of a claim, and the lines that it rests on.
+
+        The quote decides, wherever it stands; a claim is no better than those it rests on.
+        """
+        named = {self._index[label] for label in answer["lines"] if label in self._index}
+        wanted = answer["quote"] if answer["quote"].strip() else answer["text"]
+        if not answer["lines"] and not answer["quote"].strip():
+            return "unsourced", []
+        found = self._quotable.find(wanted, among=named) if named else None
+        found = found or self._quotable.find(wanted)
+        # Where the quote stands comes first.
+        numbers = [*(found or ()), *sorted(named.difference(found or ()))]
+        lines = [self._lines[number] for number in numbers]
+        if found is None:
+            return "not_found", lines
+        return worst(self._lines[number].verdict for number in found), lines
+
+
+def worst(verdicts: Iterable[Verdict | None]) -> Verdict:
+    """Return the verdict on what rests on all of these; None is a document's own text."""
+    found = set(verdicts)
+    if "unsourced" in found:
+        return "unsourced"
+    return "not_found" if "not_found" in found else "verified"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """An answer without labels."""
+
+    output: dict[str, Any]
+    citations: tuple[Citation, ...]
+    """In field order; one per place."""
+    claims: tuple[Claim, ...]
+
+
 def resolve_labels(
-    schema: Mapping[str, Any], answer: Mapping[str, Any], segments: Mapping[str, Segment]
-) -> tuple[dict[str, Any], list[Citation]]:
-    """Return the answer with labels replaced by text, and the citations in field order.
+    schema: Mapping[str, Any], answer: Mapping[str, Any], lines: Sequence[Line]
+) -> Resolved:
+    """Return the answer with labels replaced by text, its citations and its claims.
 
     Args:
         schema: The stage's schema, with or without bound labels.
         answer: A valid answer to the bound schema.
-        segments: What the model was shown, by label.
+        lines: What the model was shown.
     """
+    shown = Shown(lines)
     citations: list[Citation] = []
+    claims: list[Claim] = []
+
+    def cite(name: str, line: Line) -> None:
+        citations.extend(
+            Citation(field=name, label=line.segment.label, origin=origin) for origin in line.origins
+        )
 
     def resolve(spec: Mapping[str, Any], value: object, name: str) -> object:
         if is_label(spec) and isinstance(value, str):
-            citations.append(Citation(field=name, segment=segments[value]))
-            return segments[value].text
+            line = shown.line(value)
+            cite(name, line)
+            return line.segment.text
+        if is_claim(spec) and isinstance(value, Mapping):
+            verdict, found = shown.judge(value)
+            places = dict.fromkeys((line.segment.label, o) for line in found for o in line.origins)
+            citations.extend(
+                Citation(field=name, label=label, origin=place)
+                for label, place in [*places][:MOST_PLACES]
+            )
+            text, quote = str(value["text"]), str(value["quote"])
+            claims.append(Claim(field=name, text=text, quote=quote, verdict=verdict))
+            return text
         if isinstance(value, Mapping):
             specs = spec.get("properties", {})
             return {
@@ -97,4 +241,14 @@ def resolve_labels(
 
     resolved = resolve(schema, answer, "")
     assert isinstance(resolved, dict)
-    return resolved, citations
+    return Resolved(output=resolved, citations=_distinct(citations), claims=tuple(claims))
+
+
+def _distinct(citations: Sequence[Citation]) -> tuple[Citation, ...]:
+    """Return the citations, each place of a field once."""
+    found: dict[tuple[object, ...], Citation] = {}
+    for one in citations:
+        found.setdefault(
+            (one.field, one.origin.path, one.origin.segment.text, one.origin.segment.span), one
+        )
+    return tuple(found.values())

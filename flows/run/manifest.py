@@ -81,8 +81,10 @@ def manifest(
                 "planned_cached_tokens": stage.planned_cached_tokens,
                 "completion_tokens": stage.completion_tokens,
                 "cost_usd": stage.cost_usd,
-                "mode": bench.asker.stages[name].choice.mode,
-                "mode_reason": bench.asker.stages[name].choice.reason,
+                "parts": stage.num_parts,
+                "claims": dict(stage.claims),
+                "skipped": dict(stage.skipped),
+                **_mode(bench, name),
                 "modes_observed": dict(stage.modes),
                 "mode_notes": dict(stage.mode_notes),
                 "mode_mismatches": stage.num_mismatched,
@@ -111,6 +113,13 @@ def manifest(
         "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in VERSIONED},
     }
+
+
+def _mode(bench: Bench, name: str) -> dict[str, str]:
+    prepared = bench.asker.stages.get(name)
+    if prepared is None:
+        return {"mode": "sql", "mode_reason": "computed; no model is asked"}
+    return {"mode": prepared.choice.mode, "mode_reason": prepared.choice.reason}
 
 
 def _verdict(bench: Bench, total: ShardReport, num_documents: int) -> Verdict:

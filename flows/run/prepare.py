@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 
 from config.errors import ConfigError
-from config.pipeline import StageConfig
+from config.graph import compile_when
+from config.pipeline import REDUCES, StageConfig
 from connectors.document import Segment, Span
 from connectors.sinks.parquet import LABEL_FORMAT
 from engine.endpoint import Endpoint
@@ -42,6 +43,10 @@ class PreparedStage:
 
     config: StageConfig
     question: jinja2.Template
+    combine: jinja2.Template
+    """The question where answers to parts are put together."""
+    when: Callable[[Mapping[str, Any]], bool] | None
+    """Whether answers of `needs` are built on; None: all are."""
     choice: Choice
     """The stage's mode; with `mode: auto`, the reason for it."""
     way: Way
@@ -63,6 +68,7 @@ def prepare(stage: StageConfig, endpoint: Endpoint, instructions: str) -> Prepar
     """
     try:
         question = _TEMPLATES.from_string(stage.prompt)
+        combine = _TEMPLATES.from_string(stage.combine or stage.prompt)
     except jinja2.TemplateSyntaxError as exc:
         raise ConfigError(f"stage {stage.name!r}: prompt line {exc.lineno}: {exc.message}") from exc
     check_fit(stage, endpoint.profile)
@@ -71,7 +77,15 @@ def prepare(stage: StageConfig, endpoint: Endpoint, instructions: str) -> Prepar
     again = None
     if stage.escalate is not None and choice.mode == "instant":
         again = _way(stage, "thinking", endpoint, instructions)
-    return PreparedStage(config=stage, question=question, choice=choice, way=way, again=again)
+    return PreparedStage(
+        config=stage,
+        question=question,
+        combine=combine,
+        when=compile_when(stage.when) if stage.when else None,
+        choice=choice,
+        way=way,
+        again=again,
+    )
 
 
 def choose_mode(stage: StageConfig, profile: Profile) -> Choice:
@@ -79,7 +93,7 @@ def choose_mode(stage: StageConfig, profile: Profile) -> Choice:
     if stage.mode != "auto":
         return Choice(mode=stage.mode, reason=AS_GIVEN)
     shape = Shape(
-        is_reduce=stage.over == "document",
+        is_reduce=stage.over in REDUCES,
         num_needs=len(stage.needs),
         num_free_fields=sum(map(_is_free, stage.output["properties"].values())),
         max_output_tokens=stage.max_output_tokens,
@@ -177,7 +191,7 @@ def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, instructions: s
         mode=mode,
         model=f"{endpoint.model}+{stage.adapter}" if stage.adapter else endpoint.model,
         instructions=instructions,
-        question=stage.prompt,
+        question=f"{stage.prompt}\0{stage.combine}" if stage.combine else stage.prompt,
         schema=stage.output,
         sampling=sampling,
     )

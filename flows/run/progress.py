@@ -144,7 +144,7 @@ class Progress:
             remaining_s=None,
         )
         done = snapshot.fraction
-        if snapshot.num_results < MIN_RESULTS:
+        if snapshot.num_results < MIN_RESULTS or not done:
             return snapshot
         worked_s = time.monotonic() - self._begun
         return replace(snapshot, remaining_s=worked_s * (1 - done) / done)

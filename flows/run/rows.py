@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from config.pipeline import StageConfig
@@ -12,7 +12,8 @@ from connectors.sinks import parquet
 from connectors.sinks.columns import output_values
 from engine.request import ModeName, Outcome, Request, Result, content_key
 from flows.run.doubt import Settled
-from flows.run.labels import Citation, resolve_labels
+from flows.run.labels import Citation, Claim, Line, Origin, resolve_labels
+from flows.run.lines import Given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,17 +24,24 @@ class Inquiry:
     mode: ModeName
     """How it is asked; a stage's `auto` is settled here."""
     fingerprint: str
-    document: Document
+    document: Document | None
+    """None for what spans documents."""
     chunk: Chunk | None
-    """None for a stage over the whole document."""
+    """The chunk asked about, or that a row lies in; None for what spans chunks."""
+    unit: str
+    """What is asked about, unique in the document, or in the stage where there is none."""
     input_keys: tuple[str, ...] = ()
     """Keys of what the model is shown: of the chunk, and of earlier answers."""
     requests: tuple[Request, ...] = ()
     """One per sample; none where nothing is asked: `unasked` says why."""
     again: Request | None = None
     """What is asked where the answer is doubtful; None where the stage does not escalate."""
-    segments: Mapping[str, Segment] = field(default_factory=dict)
-    """What the model is shown, by label."""
+    lines: Sequence[Line] = ()
+    """What the model is shown."""
+    num_inputs: int | None = None
+    """Inputs that a reduce is about, those of its parts included; None for others."""
+    num_answered: int | None = None
+    """How many of them had an answer to show."""
     material_tokens: int = 0
     """Tokens of the material, which all stages about the same unit share."""
     saw: str = "nothing"
@@ -41,14 +49,10 @@ class Inquiry:
     """Outcome, error class and message of an inquiry that is not sent."""
 
     @property
-    def unit(self) -> str:
-        """Return what is asked about, unique in the document."""
-        return "document" if self.chunk is None else f"chunk-{self.chunk.ordinal:05d}"
-
-    @property
     def row_key(self) -> str:
         """Return the key of the record: stage, relative source path and unit."""
-        return content_key("row", self.stage.name, self.document.source.path, self.unit)
+        path = self.document.source.path if self.document else None
+        return content_key("row", self.stage.name, path, self.unit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,24 @@ class Answered:
     columns: Mapping[str, object]
     """The answer as typed column values; empty where there is none."""
     citations: Sequence[Citation]
+    claims: Sequence[Claim]
+
+    @property
+    def given(self) -> Given | None:
+        """Return the answer as later stages are shown it; None where there is none."""
+        if self.output is None:
+            return None
+        inquiry, begins = self.inquiry, None
+        if inquiry.chunk is not None and inquiry.lines:
+            begins = inquiry.lines[0].origins[0]
+        return Given(
+            output=self.output, citations=self.citations, claims=self.claims, begins=begins
+        )
+
+
+def origin(document: Document, segment: Segment) -> Origin:
+    """Return the place of a document's segment."""
+    return Origin(path=document.source.path, document_key=document.document_key, segment=segment)
 
 
 def close(inquiry: Inquiry, settled: Settled | None) -> Answered:
@@ -78,13 +100,19 @@ def close(inquiry: Inquiry, settled: Settled | None) -> Answered:
     result = settled.result
     if result.outcome != "succeeded" or result.output is None:
         return _answered(inquiry, settled)
-    output, citations = resolve_labels(inquiry.stage.output, result.output, inquiry.segments)
+    found = resolve_labels(inquiry.stage.output, result.output, inquiry.lines)
     try:
-        columns = output_values(inquiry.stage.output, output)
+        columns = output_values(inquiry.stage.output, found.output)
     except ValueError as exc:
         bad = replace(result, outcome="invalid_output", error_class="bad_value", error=str(exc))
         return _answered(inquiry, replace(settled, result=bad))
-    return replace(_answered(inquiry, settled), output=output, columns=columns, citations=citations)
+    return replace(
+        _answered(inquiry, settled),
+        output=found.output,
+        columns=columns,
+        citations=found.citations,
+        claims=found.claims,
+    )
 
 
 def _answered(inquiry: Inquiry, settled: Settled) -> Answered:
@@ -97,6 +125,7 @@ def _answered(inquiry: Inquiry, settled: Settled) -> Answered:
         output=None,
         columns={},
         citations=(),
+        claims=(),
     )
 
 
@@ -119,9 +148,9 @@ def record_row(answered: Answered) -> dict[str, Any]:
     document = inquiry.document
     row: dict[str, Any] = {
         "row_key": inquiry.row_key,
-        "uri": document.source.uri,
-        "path": document.source.path,
-        "document_key": document.document_key,
+        "uri": document.source.uri if document else None,
+        "path": document.source.path if document else None,
+        "document_key": document.document_key if document else None,
         "chunk_key": inquiry.chunk.chunk_key if inquiry.chunk else None,
         "unit": inquiry.unit,
         "request_key": result.request_key if inquiry.requests else None,
@@ -133,7 +162,10 @@ def record_row(answered: Answered) -> dict[str, Any]:
         row[name] = answered.columns.get(name)
     asked = bool(inquiry.requests)
     return row | {
-        "citations": [_citation_row(citation) for citation in answered.citations],
+        "citations": [citation_row(citation) for citation in answered.citations],
+        "claims": [asdict(claim) for claim in answered.claims],
+        "num_inputs": inquiry.num_inputs,
+        "num_answered": inquiry.num_answered,
         "saw": inquiry.saw,
         "mode": result.mode,
         "mode_observed": result.mode_observed,
@@ -175,13 +207,43 @@ def usage_row(row_key: str, result: Result) -> dict[str, Any]:
     }
 
 
-def _citation_row(citation: Citation) -> dict[str, Any]:
-    segment = citation.segment
+def citation_row(citation: Citation) -> dict[str, Any]:
+    """Return the row of a record's citations."""
+    origin, segment = citation.origin, citation.origin.segment
     return {
         "field": citation.field,
-        "label": segment.label,
+        "label": citation.label,
         "quote": segment.text,
         "tier": segment.tier,
         "media": segment.media,
         "span": parquet.span_row(segment.span),
+        "path": origin.path,
+        "document_key": origin.document_key,
     }
+
+
+def given_of_row(row: Mapping[str, Any], names: Sequence[str]) -> Given:
+    """Return the answer that a record holds.
+
+    Args:
+        row: Of a records table.
+        names: The stage's output fields.
+    """
+    return Given(
+        output={name: row[name] for name in names},
+        citations=[_citation(cited) for cited in row["citations"] or ()],
+        claims=[Claim(**claim) for claim in row["claims"] or ()],
+    )
+
+
+def _citation(row: Mapping[str, Any]) -> Citation:
+    # What kind of segment it is has no column; nothing that is shown depends on it.
+    segment = Segment(
+        kind="paragraph",
+        text=row["quote"],
+        span=parquet.span_from_row(row["span"]),
+        tier=row["tier"],
+        media=row["media"],
+    )
+    place = Origin(path=row["path"], document_key=row["document_key"], segment=segment)
+    return Citation(field=row["field"], label=row["label"], origin=place)

@@ -10,33 +10,35 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from config.pipeline import StageConfig
 from connectors.chunker import ChunkRule, chunk_document
 from connectors.document import Chunk, Document, SourceRef, Unit
 from connectors.errors import DocumentRejected, StorageError, StorageUnavailable
 from connectors.storage import fetch
-from engine.batch import run as run_batch
-from engine.request import Request, Result
 from flows.run.bench import NUM_READERS, Bench, Room
 from flows.run.claims import Claim
 from flows.run.commit import commit_shard
 from flows.run.counts import ShardReport, left_alone
-from flows.run.doubt import Settled, decide, doubt_about, num_allowed, settle
-from flows.run.flights import Withdrawn
 from flows.run.graph import levels
-from flows.run.held import HeldShard, fetch_images, load_held
+from flows.run.held import HeldShard, load_held
 from flows.run.ledger import Ledger, load_answers
 from flows.run.plan import ShardPlan
-from flows.run.rows import Answered, Inquiry, close
+from flows.run.reduce import Members, members_of, reduce_all
+from flows.run.rows import Answered, Inquiry
+from flows.run.sending import answer
+from flows.run.units import DOCUMENT, Reply, Row, Subject, inputs_of, rows_of
 
 logger = logging.getLogger(__name__)
+
+_Done = TypeVar("_Done")
 
 _CANCEL_POLL_S = 0.2
 _LOST = (
@@ -56,6 +58,8 @@ class ReadDocument:
     """Whether it comes from the sink's own parts, and its media are there too."""
     answers: dict[str, list[Answered]] = field(default_factory=lambda: defaultdict(list))
     """By stage, in reading order."""
+    parts: dict[str, list[Answered]] = field(default_factory=lambda: defaultdict(list))
+    """Answers to parts of the document, by stage, where it was more than one request can hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +121,7 @@ def _process(shard: Shard) -> ShardReport:
         with ThreadPoolExecutor(NUM_READERS, thread_name_prefix=f"read-{plan.shard}") as threads:
             reading = [threads.submit(read, shard, source) for source in plan.sources]
             try:
-                documents = asyncio.run(_until_cancelled(shard, ask_all(shard, reading)))
+                documents = asyncio.run(until_cancelled(shard, ask_all(shard, reading)))
             finally:
                 ledger.save()
                 for future in reading:
@@ -149,10 +153,9 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
         found = ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
         _take_over_answers(shard, document.document_key)
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))
-    expected = sum(
-        stage.samples * (asked if stage.over == "chunk" else bool(chunks))
-        for stage in bench.job.pipeline.stages
-    )
+    num_rows = len(rows_of(chunks[:asked]))
+    units = {"chunk": asked, "rows": num_rows, "document": int(bool(chunks))}
+    expected = sum(stage.samples * units.get(stage.over, 0) for stage in bench.job.pipeline.stages)
     bench.progress.add(read=1, chunks=len(chunks), expected=expected)
     return found
 
@@ -233,9 +236,7 @@ def _failed_units(failed: Sequence[Unit], total: int) -> str:
     return f"{len(failed)} of {total} units could not be read: {names}{more}"
 
 
-async def _until_cancelled(
-    shard: Shard, work: Coroutine[None, None, list[ReadDocument]]
-) -> list[ReadDocument]:
+async def until_cancelled(shard: Shard, work: Coroutine[None, None, _Done]) -> _Done:
     """Do the work, but give up soon after the bench has been closed or the claim is lost.
 
     Raises:
@@ -276,7 +277,8 @@ async def ask_all(shard: Shard, reading: Sequence[Future[ReadDocument]]) -> list
         for read in documents:
             yield read
 
-    for number, stages in enumerate(levels(shard.bench.job.pipeline.stages)):
+    own = [stage for stage in shard.bench.job.pipeline.stages if not stage.is_gathered]
+    for number, stages in enumerate(levels(own)):
         await _ask_level(shard, stages, arriving() if number == 0 else arrived())
     return documents
 
@@ -284,159 +286,95 @@ async def ask_all(shard: Shard, reading: Sequence[Future[ReadDocument]]) -> list
 async def _ask_level(
     shard: Shard, stages: Sequence[StageConfig], documents: AsyncIterator[ReadDocument]
 ) -> None:
-    """Ask one level's inquiries, then those again whose answer is doubtful, and close them all."""
-    waiting: list[tuple[ReadDocument, Inquiry]] = []
-    ledger = shard.ledger
+    """Ask one level's stages: about chunks and rows first, then about documents."""
+    asked: list[ReadDocument] = []
+    reading: list[ReadDocument] = []
 
-    async def first() -> AsyncIterator[Request]:
+    async def inquiries() -> AsyncIterator[Inquiry]:
         async for document in documents:
+            reading.append(document)
             for inquiry in _inquiries(shard.bench, stages, document):
-                waiting.append((document, inquiry))
-                for request in inquiry.requests:
-                    if document.is_held and request.images and not ledger.find(request.request_key):
-                        key = document.document.document_key
-                        await asyncio.to_thread(fetch_images, shard.bench.lake, key, request.images)
-                    yield request
+                asked.append(document)
+                yield inquiry
 
-    await _send(shard, first())
-    settled = [
-        settle(inquiry.stage, _found(inquiry.requests, ledger)) if inquiry.requests else None
-        for _, inquiry in waiting
-    ]
-    doubts = _doubts([inquiry for _, inquiry in waiting], settled)
-
-    async def again() -> AsyncIterator[Request]:
-        for request, _ in doubts.values():
-            yield request
-
-    await _send(shard, again())
-    for number, (document, inquiry) in enumerate(waiting):
-        end = settled[number]
-        if end is not None and number in doubts:
-            request, reason = doubts[number]
-            end = decide(end, _found([request], ledger)[0], reason)
-        document.answers[inquiry.stage.name].append(close(inquiry, end))
+    for document, end in zip(asked, await answer(shard, inquiries()), strict=True):
+        document.answers[end.inquiry.stage.name].append(end)
+    for stage in stages:
+        if stage.over == "document":
+            await _reduce(shard, stage, reading)
 
 
-def _found(requests: Sequence[Request], ledger: Ledger) -> list[Result]:
-    results = [ledger.find(request.request_key) for request in requests]
-    return [result for result in results if result is not None]
+async def _reduce(shard: Shard, stage: StageConfig, documents: Sequence[ReadDocument]) -> None:
+    readable = [read for read in documents if read.document.status != "rejected"]
+
+    def members() -> Iterator[Members]:
+        when = shard.bench.asker.stages[stage.name].when
+        for read in readable:
+            replies = [_reply(end) for need in stage.needs for end in read.answers[need]]
+            inputs = list(inputs_of(replies, when, titled=False))
+            subject = Subject(
+                stage=stage,
+                name=DOCUMENT,
+                document=read.document,
+                left_out=bool(replies) and not inputs,
+            )
+            yield members_of(shard, subject, inputs)
+
+    def done(number: int, end: Answered) -> None:
+        readable[number].answers[stage.name].append(end)
+
+    def part(number: int, end: Answered) -> None:
+        readable[number].parts[stage.name].append(end)
+
+    await reduce_all(shard, members(), done, part)
 
 
-def _doubts(
-    inquiries: Sequence[Inquiry], settled: Sequence[Settled | None]
-) -> dict[int, tuple[Request, str]]:
-    """Return what is asked again and why, by number of the inquiry; no more than a stage allows."""
-    asked = Counter(inquiry.stage.name for inquiry in inquiries if inquiry.requests)
-    doubts: dict[int, tuple[Request, str]] = {}
-    taken: Counter[str] = Counter()
-    for number, (inquiry, end) in enumerate(zip(inquiries, settled, strict=True)):
-        rule, name = inquiry.stage.escalate, inquiry.stage.name
-        if rule is None or end is None or inquiry.again is None:
-            continue
-        reason = doubt_about(rule, end)
-        if reason is not None and taken[name] < num_allowed(rule, asked[name]):
-            taken[name] += 1
-            doubts[number] = (inquiry.again, reason)
-    return doubts
-
-
-async def _send(shard: Shard, requests: AsyncIterator[Request]) -> None:
-    """Send the requests that have no answer yet and that no other shard is sending."""
-    bench, ledger = shard.bench, shard.ledger
-    elsewhere: list[tuple[Request, Future[Result]]] = []
-
-    async def unanswered() -> AsyncIterator[Request]:
-        seen: set[str] = set()
-        async for request in requests:
-            # Two copies of a document ask the same question: it is sent once.
-            if request.request_key in seen:
-                continue
-            seen.add(request.request_key)
-            bench.progress.add(requests=1)
-            known = ledger.find(request.request_key)
-            if known is not None:
-                bench.progress.add_result(known)
-                continue
-            flight = bench.flights.board(request.request_key)
-            if flight is not None:
-                elsewhere.append((request, flight))
-                continue
-            shard.boarded.add(request.request_key)
-            yield request
-
-    await _send_batch(shard, unanswered())
-    left = await _arrived_elsewhere(shard, elsewhere)
-
-    async def withdrawn() -> AsyncIterator[Request]:
-        for request in left:
-            yield request
-
-    if left:
-        await _send_batch(shard, withdrawn())
-
-
-async def _arrived_elsewhere(
-    shard: Shard, flights: Sequence[tuple[Request, Future[Result]]]
-) -> list[Request]:
-    """Take the results that other shards were given, and return the requests they did not come to."""
-    left: list[Request] = []
-    for request, flight in flights:
-        try:
-            result = await asyncio.wrap_future(flight)
-        except Withdrawn:
-            left.append(request)
-        else:
-            shard.ledger.take_over(result)
-            shard.bench.progress.add_result(result)
-    return left
-
-
-async def _send_batch(shard: Shard, requests: AsyncIterator[Request]) -> None:
-    bench, ledger = shard.bench, shard.ledger
-    batch = run_batch(
-        requests,
-        bench.route,
-        max_in_flight=bench.max_in_flight,
-        budget=bench.budget,
-        log=ledger,
-    )
-    async for result in batch:
-        if result.request_key in shard.boarded:
-            bench.flights.land(result)
-        bench.progress.add_result(result)
-        _log(bench, result)
-
-
-def _log(bench: Bench, result: Result) -> None:
-    logger.debug(
-        "run_id=%s request_id=%s stage=%s outcome=%s attempts=%d seconds=%.2f tokens=%d+%d%s",
-        bench.job.run_id,
-        result.request_key,
-        result.stage,
-        result.outcome,
-        result.attempts,
-        result.seconds,
-        result.usage.prompt_tokens,
-        result.usage.completion_tokens,
-        f": {result.error}" if result.error else "",
+def _reply(end: Answered) -> Reply:
+    inquiry = end.inquiry
+    return Reply(
+        stage=inquiry.stage.name,
+        path=inquiry.document.source.path if inquiry.document else "",
+        unit=inquiry.unit,
+        error_class=end.result.error_class,
+        given=end.given,
     )
 
 
 def _inquiries(
     bench: Bench, stages: Sequence[StageConfig], read: ReadDocument
-) -> Iterable[Inquiry]:
+) -> Iterator[Inquiry]:
     """Yield the inquiries of one level about one document, all stages of a chunk together."""
     if read.document.status == "rejected":
         return
-    for index, chunk in enumerate(read.chunks):
+    rows: dict[int, list[tuple[int, Row | None]]] = defaultdict(list)
+    if any(stage.over == "rows" for stage in stages):
+        for index, row in enumerate(rows_of(read.chunks)):
+            rows[row.chunk].append((index, row))
+    for number, chunk in enumerate(read.chunks):
         for stage in stages:
+            places: list[tuple[int, Row | None]] = []
             if stage.over == "chunk":
-                upstream = {need: read.answers[need][index] for need in stage.needs}
+                places = [(number, None)]
+            elif stage.over == "rows":
+                places = rows[number]
+            for index, place in places:
                 yield bench.asker.about_chunk(
-                    stage, read.document, chunk, upstream=upstream, media_dir=read.media_dir
+                    stage,
+                    read.document,
+                    chunk,
+                    upstream=_upstream(bench, stage, read, (number, index)),
+                    media_dir=read.media_dir,
+                    row=place,
                 )
-    for stage in stages:
-        if stage.over == "document":
-            answers = {need: read.answers[need] for need in stage.needs}
-            yield bench.asker.about_document(stage, read.document, answers)
+
+
+def _upstream(
+    bench: Bench, stage: StageConfig, read: ReadDocument, place: tuple[int, int]
+) -> dict[str, Answered]:
+    """Return the answers that a stage needs; `place`: numbers of the chunk, and of the row or chunk."""
+    chunk, unit = place
+    overs = {one.name: one.over for one in bench.job.pipeline.stages}
+    return {
+        need: read.answers[need][unit if overs[need] == stage.over else chunk]
+        for need in stage.needs
+    }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from flows.run.bench import NUM_SHARDS_AT_ONCE, Bench
 from flows.run.claims import ShardClaimed
 from flows.run.counts import ShardReport, add_up, failures
+from flows.run.gather import gathered_levels, process_stage, to_gather
+from flows.run.graph import stage_shard
 from flows.run.plan import Planner, Retry, ShardPlan, ahead
 from flows.run.shard import process_shard
 
@@ -62,6 +65,24 @@ class Work:
         for report in done:
             del self.planner.unchanged[report.shard]
         return [*done, *self._reports]
+
+    def gather(self, reports: Sequence[ShardReport]) -> list[ShardReport]:
+        """Return the reports of the stages over groups and the corpus, which need all shards.
+
+        Raises:
+            ShardClaimed: Another run works on one of them.
+        """
+        found: list[ShardReport] = []
+        if self.bench.hopeless.is_set() or any(report.num_left for report in reports):
+            return found
+        worker = partial(process_stage, self.bench, wait=True)
+        for stages in gathered_levels(self.bench):
+            plans = to_gather(self.bench, stages)
+            self.bench.in_work.expect(max(1, len(plans)))
+            done = {stage_shard(stage) for stage in stages} - {plan.shard for plan in plans}
+            found += [self.markers[shard] for shard in sorted(done) if shard in self.markers]
+            found += [report for report in self.dispatch(worker, plans) if report is not None]
+        return found
 
     def _counted(self, shards: Iterator[ShardPlan]) -> Iterator[ShardPlan]:
         for shard in shards:

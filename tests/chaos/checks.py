@@ -31,8 +31,8 @@ def parts_of(sink: str) -> dict[str, bytes]:
 
 
 def inputs_of(manifest: Mapping[str, Any]) -> int:
-    """Return how many questions a run had."""
-    return sum(stage["inputs"] for stage in manifest["stages"].values())
+    """Return how many questions a run had, those about parts of what is reduced included."""
+    return sum(stage["inputs"] + stage["parts"] for stage in manifest["stages"].values())
 
 
 def check_tables(sink: str, reference: Reference) -> None:

@@ -13,7 +13,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 _PAUSE_S = 0.1
-TABLES = {"documents": ("path",), "chunks": ("path", "ordinal"), "records": ("row_key",)}
+TABLES = {
+    "documents": ("path",),
+    "chunks": ("path", "ordinal"),
+    "records": ("row_key",),
+    "partial": ("row_key",),
+}
 """Columns that tell the rows of each table apart."""
 
 

@@ -1,4 +1,4 @@
-"""What the chaos tests run on: a small corpus, a pipeline of two stages, an engine that counts."""
+"""What the chaos tests run on: a small corpus, a pipeline of four levels, an engine that counts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,12 @@ documents_per_shard: 4
 chunk: {max_tokens: 900}
 stages:
   - {name: kind, prompt: What is it?, output: {kind: a|b|c, says: line}}
-  - {name: title, over: document, needs: [kind], prompt: Which line?, output: {title: line}}
+  - {name: title, over: document, needs: [kind], prompt: Which line?, output: {title: line, sort: x|y|z}}
+  - {name: sorts, over: group, by: sort, needs: [title], prompt: "What of {{ group }}?", output: {says: line}}
+  - {name: all, over: corpus, needs: [title, sorts], prompt: What of all?, output: {says: line}}
 """
+CONTEXT = 1600
+"""Tokens of the engine's context: what is said of all documents takes several requests."""
 
 _WORDS = [
     "harbour",
@@ -89,6 +93,7 @@ class PaidEngine:
                 [
                     sys.executable, "-m", "tests.fakes.engine_server",
                     f"--latency-s={self._latency_s}", f"--log={self.log}",
+                    f"--max-model-len={CONTEXT}",
                 ],
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=noise, text=True,
             )  # fmt: skip

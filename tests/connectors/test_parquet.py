@@ -43,7 +43,7 @@ def test_output_columns_are_typed_when_the_schema_says_so():
 def test_columns_are_the_documented_ones_when_tables_are_made():
     assert record_schema({"properties": {"x": {"type": "string"}}}).names == [
         "row_key", "uri", "path", "document_key", "chunk_key", "unit", "request_key", "outcome",
-        "error_class", "error", "x", "citations", "saw", "mode", "mode_observed",
+        "error_class", "error", "x", "citations", "claims", "num_inputs", "num_answered", "saw", "mode", "mode_observed",
             "mode_notes", "thought", "agreement", "escalated", "profile", "fallback", "model",
         "fingerprint", "prompt_tokens", "completion_tokens",
     ]  # fmt: skip

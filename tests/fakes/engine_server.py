@@ -132,7 +132,7 @@ def answer(schema: Mapping[str, Any], seed: str) -> Any:
     if isinstance(kind, list):
         kind = kind[0]
     if "pattern" in schema:
-        tries = (f"2026-01-{1 + number % 28:02d}", str(number % 1000 / 8))
+        tries = (f"2026-01-{1 + number % 28:02d}", str(number % 1000 / 8), f"L{1 + number % 3}")
         return next(text for text in tries if re.fullmatch(schema["pattern"], text))
     if kind == "object":
         properties = schema.get("properties", {})

@@ -2,7 +2,7 @@ import jsonschema
 import pytest
 
 from connectors.document import Segment, Span
-from flows.run.labels import bind_labels, resolve_labels
+from flows.run.labels import Line, Origin, bind_labels, resolve_labels
 
 LABEL = {"type": "string", "format": "segment-label"}
 SCHEMA = {
@@ -18,6 +18,10 @@ SEGMENTS = {
     f"L{i}": Segment(kind="paragraph", text=f"line {i}", span=Span(page=i), label=f"L{i}")
     for i in (1, 2)
 }
+LINES_SHOWN = [
+    Line(segment=segment, origins=(Origin(path="a.txt", document_key="k", segment=segment),))
+    for segment in SEGMENTS.values()
+]
 
 
 def test_only_shown_labels_validate_when_bound():
@@ -49,9 +53,9 @@ def test_schema_is_unchanged_when_bound():
 
 def test_labels_become_text_with_citations_when_resolved():
     answer = {"title": "L2", "topic": "L1", "facts": [{"line": "L1"}]}
-    resolved, citations = resolve_labels(SCHEMA, answer, SEGMENTS)
-    assert resolved == {"title": "line 2", "topic": "L1", "facts": [{"line": "line 1"}]}
-    assert [(c.field, c.segment.span.page) for c in citations] == [
+    found = resolve_labels(SCHEMA, answer, LINES_SHOWN)
+    assert found.output == {"title": "line 2", "topic": "L1", "facts": [{"line": "line 1"}]}
+    assert [(c.field, c.origin.segment.span.page) for c in found.citations] == [
         ("title", 2),
         ("facts[0].line", 1),
     ]

@@ -1,0 +1,212 @@
+"""Puts many answers together to one, in as many levels as the context makes necessary.
+
+Inputs of one unit (a document, a group, the corpus) are cut into runs that fit one request each
+(flows.run.tree); the answers to the runs are the inputs of the next level, until one run is left. A part
+without an answer is carried as a number: what an answer rests on is never less than it says.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from flows.run.lines import lines_of, relabelled
+from flows.run.rows import Answered, Inquiry, close
+from flows.run.sending import answer
+from flows.run.tree import cut, marks_of
+from flows.run.units import Input, Subject
+
+if TYPE_CHECKING:
+    from flows.run.shard import Shard
+
+_Taker = Callable[[int, Answered], None]
+
+SLAB = 256
+"""Questions whose material is in memory at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """A unit with its inputs, which are loaded when they are asked about."""
+
+    subject: Subject
+    marks: Sequence[int]
+    """Of the inputs' identities, see `flows.run.tree`."""
+    tokens: Sequence[int]
+    load: Callable[[range], Sequence[Input]]
+
+
+def members_of(shard: Shard, subject: Subject, inputs: Sequence[Input]) -> Members:
+    """Return a unit with inputs that are in memory."""
+    return Members(
+        subject=subject,
+        marks=marks_of(one.identity for one in inputs),
+        tokens=[shard.bench.asker.weigh(one.lines) for one in inputs],
+        load=lambda run: inputs[run.start : run.stop],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Node:
+    """One request's share of a unit's inputs."""
+
+    number: int
+    """Of the unit, among those of its level."""
+    mark: int
+    inquiry: Inquiry
+
+
+@dataclass(slots=True)
+class _Level:
+    """What a unit's nodes of one level came to."""
+
+    members: Members
+    first: Answered | None = None
+    marks: list[int] = field(default_factory=list)
+    inputs: list[Input] = field(default_factory=list)
+
+
+async def reduce_all(
+    shard: Shard,
+    every: Iterable[Members],
+    done: _Taker,
+    part: _Taker,
+) -> None:
+    """Ask about every unit.
+
+    Args:
+        shard: Whose ledger and engine it goes through.
+        every: The units.
+        done: Gets each unit's number, from 0, and the answer about it; levels apart, in order.
+        part: Gets each unit's number and an answer about a part of it.
+    """
+    pending = dict(enumerate(every))
+    level = 0
+    while pending:
+        pending = await _ask_level(shard, pending, level, (done, part))
+        level += 1
+
+
+async def _ask_level(
+    shard: Shard,
+    pending: dict[int, Members],
+    level: int,
+    takers: tuple[_Taker, _Taker],
+) -> dict[int, Members]:
+    """Return the units that take one more level."""
+    done, part = takers
+    found: dict[int, _Level] = {}
+    again: dict[int, Members] = {}
+
+    def finish(number: int) -> None:
+        ended = found.pop(number)
+        if len(ended.inputs) == 1:
+            assert ended.first is not None
+            named = replace(ended.first.inquiry, unit=ended.members.subject.name)
+            done(number, replace(ended.first, inquiry=named))
+        elif level and len(ended.inputs) >= len(ended.members.marks):
+            done(
+                number, close(shard.bench.asker.too_many(ended.members.subject, ended.inputs), None)
+            )
+        else:
+            again[number] = _next_level(shard, ended)
+
+    nodes = (node for number, one in pending.items() for node in _nodes(shard, number, one, level))
+    while slab := list(islice(nodes, SLAB)):
+        ends = await answer(shard, _each(node.inquiry for node in slab))
+        for node, end in zip(slab, ends, strict=True):
+            _take(found.setdefault(node.number, _Level(pending[node.number])), node, end, part)
+        # The last one may go on in the next slab.
+        for number in [number for number in found if number < slab[-1].number]:
+            finish(number)
+    for number in list(found):
+        finish(number)
+    return again
+
+
+async def _each(inquiries: Iterable[Inquiry]) -> AsyncIterator[Inquiry]:
+    for inquiry in inquiries:
+        yield inquiry
+
+
+def _take(ended: _Level, node: _Node, end: Answered, part: Callable[[int, Answered], None]) -> None:
+    """Add a node's end to those of its unit."""
+    if ended.first is None:
+        ended.first = end
+    else:
+        if len(ended.inputs) == 1:
+            part(node.number, ended.first)
+        part(node.number, end)
+    inquiry, given = end.inquiry, end.given
+    assert inquiry.num_inputs is not None
+    ended.marks.append(node.mark)
+    ended.inputs.append(
+        Input(
+            identity=inquiry.unit,
+            lines=lines_of(given) if given else (),
+            outputs={inquiry.stage.name: given.output} if given else {},
+            num_inputs=inquiry.num_inputs,
+            num_answered=(inquiry.num_answered or 0) if given else 0,
+        )
+    )
+
+
+def _next_level(shard: Shard, ended: _Level) -> Members:
+    inputs = ended.inputs
+    return Members(
+        subject=ended.members.subject,
+        # A node stands where its first input does, so that a changed input moves no border.
+        marks=ended.marks,
+        tokens=[shard.bench.asker.weigh(one.lines) for one in inputs],
+        load=lambda run: inputs[run.start : run.stop],
+    )
+
+
+def _nodes(shard: Shard, number: int, members: Members, level: int) -> Iterator[_Node]:
+    room = shard.bench.asker.room(members.subject.stage)
+    # Without inputs there still is one question, whose end says so.
+    runs = cut(members.marks, members.tokens, room) or [range(0)]
+    for ordinal, (run, inquiry) in enumerate(_inquiries(shard, members, runs, level)):
+        name = f"{members.subject.name}~{level}-{ordinal:05d}"
+        mark = members.marks[run.start] if run else 0
+        yield _Node(number=number, mark=mark, inquiry=replace(inquiry, unit=name))
+
+
+def _inquiries(
+    shard: Shard, members: Members, runs: Iterable[range], level: int
+) -> Iterator[tuple[range, Inquiry]]:
+    """Yield the runs with their questions; one that is too long after all is cut once more."""
+    for run in runs:
+        inquiry = _inquiry(shard, members, run, level)
+        too_long = inquiry.unasked is not None and inquiry.unasked[1] == "too_long"
+        if not too_long or len(run) <= 1:
+            yield run, inquiry
+            continue
+        tokens = members.tokens[run.start : run.stop]
+        inner = cut(members.marks[run.start : run.stop], tokens, max(1, sum(tokens) - 1))
+        parts = [range(run.start + one.start, run.start + one.stop) for one in inner]
+        if len(parts) == 1:
+            half = (run.start + run.stop) // 2
+            parts = [range(run.start, half), range(half, run.stop)]
+        yield from _inquiries(shard, members, parts, level)
+
+
+def _inquiry(shard: Shard, members: Members, run: range, level: int) -> Inquiry:
+    inputs = members.load(run)
+    outputs: dict[str, list[Any]] = defaultdict(list)
+    for one in inputs:
+        for stage, output in one.outputs.items():
+            outputs[stage].append(output)
+    return shard.bench.asker.about_lines(
+        members.subject,
+        relabelled([line for one in inputs for line in one.lines]),
+        counts=(
+            sum(one.num_inputs for one in inputs),
+            sum(one.num_answered for one in inputs),
+        ),
+        combines=level > 0,
+        outputs=outputs,
+    )

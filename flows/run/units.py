@@ -1,0 +1,146 @@
+"""What stages are asked about: chunks, rows of tables, and what is reduced from earlier answers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from config.pipeline import StageConfig
+from connectors.document import Chunk, Document, Segment
+from flows.run.labels import Line
+from flows.run.lines import Given, heading, lines_of
+
+WHEN = "when"
+"""Error class of what a stage's `when` leaves out: it is not missing."""
+
+DOCUMENT, CORPUS = "document", "corpus"
+
+
+def chunk_unit(chunk: Chunk) -> str:
+    """Return the name of a chunk in its document."""
+    return f"chunk-{chunk.ordinal:05d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row of a table in a chunk."""
+
+    chunk: int
+    """Position of the chunk in its document."""
+    unit: str
+    """Begins with the chunk's name."""
+    segment: Segment
+
+
+def rows_of(chunks: Sequence[Chunk]) -> list[Row]:
+    """Return the rows of the tables in a document's chunks; a header repeated is no row."""
+    found: list[Row] = []
+    seen: set[tuple[object, str]] = set()
+    for number, chunk in enumerate(chunks):
+        rows = [segment for segment in chunk.segments if segment.kind == "table"]
+        for ordinal, segment in enumerate(rows):
+            # A sheet's header row stands in each chunk of its rows.
+            key = (segment.span, segment.text)
+            if key not in seen:
+                seen.add(key)
+                unit = f"{chunk_unit(chunk)}-row-{ordinal:05d}"
+                found.append(Row(chunk=number, unit=unit, segment=segment.with_label("L1")))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A document, group or corpus that a stage is asked about through earlier answers."""
+
+    stage: StageConfig
+    name: str
+    document: Document | None = None
+    group: str | None = None
+    """What the members of a group have in common."""
+    left_out: bool = False
+    """Whether there are answers, and `when` leaves all of them out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A record of a stage, as stages after it see it."""
+
+    stage: str
+    path: str
+    """Of its document; empty where it spans documents."""
+    unit: str
+    error_class: str | None
+    given: Given | None
+    """None where there is no answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """What all needed stages say of one thing, to be reduced with others."""
+
+    identity: str
+    """Says where it stands among the inputs, whatever it says."""
+    lines: Sequence[Line]
+    outputs: Mapping[str, Mapping[str, Any]]
+    """The answers themselves, by stage."""
+    num_inputs: int = 1
+    num_answered: int = 1
+
+
+def inputs_of(
+    replies: Iterable[Reply],
+    when: Callable[[Mapping[str, Any]], bool] | None,
+    *,
+    titled: bool,
+) -> Iterator[Input]:
+    """Yield what the replies about one document, or about none, come to, in reading order.
+
+    A reply about a chunk counts for the chunk's rows too where `when` looks at it, one about the
+    document for all of it.
+
+    Args:
+        replies: Of the stages needed.
+        when: Which are built on; where it looks at a stage that says nothing of a unit, it stays.
+        titled: Whether the document's path stands in front of the lines.
+    """
+    by_unit: dict[str, list[Reply]] = defaultdict(list)
+    for reply in replies:
+        by_unit[reply.unit].append(reply)
+    for unit in sorted(by_unit):
+        own = [reply for reply in by_unit[unit] if reply.error_class != WHEN]
+        if not own or (when is not None and not _holds(when, unit, by_unit)):
+            continue
+        answers = [reply for reply in own if reply.given is not None]
+        lines = [line for reply in answers if reply.given for line in lines_of(reply.given)]
+        path = own[0].path
+        if titled and lines:
+            lines = [heading(path or unit), *lines]
+        yield Input(
+            identity=f"{path}\0{unit}",
+            lines=lines,
+            outputs={reply.stage: reply.given.output for reply in answers if reply.given},
+            num_answered=int(len(answers) == len(own)),
+        )
+
+
+def upstream_of(unit: str, by_unit: Mapping[str, Sequence[Reply]]) -> dict[str, Any]:
+    """Return what is known of a unit: its own answers, its chunk's and its document's, by stage."""
+    around = [name for name in by_unit if unit.startswith(f"{name}-")]
+    names = [DOCUMENT, *sorted(around), unit]
+    return {
+        reply.stage: reply.given.output
+        for name in names
+        for reply in by_unit.get(name, ())
+        if reply.given is not None
+    }
+
+
+def _holds(
+    when: Callable[[Mapping[str, Any]], bool], unit: str, by_unit: Mapping[str, Sequence[Reply]]
+) -> bool:
+    try:
+        return when(upstream_of(unit, by_unit))
+    except KeyError:
+        return True
