@@ -37,6 +37,7 @@ TEMPLATE_FILES: Mapping[str, str] = {
 """Files of a template, by their keys in the resolved pipeline."""
 
 _YAML_SUFFIXES = {".yaml", ".yml"}
+_TEXT_SUFFIXES = (".md", ".j2", ".sql", ".txt", ".json", ".yaml", ".yml")
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -397,15 +398,7 @@ def _file_or_text(value: object, path: Path, key: str) -> str:
     """
     if not isinstance(value, str):
         raise ConfigError(f"{path}: {key}: expected a file name or a text, got {value!r}")
-    if "\n" in value or not value.endswith((
-        ".md",
-        ".j2",
-        ".sql",
-        ".txt",
-        ".json",
-        ".yaml",
-        ".yml",
-    )):
+    if "\n" in value or not value.endswith(_TEXT_SUFFIXES):
         return value
     file = path.parent / value
     try:
