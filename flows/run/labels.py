@@ -11,7 +11,7 @@ quote from them. What is stored is the sentence; a claim says whether the quote 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -26,6 +26,8 @@ _KINDS, _MIN_WORDS = "segmentKinds", "minWords"
 _KEYWORDS = frozenset({"format", _KINDS, _MIN_WORDS})
 _MOST_LINES = 8
 """Most lines that one sentence may name."""
+_NEAR = 4
+"""Lines around a named one that a quote may run over."""
 MOST_PLACES = 32
 """Most places that are kept for one sentence, those of its quote first: one about a corpus rests, by way of
 many others, on thousands."""
@@ -166,14 +168,26 @@ class Shown:
         wanted = answer["quote"] if answer["quote"].strip() else answer["text"]
         if not answer["lines"] and not answer["quote"].strip():
             return "unsourced", []
-        found = self._quotable.find(wanted, among=named) if named else None
-        found = found or self._quotable.find(wanted)
+        found = self._find_near(wanted, named) or self._quotable.find(wanted)
         # Where the quote stands comes first.
         numbers = [*(found or ()), *sorted(named.difference(found or ()))]
         lines = [self._lines[number] for number in numbers]
         if found is None:
             return "not_found", lines
         return worst(self._lines[number].verdict for number in found), lines
+
+    def _find_near(self, quote: str, named: Collection[int]) -> range | None:
+        """Return the lines at the named ones that a quote stands in.
+
+        Most quotes stand there, and to make all of a long chunk ready takes a second.
+        """
+        for number in sorted(named):
+            first = max(0, number - _NEAR)
+            near = [line.segment.text for line in self._lines[first : number + _NEAR + 1]]
+            found = Quotable(near).find(quote, among=(number - first,))
+            if found is not None:
+                return range(found.start + first, found.stop + first)
+        return None
 
 
 def worst(verdicts: Iterable[Verdict | None]) -> Verdict:

@@ -11,6 +11,7 @@ import jinja2
 from config.errors import ConfigError
 from config.graph import compile_when
 from config.pipeline import REDUCES, StageConfig
+from config.templates import ENVIRONMENT
 from connectors.document import Segment, Span
 from connectors.sinks.parquet import LABEL_FORMAT
 from engine.endpoint import Endpoint
@@ -19,8 +20,6 @@ from engine.modes.spectrum import Choice, Shape, choose
 from engine.profile import Profile
 from engine.request import ModeName, stage_fingerprint
 from flows.run.labels import bind_labels
-
-_TEMPLATES = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
 
 AS_GIVEN = "as the pipeline says"
 """Reason of a mode that the pipeline names itself."""
@@ -67,8 +66,8 @@ def prepare(stage: StageConfig, endpoint: Endpoint, instructions: str) -> Prepar
         ConfigError: The prompt is no template, or the engine cannot do what the stage wants.
     """
     try:
-        question = _TEMPLATES.from_string(stage.prompt)
-        combine = _TEMPLATES.from_string(stage.combine or stage.prompt)
+        question = ENVIRONMENT.from_string(stage.prompt)
+        combine = ENVIRONMENT.from_string(stage.combine or stage.prompt)
     except jinja2.TemplateSyntaxError as exc:
         raise ConfigError(f"stage {stage.name!r}: prompt line {exc.lineno}: {exc.message}") from exc
     check_fit(stage, endpoint.profile)
