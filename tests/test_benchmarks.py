@@ -54,6 +54,19 @@ def test_resuming_reads_only_what_was_left_when_run_in_small():
     assert 0 < large["bytes_read"] < large["bytes"] / 2
 
 
+def test_answer_about_a_corpus_is_right_when_run_in_small():
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.corpus_answer", "--documents=6", "--growth=2"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    for arm in json.loads(result.stdout.splitlines()[-1])["arms"]:
+        assert arm["is_right"]
+        assert arm["adds_up"]
+        assert arm["verdict"] == "complete"
+        assert arm["citations"] == arm["citations_right"] > 0
+
+
 def test_listing_gives_each_arm_its_figures_when_run_in_small():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.listing", "--keys=25000", "--files=2500", "--repeats=1"],
