@@ -173,14 +173,15 @@ class Shift:
 
     def __init__(self, places: int) -> None:
         self._places = threading.Semaphore(places)
+        self._num_places = places
         self.num_expected = places
         """Shards in work at the same time, fewer than there are places where no more are left."""
         self._count = 0
         self._changed = threading.Condition()
 
     def expect(self, number: int) -> None:
-        """Say that there are no more than so many shards."""
-        self.num_expected = max(1, min(self.num_expected, number))
+        """Say that there are no more than so many shards, or stages, from now on."""
+        self.num_expected = max(1, min(self._num_places, number))
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
