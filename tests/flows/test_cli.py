@@ -246,7 +246,7 @@ def test_every_command_teaches_by_example_when_help_is_asked(here):
 
 
 WRONG = [
-    (("run",), 2, r"which pipeline\? give a YAML file or one of: demo"),
+    (("run",), 2, r"which pipeline\? give a YAML file or one of: briefing"),
     (("run", "gone.yaml"), 2, "gone.yaml: cannot be read"),
     (("run", "dmo"), 2, "pipeline 'dmo' is no file.*did you mean 'demo'"),
     (("run", "demo"), 2, "source: missing; set it there or give --source"),
