@@ -176,7 +176,7 @@ def _gathered(row: Row, references: References) -> GatheredAnswer:
         findings=tuple(
             _finding(name, value, found, references)
             for name, value in row.items()
-            if name not in RESERVED_COLUMNS and value is not None
+            if name not in RESERVED_COLUMNS and value not in (None, [], "")
         ),
         num_inputs=row.get("num_inputs"),
         num_answered=row.get("num_answered"),
