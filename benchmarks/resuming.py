@@ -33,6 +33,7 @@ CHUNKS = 100
 _PIPELINE = """
 name: resuming
 failure_limit: 1
+documents_per_shard: 4
 chunk: {max_tokens: 200}
 stages:
   - {name: topic, prompt: What is it about?, output: {topic: a|b|c}}

@@ -125,8 +125,11 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
     async def keep_flushing(self) -> None:
         """Flush by number of results and by time, until cancelled."""
         while True:
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes as the wait ends, and
+            # the shard would wait for this task for ever.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._full.wait(), FLUSH_S)
+                async with asyncio.timeout(FLUSH_S):
+                    await self._full.wait()
             await self.flush()
 
     def save(self) -> None:
