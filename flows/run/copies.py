@@ -18,10 +18,13 @@ class Copies:
         self._shard_of: dict[str, str] = {}
         self._known: set[str] = set()
         self._lock = threading.Lock()
+        self.num_commits = 0
+        """Goes up with each shard that is taken in."""
 
     def add(self, shard: str, document_keys: Iterable[str]) -> None:
         """Take the contents of a committed shard in."""
         with self._lock:
+            self.num_commits += 1
             self._known.add(shard)
             self._shard_of.update(dict.fromkeys(document_keys, shard))
 

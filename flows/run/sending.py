@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from flows.run.bench import Bench
 from flows.run.doubt import Settled, decide, doubt_about, num_allowed, settle
 from flows.run.flights import Withdrawn
 from flows.run.held import fetch_images
-from flows.run.ledger import Ledger
+from flows.run.ledger import Ledger, load_answers
 from flows.run.rows import Answered, Inquiry, close
 
 if TYPE_CHECKING:
@@ -27,16 +27,19 @@ logger = logging.getLogger(__name__)
 async def answer(shard: Shard, inquiries: AsyncIterator[Inquiry]) -> list[Answered]:
     """Return the ends of the inquiries, in their order; what is doubtful is asked again first."""
     waiting: list[Inquiry] = []
+    documents: dict[str, str] = {}
     ledger = shard.ledger
 
     async def first() -> AsyncIterator[Request]:
         async for inquiry in inquiries:
             waiting.append(inquiry)
             for request in inquiry.requests:
+                if inquiry.document is not None:
+                    documents[request.request_key] = inquiry.document.document_key
                 await _fetch_images(shard, inquiry, request)
                 yield request
 
-    await _send(shard, first())
+    await _send(shard, first(), documents)
     settled = [
         settle(inquiry.stage, _found(inquiry.requests, ledger)) if inquiry.requests else None
         for inquiry in waiting
@@ -47,7 +50,7 @@ async def answer(shard: Shard, inquiries: AsyncIterator[Inquiry]) -> list[Answer
         for request, _ in doubts.values():
             yield request
 
-    await _send(shard, again())
+    await _send(shard, again(), documents)
     ends: list[Answered] = []
     for number, inquiry in enumerate(waiting):
         end = settled[number]
@@ -88,8 +91,16 @@ def _doubts(
     return doubts
 
 
-async def _send(shard: Shard, requests: AsyncIterator[Request]) -> None:
-    """Send the requests that have no answer yet and that no other shard is sending."""
+async def _send(
+    shard: Shard, requests: AsyncIterator[Request], documents: Mapping[str, str]
+) -> None:
+    """Send the requests that have no answer yet and that no other shard is sending.
+
+    Args:
+        shard: Whose they are.
+        requests: In the order to be sent.
+        documents: Key of the document that a request is about, by the request's.
+    """
     bench, ledger = shard.bench, shard.ledger
     elsewhere: list[tuple[Request, Future[Result]]] = []
 
@@ -110,6 +121,12 @@ async def _send(shard: Shard, requests: AsyncIterator[Request]) -> None:
                 elsewhere.append((request, flight))
                 continue
             shard.boarded.add(request.request_key)
+            # A shard that had it under way may have been committed a moment ago.
+            known = await _from_copy(shard, request.request_key, documents)
+            if known is not None:
+                bench.flights.land(known)
+                bench.progress.add_result(known)
+                continue
             yield request
 
     await _send_batch(shard, unanswered())
@@ -121,6 +138,28 @@ async def _send(shard: Shard, requests: AsyncIterator[Request]) -> None:
 
     if left:
         await _send_batch(shard, withdrawn())
+
+
+async def _from_copy(shard: Shard, request_key: str, documents: Mapping[str, str]) -> Result | None:
+    """Return what a shard that was committed since has been answered about a copy of the document."""
+    document_key, copies = documents.get(request_key), shard.bench.copies
+    if document_key is None or copies.find(document_key) in {None, shard.plan.shard}:
+        return None
+    num_commits = copies.num_commits
+    if shard.looked.get(document_key) != num_commits:
+        await asyncio.to_thread(take_over_answers, shard, document_key)
+        shard.looked[document_key] = num_commits
+    return shard.ledger.find(request_key)
+
+
+def take_over_answers(shard: Shard, document_key: str) -> None:
+    """Take what another shard was answered about a copy of the document."""
+    other = shard.bench.copies.find(document_key)
+    if other is None or other == shard.plan.shard:
+        return
+    for key, result in load_answers(shard.bench.lake, other):
+        if key == document_key:
+            shard.ledger.keep(result)
 
 
 async def _arrived_elsewhere(

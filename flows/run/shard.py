@@ -29,11 +29,11 @@ from flows.run.commit import commit_shard
 from flows.run.counts import ShardReport, left_alone
 from flows.run.graph import levels
 from flows.run.held import HeldShard, load_held
-from flows.run.ledger import Ledger, load_answers
+from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
 from flows.run.reduce import Members, members_of, reduce_all
 from flows.run.rows import Answered, Inquiry
-from flows.run.sending import answer
+from flows.run.sending import answer, take_over_answers
 from flows.run.units import DOCUMENT, Reply, Row, Subject, inputs_of, rows_of
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Shard:
     held: HeldShard
     boarded: set[str] = field(default_factory=set)
     """Requests that are this shard's to send, among all shards of the process."""
+    looked: dict[str, int] = field(default_factory=dict)
+    """How many commits were known when a copy of a document was last looked for, by document."""
 
 
 def process_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> ShardReport:
@@ -151,23 +153,13 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
     else:
         document, chunks, media_dir = read_chunks(bench, shard.plan.shard, source, bench.rule)
         found = ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
-        _take_over_answers(shard, document.document_key)
+        take_over_answers(shard, document.document_key)
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))
     num_rows = len(rows_of(chunks[:asked]))
     units = {"chunk": asked, "rows": num_rows, "document": int(bool(chunks))}
     expected = sum(stage.samples * units.get(stage.over, 0) for stage in bench.job.pipeline.stages)
     bench.progress.add(read=1, chunks=len(chunks), expected=expected)
     return found
-
-
-def _take_over_answers(shard: Shard, document_key: str) -> None:
-    """Take what another shard was answered about a copy of the document."""
-    other = shard.bench.copies.find(document_key)
-    if other is None or other == shard.plan.shard:
-        return
-    for key, result in load_answers(shard.bench.lake, other):
-        if key == document_key:
-            shard.ledger.keep(result)
 
 
 def _folder(room: Room, shard: str, source: SourceRef) -> Path:
