@@ -24,6 +24,7 @@ from flows.report.evidence import Context, Pictures, Row
 from flows.report.sources import Backing, backing, leaves
 from flows.report.words import shown
 from flows.run.bench import Room
+from flows.run.graph import stage_shard
 
 MAX_GROUPS = 50
 MAX_TABLE_ROWS = 50
@@ -141,7 +142,7 @@ def computed_tables(
 
 
 def _part(room: Room, stage: StageConfig, tables: Mapping[str, str]) -> pl.DataFrame | None:
-    return room.lake.read_table(tables[stage.name], shard=f"stage-{stage.name}")
+    return room.lake.read_table(tables[stage.name], shard=stage_shard(stage))
 
 
 def _section(

@@ -21,13 +21,9 @@ from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
 from flows.run.resume import marker_path
 from flows.run.rows import Answered, record_row, usage_row
-from flows.run.units import rows_of
 
 if TYPE_CHECKING:
     from flows.run.shard import ReadDocument, Shard
-
-PARTIAL = "partial"
-"""Folder of the answers to parts of documents, groups and the corpus, beside `records`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +171,7 @@ def record_parts(
     """
     table, schema = shard.bench.record_tables[stage.name], parquet.record_schema(stage.output)
     yield table, parquet.to_parquet(rows, schema)
-    inner = f"{PARTIAL}/{table.removeprefix('records/')}"
+    inner = f"{commits.PARTIAL}/{table.removeprefix('records/')}"
     earlier = shard.held.commit.parts if shard.held.commit else {}
     if divided or f"{inner}/{shard.plan.shard}.parquet" in earlier:
         yield inner, parquet.to_parquet(divided, schema)
@@ -243,7 +239,7 @@ def _put_media(bench: Bench, documents: Sequence[ReadDocument]) -> None:
 
 def _report(shard: Shard, documents: Sequence[ReadDocument], ends: _Ends) -> ShardReport:
     bench = shard.bench
-    planned = planned_cached_tokens(bench, ends.answers)
+    planned = _planned_cached_tokens(bench, ends.answers)
     readable = [read for read in documents if read.document.status != "rejected"]
     num_chunks = sum(len(read.chunks) for read in documents)
     rejected = Counter(
@@ -251,7 +247,7 @@ def _report(shard: Shard, documents: Sequence[ReadDocument], ends: _Ends) -> Sha
     )
     units = {
         "chunk": num_chunks,
-        "rows": sum(len(rows_of(read.chunks)) for read in readable),
+        "rows": sum(len(read.rows) for read in readable),
         "document": len(readable),
     }
     return ShardReport(
@@ -273,7 +269,7 @@ def _report(shard: Shard, documents: Sequence[ReadDocument], ends: _Ends) -> Sha
     )
 
 
-def planned_cached_tokens(
+def _planned_cached_tokens(
     bench: Bench, answers: Mapping[str, Sequence[Answered]]
 ) -> dict[str, int]:
     """Return per stage how many prompt tokens the layout lets a prefix cache serve.

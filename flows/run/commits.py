@@ -21,7 +21,10 @@ from connectors.storage import STATE_PREFIX
 
 COMMITS = f"{STATE_PREFIX}/commits"
 _AT_ONCE = 16
-_TABLES = ("documents", "chunks", "records", "partial")
+PARTIAL = "partial"
+"""Folder of the answers to parts of documents, groups and the corpus, beside `records`."""
+
+_TABLES = ("documents", "chunks", "records", PARTIAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

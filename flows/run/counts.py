@@ -193,7 +193,8 @@ def add_up(reports: Sequence[ShardReport]) -> ShardReport:
         rejected=_add([report.rejected for report in reports]),
         num_chunks=sum(report.num_chunks for report in reports),
         stages={
-            name: add_stage([r.stages[name] for r in reports if name in r.stages]) for name in names
+            name: _add_stage([r.stages[name] for r in reports if name in r.stages])
+            for name in names
         },
         num_left=sum(report.num_left for report in reports),
         num_sent_again=sum(report.num_sent_again for report in reports),
@@ -209,8 +210,7 @@ def _add(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def add_stage(counts: Sequence[StageCount]) -> StageCount:
-    """Return the sum of counts of one stage."""
+def _add_stage(counts: Sequence[StageCount]) -> StageCount:
     return StageCount(
         num_inputs=sum(count.num_inputs for count in counts),
         outcomes=_add([count.outcomes for count in counts]),

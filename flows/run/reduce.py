@@ -39,11 +39,13 @@ class Members:
     load: Callable[[range], Sequence[Input]]
 
 
-def members_of(shard: Shard, subject: Subject, inputs: Sequence[Input]) -> Members:
-    """Return a unit with inputs that are in memory."""
+def members_of(
+    shard: Shard, subject: Subject, inputs: Sequence[Input], marks: Sequence[int] | None = None
+) -> Members:
+    """Return a unit with inputs that are in memory; `marks` are those of their identities where None."""
     return Members(
         subject=subject,
-        marks=marks_of(one.identity for one in inputs),
+        marks=marks_of(one.identity for one in inputs) if marks is None else marks,
         tokens=[shard.bench.asker.weigh(one.lines) for one in inputs],
         load=lambda run: inputs[run.start : run.stop],
     )
@@ -54,7 +56,7 @@ class _Node:
     """One request's share of a unit's inputs."""
 
     number: int
-    """Of the unit, among those of its level."""
+    """Of the unit that it belongs to."""
     mark: int
     inquiry: Inquiry
 
@@ -112,7 +114,8 @@ async def _ask_level(
                 number, close(shard.bench.asker.too_many(ended.members.subject, ended.inputs), None)
             )
         else:
-            again[number] = _next_level(shard, ended)
+            # A node stands where its first input does, so that a changed input moves no border.
+            again[number] = members_of(shard, ended.members.subject, ended.inputs, ended.marks)
 
     nodes = (node for number, one in pending.items() for node in _nodes(shard, number, one, level))
     while slab := list(islice(nodes, SLAB)):
@@ -151,17 +154,6 @@ def _take(ended: _Level, node: _Node, end: Answered, part: Callable[[int, Answer
             num_inputs=inquiry.num_inputs,
             num_answered=(inquiry.num_answered or 0) if given else 0,
         )
-    )
-
-
-def _next_level(shard: Shard, ended: _Level) -> Members:
-    inputs = ended.inputs
-    return Members(
-        subject=ended.members.subject,
-        # A node stands where its first input does, so that a changed input moves no border.
-        marks=ended.marks,
-        tokens=[shard.bench.asker.weigh(one.lines) for one in inputs],
-        load=lambda run: inputs[run.start : run.stop],
     )
 
 

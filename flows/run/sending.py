@@ -145,18 +145,19 @@ async def _from_copy(shard: Shard, request_key: str, documents: Mapping[str, str
     document_key, copies = documents.get(request_key), shard.bench.copies
     if document_key is None or copies.find(document_key) in {None, shard.plan.shard}:
         return None
-    num_commits = copies.num_commits
-    if shard.looked.get(document_key) != num_commits:
+    if shard.looked.get(document_key) != copies.num_commits:
         await asyncio.to_thread(take_over_answers, shard, document_key)
-        shard.looked[document_key] = num_commits
     return shard.ledger.find(request_key)
 
 
 def take_over_answers(shard: Shard, document_key: str) -> None:
     """Take what another shard was answered about a copy of the document."""
+    # Counted first: what is committed from here on is looked for again.
+    num_commits = shard.bench.copies.num_commits
     other = shard.bench.copies.find(document_key)
     if other is None or other == shard.plan.shard:
         return
+    shard.looked[document_key] = num_commits
     for key, result in load_answers(shard.bench.lake, other):
         if key == document_key:
             shard.ledger.keep(result)

@@ -60,6 +60,8 @@ class ReadDocument:
     """By stage, in reading order."""
     parts: dict[str, list[Answered]] = field(default_factory=lambda: defaultdict(list))
     """Answers to parts of the document, by stage, where it was more than one request can hold."""
+    rows: Sequence[Row] = ()
+    """Of its tables, where a stage asks about them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +157,9 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
         found = ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
         take_over_answers(shard, document.document_key)
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))
-    num_rows = len(rows_of(chunks[:asked]))
+    if any(stage.over == "rows" for stage in bench.job.pipeline.stages):
+        found.rows = rows_of(chunks)
+    num_rows = sum(row.chunk < asked for row in found.rows)
     units = {"chunk": asked, "rows": num_rows, "document": int(bool(chunks))}
     expected = sum(stage.samples * units.get(stage.over, 0) for stage in bench.job.pipeline.stages)
     bench.progress.add(read=1, chunks=len(chunks), expected=expected)
@@ -339,9 +343,8 @@ def _inquiries(
     if read.document.status == "rejected":
         return
     rows: dict[int, list[tuple[int, Row | None]]] = defaultdict(list)
-    if any(stage.over == "rows" for stage in stages):
-        for index, row in enumerate(rows_of(read.chunks)):
-            rows[row.chunk].append((index, row))
+    for index, row in enumerate(read.rows):
+        rows[row.chunk].append((index, row))
     for number, chunk in enumerate(read.chunks):
         for stage in stages:
             places: list[tuple[int, Row | None]] = []
