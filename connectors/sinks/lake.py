@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +28,7 @@ import fsspec
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from connectors.document import Chunk
 from connectors.errors import StorageError
@@ -32,6 +36,8 @@ from connectors.sinks import parquet
 from connectors.storage import Access, S3Storage, Storage, open_storage
 
 _MOST_TRIES = 5
+_ROWS_AT_ONCE = 1024
+_PARTS_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,24 +140,82 @@ class Lake:
         Raises:
             StorageError: The parts cannot be listed or read.
         """
-        ending = ".parquet" if shard is None else f"/{shard}.parquet"
-        parts = [item.path for item in self.storage.list(table) if item.path.endswith(ending)]
-        if not parts:
-            return None
+        if shard is not None:
+            return self._read_part(f"{table}/{shard}.parquet", columns, paths)
         filesystem, root = _filesystem(self.storage)
+        files = [f"{root}/{part}" for part in self._parts(table)]
+        if not files:
+            return None
         keep = None if paths is None else ds.field("path").isin(list(paths))
-        try:
-            data = ds.dataset(
-                [f"{root}/{part}" for part in parts], filesystem=filesystem, format="parquet"
+        with self._reading(table):
+            data = ds.dataset(files, filesystem=filesystem, format="parquet")
+            return _frame(data.to_table(columns=list(columns) if columns else None, filter=keep))
+
+    def _read_part(
+        self, path: str, columns: Sequence[str] | None, paths: Sequence[str] | None
+    ) -> pl.DataFrame | None:
+        held = self.storage.find(path)
+        if held is None:
+            return None
+        with self._reading(path):
+            file = pa.BufferReader(held.data)
+            # Read by Arrow, as the whole table is, so that types are the same.
+            frame = _frame(
+                pq.read_table(file, columns=list(columns) if columns else None, use_threads=False)
             )
-            read = data.to_table(columns=list(columns) if columns else None, filter=keep)
+        return frame if paths is None else frame.filter(pl.col("path").is_in(list(paths)))
+
+    def iter_table(self, table: str, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """Yield the rows of `table`, about a thousand at a time: memory does not grow with the table.
+
+        Raises:
+            StorageError: The parts cannot be listed or read.
+        """
+        # Part by part: what Arrow keeps of each file of a dataset is more than these files hold.
+        parts: list[pl.DataFrame] = []
+        for part in self._read_ahead(self._parts(table), columns):
+            parts.append(part)
+            if sum(map(len, parts)) >= _ROWS_AT_ONCE:
+                yield pl.concat(parts)
+                parts = []
+        if parts:
+            yield pl.concat(parts)
+
+    def _read_ahead(self, paths: Iterable[str], columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        coming: deque[Future[pl.DataFrame | None]] = deque()
+        with ThreadPoolExecutor(_PARTS_AHEAD) as threads:
+            for path in paths:
+                coming.append(threads.submit(self._read_part, path, columns, None))
+                if len(coming) >= _PARTS_AHEAD:
+                    yield from _there(coming.popleft())
+            while coming:
+                yield from _there(coming.popleft())
+
+    def _parts(self, table: str) -> Iterator[str]:
+        listed = (item.path for item in self.storage.list(table))
+        return (path for path in listed if path.endswith(".parquet"))
+
+    @contextmanager
+    def _reading(self, table: str) -> Iterator[None]:
+        try:
+            yield
         except (OSError, pa.ArrowInvalid) as exc:
             raise StorageError(
-                f"table {table!r} of {self.url} cannot be read: {exc}", uri=self.url
+                f"{table!r} of {self.url} cannot be read: {exc}", uri=self.url
             ) from exc
-        frame = pl.from_arrow(read)
-        assert isinstance(frame, pl.DataFrame)
-        return frame
+
+
+def _there(part: Future[pl.DataFrame | None]) -> Iterator[pl.DataFrame]:
+    """Yield the part, unless it was removed since it was listed."""
+    frame = part.result()
+    if frame is not None:
+        yield frame
+
+
+def _frame(read: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(read)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def _filesystem(storage: Storage) -> tuple[Any, str]:

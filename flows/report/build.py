@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-
-import polars as pl
 
 from config.errors import ConfigError
 from config.load import load_template
 from config.pipeline import ReportTemplate, StageConfig
 from connectors.document import Span
 from connectors.sinks.parquet import RESERVED_COLUMNS, span_from_row
-from flows.report.data import Answer, Citation, DocumentCard, Field, ReportData, StageSummary
+from flows.report.data import Answer, Citation, DocumentCard, Field, Flaw, ReportData, StageSummary
 from flows.report.evidence import Context, Pictures
 from flows.report.figures import throughput
 from flows.report.gathered import References, computed_tables, corpus_sections, group_sections
 from flows.report.markdown import render_markdown
-from flows.report.page import MAX_CARDS, render_html
+from flows.report.overview import load_overview
+from flows.report.page import render_html
 from flows.report.sources import backing, top_field
 from flows.report.templates import TemplateFailed
 from flows.report.words import claim_verdict, counted, mode_story, unit_name
@@ -89,15 +89,14 @@ def rebuild(run: str | None, sink: str | None, template: str | None = None) -> d
 def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
     """Return everything the report shows, read back from the sink's tables."""
     pipeline = room.job.pipeline
-    documents = _rows(room, "documents", None)
-    documents.sort(key=lambda row: str(row["path"]))
     tables = find_record_tables(room.lake, pipeline.stages, manifest)
     pictures, references = Pictures(room), References()
     corpus = corpus_sections(room, tables, references)
     groups = group_sections(room, tables, references)
     computed = computed_tables(room, tables, references)
+    documents = load_overview(room, references.paths)
     # In front of the cards, which take the pictures that are left.
-    listed = references.resolve(room, documents, pictures)
+    listed = references.resolve(room, documents.shards, pictures)
     engine = manifest["engine"]
     return ReportData(
         title=pipeline.report.title or pipeline.name,
@@ -109,7 +108,9 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
         started=str(manifest["started"]),
         seconds=float(manifest["seconds"]),
         verdict=str(manifest["verdict"]),
-        documents=_cards(room, documents, tables, pictures),
+        documents=_cards(room, documents.first, tables, pictures),
+        flawed=tuple(_flaw(row) for row in documents.flawed),
+        statuses=documents.statuses,
         stages=_stages(room, manifest),
         planned_cached_ratio=_planned_ratio(manifest),
         notes=pipeline.report.notes,
@@ -120,29 +121,16 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
         tables=computed,
         references=listed,
         num_unlisted=references.num_unlisted,
-        throughput=throughput(manifest, documents),
+        throughput=throughput(manifest, documents.num_pages),
     )
 
 
 def _cards(
     room: Room, documents: Sequence[Row], tables: Mapping[str, str], pictures: Pictures
 ) -> tuple[DocumentCard, ...]:
+    """Return the documents' cards, in their order; one shard's chunks are in memory at a time."""
     # What is over groups or the corpus belongs to no document.
     stages = [stage.name for stage in room.job.pipeline.stages if not stage.is_gathered]
-    own = {name: tables[name] for name in stages}
-    shown = _shown_cards(room, documents[:MAX_CARDS], own, pictures)
-    nothing: Mapping[str, Mapping[str, Sequence[Row]]] = {name: {} for name in own}
-    return tuple(
-        shown.get(str(row["path"]))
-        or _card(room, document=row, chunks={}, records=nothing, pictures=pictures)
-        for row in documents
-    )
-
-
-def _shown_cards(
-    room: Room, documents: Sequence[Row], tables: Mapping[str, str], pictures: Pictures
-) -> dict[str, DocumentCard]:
-    """Return the cards that are shown whole, by path; one shard's chunks are in memory at a time."""
     by_shard: dict[str, list[Row]] = defaultdict(list)
     for row in documents:
         by_shard[str(row["shard"])].append(row)
@@ -150,17 +138,15 @@ def _shown_cards(
     for shard, rows in by_shard.items():
         paths = [str(row["path"]) for row in rows]
         chunks = _group(_rows(room, "chunks", paths, shard))
-        records = {name: _group(_rows(room, table, paths, shard)) for name, table in tables.items()}
+        records = {name: _group(_rows(room, tables[name], paths, shard)) for name in stages}
         for row in rows:
             cards[str(row["path"])] = _card(
                 room, document=row, chunks=chunks, records=records, pictures=pictures
             )
-    return cards
+    return tuple(cards[str(row["path"])] for row in documents)
 
 
-def _rows(
-    room: Room, table: str, paths: Sequence[str] | None, shard: str | None = None
-) -> list[dict[str, Any]]:
+def _rows(room: Room, table: str, paths: Sequence[str], shard: str) -> list[dict[str, Any]]:
     frame = room.lake.read_table(table, paths=paths, shard=shard)
     return [] if frame is None else frame.to_dicts()
 
@@ -180,13 +166,13 @@ def _planned_ratio(manifest: Mapping[str, Any]) -> float | None:
 
 
 def _stages(room: Room, manifest: Mapping[str, Any]) -> tuple[StageSummary, ...]:
-    usage = room.lake.read_table(f"runs/{room.job.run_id}/usage", ["stage", "seconds"])
-    seconds: dict[str, list[float]] = {}
-    if usage is not None:
-        grouped = usage.group_by("stage").agg(pl.col("seconds"))
-        seconds = {str(stage): list(values) for stage, values in grouped.iter_rows()}
+    # Four bytes for each request of the run.
+    seconds: dict[str, array[float]] = defaultdict(lambda: array("f"))
+    for frame in room.lake.iter_table(f"runs/{room.job.run_id}/usage", ["stage", "seconds"]):
+        for (stage,), rows in frame.group_by("stage"):
+            seconds[str(stage)].extend(rows["seconds"])
     return tuple(
-        _stage(stage, manifest["stages"].get(stage.name, {}), seconds.get(stage.name, ()))
+        _stage(stage, manifest["stages"].get(stage.name, {}), seconds[stage.name])
         for stage in room.job.pipeline.stages
     )
 
@@ -203,7 +189,7 @@ def _stage(stage: StageConfig, told: Mapping[str, Any], seconds: Sequence[float]
         prompt_tokens=told.get("prompt_tokens") or 0,
         cached_tokens=told.get("cached_tokens"),
         completion_tokens=told.get("completion_tokens") or 0,
-        latencies_s=tuple(seconds),
+        latencies_s=seconds,
         claims=told.get("claims") or {},
         skipped=told.get("skipped") or {},
     )
@@ -232,7 +218,6 @@ def _card(
         for row in sorted(records[stage.name].get(path, ()), key=lambda row: str(row["unit"]))
     ]
     first = next((span_from_row(s["span"]) for s in segments), None)
-    failed = [unit for unit in document["units"] or () if unit["status"] == "failed"]
     return DocumentCard(
         path=path,
         uri=str(document["uri"]),
@@ -242,10 +227,21 @@ def _card(
         error=document["error"],
         num_chunks=int(document["num_chunks"]),
         num_tokens=sum(int(chunk["num_tokens"]) for chunk in own),
-        failed_units=tuple(f"{unit['name']}: {unit['error']}" for unit in failed),
         tiers=tuple(sorted({str(s["tier"]) for s in segments} - {"none"})),
         answers=tuple(answers),
         preview=pictures.key(document, first) if first else None,
+    )
+
+
+def _flaw(document: Row) -> Flaw:
+    failed = [unit for unit in document["units"] or () if unit["status"] == "failed"]
+    return Flaw(
+        path=str(document["path"]),
+        uri=str(document["uri"]),
+        status=str(document["status"]),
+        error_class=document["error_class"],
+        error=document["error"],
+        failed_units=tuple(f"{unit['name']}: {unit['error']}" for unit in failed),
     )
 
 

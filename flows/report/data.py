@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,14 +79,26 @@ class DocumentCard:
     error: str | None
     num_chunks: int
     num_tokens: int
-    failed_units: tuple[str, ...]
-    """Pages, sheets or frames that could not be read, each with its reason."""
     tiers: tuple[str, ...]
     """How its text was won, sorted: `native`, `ocr`, `speech`, `subtitle`."""
     answers: tuple[Answer, ...]
     """Records of the last document stage first, then chunk stages in reading order."""
     preview: str | None
     """Key of the picture that stands for the document: first page or first frame."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flaw:
+    """One source object that was not read, or in part."""
+
+    path: str
+    uri: str
+    status: str
+    """`partial` or `rejected`."""
+    error_class: str | None
+    error: str | None
+    failed_units: tuple[str, ...]
+    """Pages, sheets or frames that could not be read, each with its reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +115,7 @@ class StageSummary:
     cached_tokens: int | None
     """None where the endpoint does not report it."""
     completion_tokens: int
-    latencies_s: tuple[float, ...]
+    latencies_s: Sequence[float]
     """Seconds per answered request, in no order."""
     claims: Mapping[str, int] = field(default_factory=dict)
     """Sentences by what their check found: `verified`, `not_found`, `unsourced`."""
@@ -221,6 +233,11 @@ class ReportData:
     verdict: str
     """`complete`, `over_failure_limit` or `incomplete`."""
     documents: tuple[DocumentCard, ...]
+    """The first `MAX_CARDS` by path."""
+    flawed: tuple[Flaw, ...]
+    """The first `MAX_FLAWED` by path."""
+    statuses: Mapping[str, int]
+    """All documents by status."""
     stages: tuple[StageSummary, ...]
     planned_cached_ratio: float | None
     """Share of prompt tokens that the prompt layout lets the endpoint serve from its cache."""
@@ -239,3 +256,18 @@ class ReportData:
     """Citations that the reference list has no room for."""
     throughput: Mapping[str, str] = field(default_factory=dict)
     """Figures of speed and cost over the run, by name."""
+
+    @property
+    def num_documents(self) -> int:
+        """Return how many documents the tables hold."""
+        return sum(self.statuses.values())
+
+    @property
+    def num_hidden(self) -> int:
+        """Return how many of them have no card."""
+        return self.num_documents - len(self.documents)
+
+    @property
+    def num_hidden_flaws(self) -> int:
+        """Return how many were not read, or in part, and are not in `flawed`."""
+        return self.num_documents - self.statuses.get("read", 0) - len(self.flawed)

@@ -75,11 +75,21 @@ class References:
                 entry.quotes[str(claim["quote"])] = None
         return entry.number
 
+    @property
+    def paths(self) -> set[str]:
+        """Return the documents that are cited so far."""
+        return {str(entry.row["path"] or "") for entry in self._entries.values()}
+
     def resolve(
-        self, room: Room, documents: Sequence[Row], pictures: Pictures
+        self, room: Room, shards: Mapping[str, str], pictures: Pictures
     ) -> tuple[Reference, ...]:
-        """Return the list with context and pictures; one shard's chunks are in memory at a time."""
-        shards = {str(row["path"]): str(row["shard"]) for row in documents}
+        """Return the list with context and pictures; one shard's chunks are in memory at a time.
+
+        Args:
+            room: The run's.
+            shards: The cited documents' shards, by path.
+            pictures: Takes the pictures of the cited places.
+        """
         by_shard: dict[str, dict[str, list[_Entry]]] = defaultdict(lambda: defaultdict(list))
         for entry in self._entries.values():
             path = str(entry.row["path"] or "")

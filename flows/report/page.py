@@ -16,9 +16,6 @@ from flows.report import charts, words
 from flows.report.data import Answer, Citation, DocumentCard, Field, Reference, ReportData
 from flows.report.templates import render, stylesheet
 
-MAX_CARDS = 200
-"""Documents shown in full; the page says how many more the tables hold."""
-
 MAX_CARD_ROWS = 100
 """Answers about chunks and rows on one card; the page says how many more the tables hold."""
 
@@ -42,11 +39,7 @@ def render_html(data: ReportData, own: ReportTemplate | None = None) -> str:
     sizes = {key: size for key, jpeg in data.previews.items() if (size := jpeg_size(jpeg))}
     page = render("html", own, {
         "data": data,
-        "cards": [
-            _card(card, sizes) for card in data.documents[:MAX_CARDS] if card.status != "rejected"
-        ],
-        "num_hidden": max(0, len(data.documents) - MAX_CARDS),
-        "flawed": [card for card in data.documents if card.status != "read"],
+        "cards": [_card(card, sizes) for card in data.documents if card.status != "rejected"],
         "references": [_entry(reference, sizes) for reference in data.references],
         "pictures": [_picture(key, data.previews[key], size) for key, size in sizes.items()],
         "figures": _figures(data),
@@ -81,14 +74,13 @@ def _entry(reference: Reference, sizes: Mapping[str, tuple[int, int]]) -> dict[s
 
 def _figures(data: ReportData) -> list[tuple[str, str, str]]:
     """Return the tiles: value, name, detail."""
-    statuses = Counter(card.status for card in data.documents)
     outcomes: Counter[str] = Counter()
     for stage in data.stages:
         outcomes.update(stage.outcomes)
     prompt = sum(stage.prompt_tokens for stage in data.stages)
     output = sum(stage.completion_tokens for stage in data.stages)
     return [
-        (f"{len(data.documents):,}", "documents", _counts(statuses)),
+        (f"{data.num_documents:,}", "documents", _counts(data.statuses)),
         (words.compact(sum(outcomes.values())), "records", _counts(outcomes)),
         (words.compact(prompt), "prompt tokens", f"{prompt:,}, and {output:,} of output"),
         (

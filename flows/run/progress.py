@@ -120,6 +120,12 @@ class Progress:
             output=result.usage.completion_tokens,
         )
 
+    def add_repeated(self, result: Result) -> None:
+        """Count the result of a question that has been asked already; it took no tokens."""
+        with self._lock:
+            self._outcomes[result.outcome] += 1
+        self.add(results=1, unanswered=int(result.outcome != "succeeded"))
+
     def snapshot(self) -> Snapshot:
         """Return the counts now."""
         with self._lock:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _Taker = Callable[[int, Answered], None]
 
 SLAB = 256
-"""Questions whose material is in memory at a time."""
+"""Most questions whose material is in memory at a time."""
+SLAB_TOKENS = 2_000_000
+"""Tokens of material that are in memory at a time, where they are of more questions than are in flight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +120,7 @@ async def _ask_level(
             again[number] = members_of(shard, ended.members.subject, ended.inputs, ended.marks)
 
     nodes = (node for number, one in pending.items() for node in _nodes(shard, number, one, level))
-    while slab := list(islice(nodes, SLAB)):
+    while slab := _slab(nodes, shard.bench.max_in_flight):
         ends = await answer(shard, _each(node.inquiry for node in slab))
         for node, end in zip(slab, ends, strict=True):
             _take(found.setdefault(node.number, _Level(pending[node.number])), node, end, part)
@@ -128,6 +130,17 @@ async def _ask_level(
     for number in list(found):
         finish(number)
     return again
+
+
+def _slab(nodes: Iterator[_Node], max_in_flight: int) -> list[_Node]:
+    slab: list[_Node] = []
+    tokens = 0
+    for node in islice(nodes, SLAB):
+        slab.append(node)
+        tokens += node.inquiry.material_tokens
+        if tokens >= SLAB_TOKENS and len(slab) >= max_in_flight:
+            break
+    return slab
 
 
 async def _each(inquiries: Iterable[Inquiry]) -> AsyncIterator[Inquiry]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -46,11 +46,7 @@ async def answer(shard: Shard, inquiries: AsyncIterator[Inquiry]) -> list[Answer
     ]
     doubts = _doubts(waiting, settled)
 
-    async def again() -> AsyncIterator[Request]:
-        for request, _ in doubts.values():
-            yield request
-
-    await _send(shard, again(), documents)
+    await _send(shard, _each(request for request, _ in doubts.values()), documents)
     ends: list[Answered] = []
     for number, inquiry in enumerate(waiting):
         end = settled[number]
@@ -103,41 +99,51 @@ async def _send(
     """
     bench, ledger = shard.bench, shard.ledger
     elsewhere: list[tuple[Request, Future[Result]]] = []
+    repeated: list[str] = []
 
     async def unanswered() -> AsyncIterator[Request]:
         seen: set[str] = set()
         async for request in requests:
-            # Two copies of a document ask the same question: it is sent once.
-            if request.request_key in seen:
-                continue
-            seen.add(request.request_key)
+            key = request.request_key
             bench.progress.add(requests=1)
-            known = ledger.find(request.request_key)
-            if known is not None:
+            # Two copies of a document ask the same question: it is sent once.
+            if key in seen:
+                repeated.append(key)
+                continue
+            seen.add(key)
+            known = ledger.find(key)
+            if known is None:
+                flight = bench.flights.board(key)
+                if flight is not None:
+                    elsewhere.append((request, flight))
+                    continue
+                shard.boarded.add(key)
+                # A shard that had it under way may have been committed a moment ago.
+                known = await _from_copy(shard, key, documents)
+                if known is not None:
+                    bench.flights.land(known)
+            if known is None:
+                yield request
+            else:
                 bench.progress.add_result(known)
-                continue
-            flight = bench.flights.board(request.request_key)
-            if flight is not None:
-                elsewhere.append((request, flight))
-                continue
-            shard.boarded.add(request.request_key)
-            # A shard that had it under way may have been committed a moment ago.
-            known = await _from_copy(shard, request.request_key, documents)
-            if known is not None:
-                bench.flights.land(known)
-                bench.progress.add_result(known)
-                continue
-            yield request
 
     await _send_batch(shard, unanswered())
     left = await _arrived_elsewhere(shard, elsewhere)
-
-    async def withdrawn() -> AsyncIterator[Request]:
-        for request in left:
-            yield request
-
     if left:
-        await _send_batch(shard, withdrawn())
+        await _send_batch(shard, _each(left))
+    _count_repeated(shard, repeated)
+
+
+def _count_repeated(shard: Shard, request_keys: Iterable[str]) -> None:
+    for result in map(shard.ledger.find, request_keys):
+        # None where the budget or the engine let no answer come about.
+        if result is not None:
+            shard.bench.progress.add_repeated(result)
+
+
+async def _each(requests: Iterable[Request]) -> AsyncIterator[Request]:
+    for request in requests:
+        yield request
 
 
 async def _from_copy(shard: Shard, request_key: str, documents: Mapping[str, str]) -> Result | None:

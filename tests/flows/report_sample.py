@@ -1,10 +1,12 @@
 """A report's data with everything in it that can go wrong, for tests and for looking at."""
 
+from collections import Counter
+
 import cv2
 import numpy as np
 
 from connectors.document import Span
-from flows.report.data import Answer, Citation, DocumentCard, Field, ReportData, StageSummary
+from flows.report.data import Answer, Citation, DocumentCard, Field, Flaw, ReportData, StageSummary
 
 HOSTILE = '<script>alert("x")</script></style>\x00\x07 "quoted" & \u05e9\u05dc\u05d5\u05dd'
 
@@ -31,11 +33,17 @@ def card(path, *answers, status="read", error=None, preview=None):
         error=error,
         num_chunks=len(answers),
         num_tokens=1234,
-        failed_units=(),
         tiers=("native", "ocr"),
         answers=answers,
         preview=preview,
     )
+
+
+def flaw(card):
+    return Flaw(
+        path=card.path, uri=card.uri, status=card.status,
+        error_class=card.error_class, error=card.error, failed_units=(),
+    )  # fmt: skip
 
 
 def answer(stage, over, *fields, outcome="succeeded", error=None):
@@ -97,4 +105,10 @@ def sample(**changes):
         "previews": {"doc-p1": jpeg(300, 400)},
         "versions": {"headrace": "0.1.0"},
     }  # fmt: skip
-    return ReportData(**(values | changes))
+    values |= changes
+    shown = values["documents"]
+    found = {
+        "flawed": tuple(flaw(one) for one in shown if one.status != "read"),
+        "statuses": dict(Counter(one.status for one in shown)),
+    }
+    return ReportData(**(found | values))

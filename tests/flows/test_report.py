@@ -5,7 +5,7 @@ import pytest
 
 from flows.report.charts import histogram, quantile
 from flows.report.markdown import render_markdown
-from flows.report.page import MAX_CARDS, jpeg_size, render_html
+from flows.report.page import jpeg_size, render_html
 from flows.report.words import clock, compact, duration
 from tests.flows.report_sample import HOSTILE, card, jpeg, sample
 
@@ -36,7 +36,7 @@ class Balance(HTMLParser):
         {},
         {"documents": ()},
         {"documents": tuple(card(f"{i}.pdf", status="rejected", error="x") for i in range(3))},
-        {"documents": tuple(card(f"{i}.pdf") for i in range(MAX_CARDS + 5))},
+        {"statuses": {"read": 205}},
         {"stages": (), "planned_cached_ratio": None, "verdict": "incomplete"},
     ],
     ids=["full", "empty", "all rejected", "many", "no stages"],
@@ -78,9 +78,11 @@ def test_each_place_leads_to_its_evidence_when_clicked():
 
 
 def test_rest_is_named_when_there_are_too_many_documents():
-    page = render_html(sample(documents=tuple(card(f"{i}.pdf") for i in range(MAX_CARDS + 5))))
-    assert "5 more documents are not shown here" in page
-    assert page.count("<article") == MAX_CARDS
+    data = sample(statuses={"read": 1200, "rejected": 34})
+    page, text = render_html(data), render_markdown(data)
+    for told in (page, text):
+        assert "1,229 more documents are not shown here" in told
+    assert "33 more are in" in page
 
 
 def test_rejected_documents_have_their_reason_when_listed():

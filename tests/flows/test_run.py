@@ -19,6 +19,7 @@ from config.errors import ConfigError
 from connectors.errors import StorageError
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
+from flows.run.progress import Progress
 from tests.fakes.engine_server import FakeEngine, Fault
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -44,9 +45,9 @@ def source(tmp_path):
     return tmp_path / "source"
 
 
-def run(source, sink, engine, **options):
+def run(source, sink, engine, progress=None, **options):
     asked = Options(source=str(source), sink=str(sink), engine=engine.url, **options)
-    return run_job(make_job(DEMO, asked))
+    return run_job(make_job(DEMO, asked), progress=progress)
 
 
 def table(sink, name):
@@ -169,6 +170,17 @@ def test_copies_are_asked_once_and_have_their_own_rows_when_a_file_is_there_twic
     assert records["request_key"].n_unique() == 1
     usage = pl.read_parquet(f"{tmp_path}/lake/runs/{manifest['run_id']}/usage/*.parquet")
     assert usage["request_key"].n_unique() == len(usage) == len(engine.calls)
+
+
+def test_progress_ends_at_the_number_of_records_when_questions_repeat(source, tmp_path, engine):
+    shutil.copy(source / "logs" / "a.md", source / "logs" / "a-copy.md")
+    progress = Progress()
+    manifest = run(source, tmp_path / "lake", engine, progress=progress)
+    asked = manifest["requests"]["asked"]
+    usage = pl.read_parquet(f"{tmp_path}/lake/runs/{manifest['run_id']}/usage/*.parquet")
+    shown = progress.snapshot()
+    assert shown.num_results == shown.num_requests == asked > len(usage)
+    assert shown.completion_tokens == usage["completion_tokens"].sum()
 
 
 def test_requests_about_a_chunk_are_neighbours_when_sent(tmp_path, engine):
