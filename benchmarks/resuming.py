@@ -89,7 +89,7 @@ def _measure(num_documents: int, url: str) -> dict[str, Any]:
 def _all_but_the_last(worker: Worker, shards: Iterable[ShardPlan]) -> Iterator[ShardReport | None]:
     """Leave the last hundredth of the shards undone, as a run that was stopped does."""
     every = list(shards)
-    kept = max(1, len(every) * 99 // 100)
+    kept = len(every) - max(1, len(every) // 100)
     yield from in_threads(worker, every[:kept])
     yield from (left_alone(shard.shard, len(shard.sources)) for shard in every[kept:])
 

@@ -81,7 +81,7 @@ def test_rest_is_named_when_there_are_too_many_documents():
     data = sample(statuses={"read": 1200, "rejected": 34})
     page, text = render_html(data), render_markdown(data)
     for told in (page, text):
-        assert "1,229 more documents are not shown here" in told
+        assert "1,229 more documents, not shown here" in told
     assert "33 more are in" in page
 
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from config.errors import ConfigError
 from config.load import TEMPLATE_FILES, load_template
 from flows.cli import app
+from flows.report import overview
 from flows.report.build import rebuild
 from flows.report.evidence import MAX_PREVIEWS
 from flows.report.gathered import MAX_REFERENCES, References
@@ -45,6 +46,17 @@ def test_sentences_lead_to_their_sources_and_are_marked_when_they_were_not_found
     assert "quoted as <q><bdi>V3 has all of it</bdi></q>" in page
 
 
+def test_documents_of_all_parts_are_counted_when_few_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(overview, "MAX_CARDS", 1)
+    page, text = written(sampled(tmp_path))
+    assert len(re.findall("<article class=\"card[^\"]*\"", page)) == 1
+    assert "<b>2</b>" in page
+    assert "1 more document, not shown here" in page
+    assert "1 more document, not shown here" in text
+    # Those that are cited are found, shown or not.
+    assert 'href="#r2"' in page
+
+
 def test_evidence_is_a_picture_or_the_neighbouring_rows_when_cited(tmp_path):
     page, _ = written(sampled(tmp_path))
     entry = page[page.index('<li id="r1"') : page.index('<li id="r2"')]
@@ -75,8 +87,8 @@ def test_basis_is_told_when_inputs_have_no_answer(tmp_path):
 
 def test_rest_is_named_when_there_are_many_groups_and_rows(tmp_path):
     page, text = written(sampled(tmp_path))
-    assert "3 more groups are not shown" in page
-    assert "10 more rows are not shown" in page
+    assert "3 more groups, not shown here" in page
+    assert "10 more rows, not shown here" in page
     assert page.count('<td class="num">') == 100
     assert "&#34;" not in page
     assert "| V1 | 1.5 |" in text

@@ -13,6 +13,8 @@ import polars as pl
 import pytest
 
 from config.load import set_environment
+from flows.run import reduce
+from flows.run.bench import Bench
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
 from flows.run.resume import reopen
@@ -198,6 +200,25 @@ def test_citations_lead_to_the_source_when_answers_were_reduced_in_levels(corpus
                 span = cited["span"]
                 assert text[span["char_start"] : span["char_end"]] == cited["quote"]
                 assert ORDER.search(cited["quote"])
+
+
+def test_few_questions_are_in_memory_when_their_material_is_long(corpus, tmp_path, monkeypatch):
+    sizes: list[int] = []
+    answer = reduce.answer
+
+    async def counting(shard: Any, inquiries: Any) -> Any:
+        ends = await answer(shard, inquiries)
+        sizes.append(len(ends))
+        return ends
+
+    monkeypatch.setattr(reduce, "answer", counting)
+    monkeypatch.setattr(reduce, "SLAB_TOKENS", 1)
+    monkeypatch.setattr(Bench, "max_in_flight", 2)
+    with Engine(max_model_len=SMALL) as engine:
+        run(tmp_path, engine)
+    assert max(sizes) == 2
+    (row,) = rows(tmp_path, "all")
+    assert row["total"] == total_of(range(NUM_FILES))
 
 
 def test_nothing_is_asked_when_nothing_has_changed(corpus, tmp_path):
