@@ -65,6 +65,7 @@ bench: install ## measure against peers in one run, about half an hour; benchmar
 	@$(BIN)/python -m benchmarks.citation_check
 	@$(BIN)/python -m benchmarks.memory_growth
 	@$(BIN)/python -m benchmarks.corpus_answer
+	@$(BIN)/python -m benchmarks.one_group
 	@$(BIN)/python -m benchmarks.pay_once
 	@$(BIN)/python -m benchmarks.resuming --documents 200
 	@$(BIN)/python -m benchmarks.run_against_loop --offline

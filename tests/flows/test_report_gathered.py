@@ -49,7 +49,7 @@ def test_sentences_lead_to_their_sources_and_are_marked_when_they_were_not_found
 def test_documents_of_all_parts_are_counted_when_few_are_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(overview, "MAX_CARDS", 1)
     page, text = written(sampled(tmp_path))
-    assert len(re.findall("<article class=\"card[^\"]*\"", page)) == 1
+    assert len(re.findall('<article class="card[^"]*"', page)) == 1
     assert "<b>2</b>" in page
     assert "1 more document, not shown here" in page
     assert "1 more document, not shown here" in text
