@@ -133,7 +133,7 @@ def _live(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None])
             _request(answered.inquiry, bench.endpoint) | _answer(answered)
             for stage in job.pipeline.stages
             if trial.stage in {None, stage.name}
-            for answered in _of_chunk(done.answers[stage.name], trial.chunk)
+            for answered in _of_chunk(done.ends(stage.name), trial.chunk)
         ]
         head = _head(bench.endpoint, done.document, len(done.chunks))
         return head | {"spent": _spent(bench.budget.spent, bench), "requests": shown}

@@ -1,14 +1,15 @@
 """Sends requests in order, a bounded number at a time, and yields one result for each.
 
-Order is the caller's and carries the prefix plan: requests about one chunk come together, so each
-takes the priority of its place in the order.
+Order is the caller's and carries the prefix plan: requests about one chunk come together. Each takes the
+priority that the caller gives it, or that of its place in the order.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -36,7 +37,7 @@ async def run(
     retry: RetryRule = _DEFAULT_RETRY,
     budget: Budget | None = None,
     log: Log | None = None,
-) -> AsyncIterator[Result]:
+) -> AsyncGenerator[Result, None]:
     """Yield exactly one result per request, as they finish.
 
     Args:
@@ -104,15 +105,16 @@ async def _feed(
         finally:
             places.release()
 
-    priority = 0
+    places_taken = itertools.count()
     try:
         async with aclosing(on_record(requests, log)) as recorded:
             async for request in recorded:
                 await places.acquire()
+                place = next(places_taken)
+                priority = place if request.priority is None else request.priority
                 task = asyncio.create_task(one(request, priority))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-                priority += 1
         await asyncio.gather(*tasks)
         done.put_nowait(_END)
     except asyncio.CancelledError:

@@ -45,9 +45,12 @@ NUM_SHARDS_AT_ONCE = 2
 """Shards in work at the same time, so that one is read while the other is asked about."""
 
 
+CACHE_SHARE = 0.9
+"""Share of the KV cache that is for chunks; questions and answers take the rest."""
+
 CHUNKS_IN_CACHE = 4
 """Chunks that the KV cache should hold at once where their size is left open: 8xH200 hold 2.7 of the
-longest that Kimi K2.5 takes, and 4 of 178,000 tokens."""
+longest that Kimi K2.5 takes, and 4 of 160,000 tokens with what is asked about them."""
 
 PROMPT_GROWTH_TOKENS = 2048
 """Most tokens that chunks of open size leave free for prompts that are edited later."""
@@ -88,6 +91,8 @@ class Bench(Room):
     reading_key: str
     work_key: str
     copies: Copies
+    cache_tokens: int | None = None
+    """Tokens that the engine's KV cache holds; None where it does not tell."""
     commits: dict[str, Commit] = field(default_factory=dict)
     """What the sink says of its shards and gathered stages; kept up to date by this process."""
     to_rebuild: set[str] = field(default_factory=set)
@@ -99,6 +104,13 @@ class Bench(Room):
     def endpoint(self) -> Endpoint:
         """Return the pipeline's own engine."""
         return self.route.endpoint
+
+    @property
+    def group_tokens(self) -> int | None:
+        """Return how many tokens of material one shard may have in the KV cache; None: not known."""
+        if self.cache_tokens is None:
+            return None
+        return int(CACHE_SHARE * self.cache_tokens) // self.in_work.num_expected
 
     @property
     def max_in_flight(self) -> int:
@@ -287,6 +299,7 @@ def open_bench(
             claims=claims,
             flights=Flights(),
             copies=Copies(room.lake),
+            cache_tokens=_cache_tokens(endpoint),
             reading_key=reading_key(job, rule),
             work_key=work_key(job, rule, asker),
         )
@@ -368,11 +381,17 @@ def _auto_chunk_tokens(endpoint: Endpoint, room: int) -> int:
     """
     growth = min(PROMPT_GROWTH_TOKENS, endpoint.context_tokens // 16)
     limits = [max(1, room - growth), endpoint.profile.max_chunk_tokens or room]
-    if endpoint.profile.capabilities.priority and endpoint.base_url:
-        held = cache_tokens(endpoint.base_url)
-        if held is not None:
-            limits.append(max(1, held // CHUNKS_IN_CACHE))
+    held = _cache_tokens(endpoint)
+    if held is not None:
+        limits.append(max(1, int(CACHE_SHARE * held) // CHUNKS_IN_CACHE))
     return min(limits)
+
+
+def _cache_tokens(endpoint: Endpoint) -> int | None:
+    """Return what the KV cache of a vLLM server holds; None where it is none, or does not tell."""
+    if endpoint.profile.capabilities.priority and endpoint.base_url:
+        return cache_tokens(endpoint.base_url)
+    return None
 
 
 def _image_tokens(profile: Profile) -> Callable[[Media], int] | None:

@@ -53,7 +53,7 @@ def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport
     bench, name = shard.bench, shard.plan.shard
     own = [stage for stage in bench.job.pipeline.stages if not stage.is_gathered]
     ends = _Ends(
-        answers={s.name: [end for read in documents for end in read.answers[s.name]] for s in own},
+        answers={s.name: [end for read in documents for end in read.ends(s.name)] for s in own},
         parts={s.name: [end for read in documents for end in read.parts[s.name]] for s in own},
     )
     report = _report(shard, documents, ends)

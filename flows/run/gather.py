@@ -31,6 +31,7 @@ from flows.run.ledger import journaled
 from flows.run.plan import AGAIN, ShardPlan
 from flows.run.reduce import Members, reduce_all
 from flows.run.rows import Answered, given_of_row, record_row
+from flows.run.schedule import Scheduler
 from flows.run.shard import open_shard, until_cancelled
 from flows.run.spool import Group, Spool
 from flows.run.units import CORPUS, Reply, Subject, inputs_of, upstream_of
@@ -127,7 +128,7 @@ def _process(shard: Shard, stage: StageConfig, work_key: str) -> ShardReport:
             Members(subject=subject, marks=group.marks, tokens=group.tokens, load=group.load)
             for subject, group in zip(subjects, groups, strict=True)
         )
-        work = reduce_all(shard, members, ends.done, ends.part)
+        work = reduce_all(shard, members, (ends.done, ends.part), Scheduler(shard).answer)
         try:
             asyncio.run(until_cancelled(shard, work))
         finally:

@@ -8,16 +8,31 @@ from config.pipeline import StageConfig
 
 
 def levels(stages: Sequence[StageConfig]) -> list[tuple[StageConfig, ...]]:
-    """Return the stages by level, in pipeline order within a level.
-
-    Chunk stages of one level are asked together, chunk by chunk, so that a chunk is prefilled once.
-    """
+    """Return the stages by level, in pipeline order within a level; needs outside them are met."""
     depth: dict[str, int] = {}
     for stage in stages:
-        depth[stage.name] = 1 + max((depth[need] for need in stage.needs), default=-1)
+        depth[stage.name] = 1 + max((depth.get(need, -1) for need in stage.needs), default=-1)
     return [
         tuple(stage for stage in stages if depth[stage.name] == level)
-        for level in range(1 + max(depth.values()))
+        for level in range(1 + max(depth.values(), default=-1))
+    ]
+
+
+def phases(stages: Sequence[StageConfig]) -> list[tuple[StageConfig, ...]]:
+    """Return the stages that can be asked chunk by chunk and document by document without a break.
+
+    Which answers of a stage with `escalate` are asked again is known when all of them are there; what
+    needs them is another phase.
+    """
+    number: dict[str, int] = {}
+    escalates = {stage.name: stage.escalate is not None for stage in stages}
+    for stage in stages:
+        number[stage.name] = max(
+            (number[need] + escalates[need] for need in stage.needs), default=0
+        )
+    return [
+        tuple(stage for stage in stages if number[stage.name] == phase)
+        for phase in range(1 + max(number.values(), default=-1))
     ]
 
 

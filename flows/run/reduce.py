@@ -8,14 +8,13 @@ without an answer is carried as a number: what an answer rests on is never less 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from flows.run.lines import lines_of, relabelled
 from flows.run.rows import Answered, Inquiry, close
-from flows.run.sending import answer
 from flows.run.tree import cut, marks_of
 from flows.run.units import Input, Subject
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from flows.run.shard import Shard
 
 _Taker = Callable[[int, Answered], None]
+Ask = Callable[[Sequence[Inquiry]], Awaitable[Sequence[Answered]]]
 
 SLAB = 256
 """Most questions whose material is in memory at a time."""
@@ -76,32 +76,33 @@ class _Level:
 async def reduce_all(
     shard: Shard,
     every: Iterable[Members],
-    done: _Taker,
-    part: _Taker,
+    takers: tuple[_Taker, _Taker],
+    ask: Ask,
 ) -> None:
     """Ask about every unit.
 
     Args:
         shard: Whose ledger and engine it goes through.
         every: The units.
-        done: Gets each unit's number, from 0, and the answer about it; levels apart, in order.
-        part: Gets each unit's number and an answer about a part of it.
+        takers: The first gets each unit's number, from 0, and the answer about it; levels apart, in
+            order. The second gets each unit's number and an answer about a part of it.
+        ask: Brings inquiries to their ends, in their order.
     """
     pending = dict(enumerate(every))
     level = 0
     while pending:
-        pending = await _ask_level(shard, pending, level, (done, part))
+        pending = await _ask_level(shard, (pending, level), takers, ask)
         level += 1
 
 
 async def _ask_level(
     shard: Shard,
-    pending: dict[int, Members],
-    level: int,
+    asked: tuple[dict[int, Members], int],
     takers: tuple[_Taker, _Taker],
+    ask: Ask,
 ) -> dict[int, Members]:
-    """Return the units that take one more level."""
-    done, part = takers
+    """Ask about units of a level, and return those that take one more."""
+    (pending, level), (done, part) = asked, takers
     found: dict[int, _Level] = {}
     again: dict[int, Members] = {}
 
@@ -121,7 +122,7 @@ async def _ask_level(
 
     nodes = (node for number, one in pending.items() for node in _nodes(shard, number, one, level))
     while slab := _slab(nodes, shard.bench.max_in_flight):
-        ends = await answer(shard, _each(node.inquiry for node in slab))
+        ends = await ask([node.inquiry for node in slab])
         for node, end in zip(slab, ends, strict=True):
             _take(found.setdefault(node.number, _Level(pending[node.number])), node, end, part)
         # The last one may go on in the next slab.
@@ -141,11 +142,6 @@ def _slab(nodes: Iterator[_Node], max_in_flight: int) -> list[_Node]:
         if tokens >= SLAB_TOKENS and len(slab) >= max_in_flight:
             break
     return slab
-
-
-async def _each(inquiries: Iterable[Inquiry]) -> AsyncIterator[Inquiry]:
-    for inquiry in inquiries:
-        yield inquiry
 
 
 def _take(ended: _Level, node: _Node, end: Answered, part: Callable[[int, Answered], None]) -> None:

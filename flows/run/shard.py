@@ -1,7 +1,7 @@
 """Processes one shard: claim, read, chunk, ask, write. The unit of work of a Prefect task.
 
-A document's chunks are asked about while the next documents are still being read. Nothing is
-written before every inquiry of the shard has its end, and counts are checked before the parts are
+All stages are asked about a chunk before the next one, and about a document as soon as its chunks are
+done, while the next documents are still being read. Nothing is written before every inquiry of the shard has its end, and counts are checked before the parts are
 put, so a shard's parts are complete or absent.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,13 +28,13 @@ from flows.run.bench import NUM_READERS, Bench, Room
 from flows.run.claims import Claim
 from flows.run.commit import commit_shard
 from flows.run.counts import ShardReport, left_alone
-from flows.run.graph import levels
+from flows.run.graph import levels, phases
 from flows.run.held import HeldShard, load_held
 from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
-from flows.run.reduce import Members, members_of, reduce_all
+from flows.run.reduce import Ask, Members, members_of, reduce_all
 from flows.run.rows import Answered, Inquiry
-from flows.run.sending import answer, take_over_answers
+from flows.run.schedule import Group, Scheduler, take_over_answers
 from flows.run.units import DOCUMENT, Reply, Row, Subject, inputs_of, rows_of
 
 logger = logging.getLogger(__name__)
@@ -56,12 +57,17 @@ class ReadDocument:
     media_dir: Path
     is_held: bool = False
     """Whether it comes from the sink's own parts, and its media are there too."""
-    answers: dict[str, list[Answered]] = field(default_factory=lambda: defaultdict(list))
-    """By stage, in reading order."""
+    answers: dict[str, dict[int, Answered]] = field(default_factory=lambda: defaultdict(dict))
+    """By stage and the number of the chunk or row; 0 for the document."""
     parts: dict[str, list[Answered]] = field(default_factory=lambda: defaultdict(list))
     """Answers to parts of the document, by stage, where it was more than one request can hold."""
     rows: Sequence[Row] = ()
     """Of its tables, where a stage asks about them."""
+
+    def ends(self, stage: str) -> list[Answered]:
+        """Return a stage's answers in reading order."""
+        found = self.answers[stage]
+        return [found[number] for number in sorted(found)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +266,7 @@ async def until_cancelled(shard: Shard, work: Coroutine[None, None, _Done]) -> _
 
 
 async def ask_all(shard: Shard, reading: Sequence[Future[ReadDocument]]) -> list[ReadDocument]:
-    """Ask every stage about every unit, level by level; the first level while reading goes on."""
+    """Ask every stage about every unit, chunk by chunk while reading goes on."""
     documents: list[ReadDocument] = []
 
     async def arriving() -> AsyncIterator[ReadDocument]:
@@ -273,40 +279,107 @@ async def ask_all(shard: Shard, reading: Sequence[Future[ReadDocument]]) -> list
         for read in documents:
             yield read
 
+    scheduler = Scheduler(shard)
     own = [stage for stage in shard.bench.job.pipeline.stages if not stage.is_gathered]
-    for number, stages in enumerate(levels(own)):
-        await _ask_level(shard, stages, arriving() if number == 0 else arrived())
+    for number, stages in enumerate(phases(own)):
+        phase = _Phase(shard=shard, scheduler=scheduler, stages=stages)
+        await scheduler.work_off(phase.groups(arriving() if number == 0 else arrived()))
+        await phase.end(documents)
     return documents
 
 
-async def _ask_level(
-    shard: Shard, stages: Sequence[StageConfig], documents: AsyncIterator[ReadDocument]
+@dataclass(slots=True, kw_only=True)
+class _Phase:
+    """Stages that are asked about a chunk, and about a document, without a break."""
+
+    shard: Shard
+    scheduler: Scheduler
+    stages: Sequence[StageConfig]
+    _left: dict[str, int] = field(default_factory=dict)
+    """Chunks that are still asked about, by path."""
+
+    async def groups(self, documents: AsyncIterator[ReadDocument]) -> AsyncIterator[Group]:
+        """Yield a group for each chunk; that of a document's last one goes on with the document."""
+        asks_chunks = any(stage.over != "document" for stage in self.stages)
+        async for read in documents:
+            if read.document.status == "rejected":
+                continue
+            if not asks_chunks or not read.chunks:
+                yield Group(tokens=0, work=partial(self._about_document, read))
+                continue
+            self._left[read.document.source.path] = len(read.chunks)
+            rows: dict[int, list[tuple[int, Row | None]]] = defaultdict(list)
+            for index, row in enumerate(read.rows):
+                rows[row.chunk].append((index, row))
+            for number, chunk in enumerate(read.chunks):
+                work = partial(self._about_chunk, read, number, rows[number])
+                yield Group(tokens=chunk.num_tokens, work=work)
+
+    async def end(self, documents: Sequence[ReadDocument]) -> None:
+        """Ask again what is doubtful, which takes all answers of a stage."""
+        for stage in self.stages:
+            if stage.escalate is None:
+                continue
+            if stage.over == "document":
+                await _reduce(self.shard, stage, documents, self.scheduler.answer)
+                continue
+            places = [(read, at) for read in documents for at in sorted(read.answers[stage.name])]
+            first = [read.answers[stage.name][at] for read, at in places]
+            ends = await self.scheduler.ask_again(first)
+            for (read, at), found in zip(places, ends, strict=True):
+                read.answers[stage.name][at] = found
+
+    async def _about_chunk(
+        self, read: ReadDocument, number: int, rows: Sequence[tuple[int, Row | None]], group: int
+    ) -> None:
+        """Ask about a chunk and its rows, level by level, and then about the document if it was the last."""
+        for stages in levels([stage for stage in self.stages if stage.over != "document"]):
+            places = [
+                (stage, index, row)
+                for stage in stages
+                for index, row in ([(number, None)] if stage.over == "chunk" else rows)
+            ]
+            inquiries = [self._inquiry(stage, read, (number, at), row) for stage, at, row in places]
+            ends = await asyncio.gather(*(self.scheduler.ask(one, group) for one in inquiries))
+            for (stage, at, _), end in zip(places, ends, strict=True):
+                read.answers[stage.name][at] = end
+        path = read.document.source.path
+        self._left[path] -= 1
+        if not self._left[path]:
+            await self._about_document(read, group)
+
+    def _inquiry(
+        self, stage: StageConfig, read: ReadDocument, place: tuple[int, int], row: Row | None
+    ) -> Inquiry:
+        bench, (number, _) = self.shard.bench, place
+        return bench.asker.about_chunk(
+            stage,
+            read.document,
+            read.chunks[number],
+            upstream=_upstream(bench, stage, read, place),
+            media_dir=read.media_dir,
+            row=row,
+        )
+
+    async def _about_document(self, read: ReadDocument, group: int) -> None:
+        async def ask(inquiries: Sequence[Inquiry]) -> Sequence[Answered]:
+            return await asyncio.gather(*(self.scheduler.ask(one, group) for one in inquiries))
+
+        for stages in levels([stage for stage in self.stages if stage.over == "document"]):
+            for stage in stages:
+                if stage.escalate is None:
+                    await _reduce(self.shard, stage, [read], ask)
+
+
+async def _reduce(
+    shard: Shard, stage: StageConfig, documents: Sequence[ReadDocument], ask: Ask
 ) -> None:
-    """Ask one level's stages: about chunks and rows first, then about documents."""
-    asked: list[ReadDocument] = []
-    reading: list[ReadDocument] = []
-
-    async def inquiries() -> AsyncIterator[Inquiry]:
-        async for document in documents:
-            reading.append(document)
-            for inquiry in _inquiries(shard.bench, stages, document):
-                asked.append(document)
-                yield inquiry
-
-    for document, end in zip(asked, await answer(shard, inquiries()), strict=True):
-        document.answers[end.inquiry.stage.name].append(end)
-    for stage in stages:
-        if stage.over == "document":
-            await _reduce(shard, stage, reading)
-
-
-async def _reduce(shard: Shard, stage: StageConfig, documents: Sequence[ReadDocument]) -> None:
     readable = [read for read in documents if read.document.status != "rejected"]
 
     def members() -> Iterator[Members]:
         when = shard.bench.asker.stages[stage.name].when
         for read in readable:
-            replies = [_reply(end) for need in stage.needs for end in read.answers[need]]
+            replies = [_reply(end) for need in stage.needs for end in read.ends(need)]
             inputs = list(inputs_of(replies, when, titled=False))
             subject = Subject(
                 stage=stage,
@@ -317,12 +390,12 @@ async def _reduce(shard: Shard, stage: StageConfig, documents: Sequence[ReadDocu
             yield members_of(shard, subject, inputs)
 
     def done(number: int, end: Answered) -> None:
-        readable[number].answers[stage.name].append(end)
+        readable[number].answers[stage.name][0] = end
 
     def part(number: int, end: Answered) -> None:
         readable[number].parts[stage.name].append(end)
 
-    await reduce_all(shard, members(), done, part)
+    await reduce_all(shard, members(), (done, part), ask)
 
 
 def _reply(end: Answered) -> Reply:
@@ -334,33 +407,6 @@ def _reply(end: Answered) -> Reply:
         error_class=end.result.error_class,
         given=end.given,
     )
-
-
-def _inquiries(
-    bench: Bench, stages: Sequence[StageConfig], read: ReadDocument
-) -> Iterator[Inquiry]:
-    """Yield the inquiries of one level about one document, all stages of a chunk together."""
-    if read.document.status == "rejected":
-        return
-    rows: dict[int, list[tuple[int, Row | None]]] = defaultdict(list)
-    for index, row in enumerate(read.rows):
-        rows[row.chunk].append((index, row))
-    for number, chunk in enumerate(read.chunks):
-        for stage in stages:
-            places: list[tuple[int, Row | None]] = []
-            if stage.over == "chunk":
-                places = [(number, None)]
-            elif stage.over == "rows":
-                places = rows[number]
-            for index, place in places:
-                yield bench.asker.about_chunk(
-                    stage,
-                    read.document,
-                    chunk,
-                    upstream=_upstream(bench, stage, read, (number, index)),
-                    media_dir=read.media_dir,
-                    row=place,
-                )
 
 
 def _upstream(

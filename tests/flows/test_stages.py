@@ -18,6 +18,7 @@ from flows.run.bench import Bench
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
 from flows.run.resume import reopen
+from flows.run.schedule import Scheduler
 from tests.fakes.engine_server import FakeEngine, Fault
 
 NUM_FILES = 40
@@ -204,14 +205,13 @@ def test_citations_lead_to_the_source_when_answers_were_reduced_in_levels(corpus
 
 def test_few_questions_are_in_memory_when_their_material_is_long(corpus, tmp_path, monkeypatch):
     sizes: list[int] = []
-    answer = reduce.answer
+    answer = Scheduler.answer
 
-    async def counting(shard: Any, inquiries: Any) -> Any:
-        ends = await answer(shard, inquiries)
-        sizes.append(len(ends))
-        return ends
+    async def counting(self: Scheduler, inquiries: Any) -> Any:
+        sizes.append(len(inquiries))
+        return await answer(self, inquiries)
 
-    monkeypatch.setattr(reduce, "answer", counting)
+    monkeypatch.setattr(Scheduler, "answer", counting)
     monkeypatch.setattr(reduce, "SLAB_TOKENS", 1)
     monkeypatch.setattr(Bench, "max_in_flight", 2)
     with Engine(max_model_len=SMALL) as engine:
@@ -219,6 +219,36 @@ def test_few_questions_are_in_memory_when_their_material_is_long(corpus, tmp_pat
     assert max(sizes) == 2
     (row,) = rows(tmp_path, "all")
     assert row["total"] == total_of(range(NUM_FILES))
+
+
+def test_a_chunk_is_done_with_before_the_next_one_when_the_cache_holds_one(
+    corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Bench, "group_tokens", 1)
+    monkeypatch.setattr(Bench, "max_in_flight", 4)
+    with Engine(max_model_len=SMALL) as engine:
+        run(tmp_path, engine, PIPELINE.replace("per_shard: 4", "per_shard: 40"))
+        tasks = [task for task in engine.tasks() if task in {"kind", "facts", "merge"}]
+    assert tasks == ["kind", "facts", "merge"] * 7 + ["kind"] + ["kind", "facts", "merge"] * 32
+
+
+def test_shards_that_wait_for_each_other_go_on_when_the_cache_holds_one_chunk(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    orders = list(range(8))
+    # Each shard begins with what the other one ends with.
+    for shard, numbers in (("a", orders), ("b", orders[::-1])):
+        for place, number in enumerate(numbers):
+            text = f"Ada orders {number + 1} ropes.\n\nAda orders 100 ropes."
+            (folder / f"{shard}{place}.txt").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(Bench, "group_tokens", 1)
+    with Engine(max_model_len=SMALL, latency_s=0.05) as engine:
+        run(tmp_path, engine, PIPELINE.replace("per_shard: 4", "per_shard: 8"))
+        assert Counter(engine.tasks())["facts"] == 8
+    (row,) = rows(tmp_path, "all")
+    assert row["num_answered"] == 16
 
 
 def test_nothing_is_asked_when_nothing_has_changed(corpus, tmp_path):
