@@ -17,13 +17,14 @@ from openai import AsyncOpenAI
 _NOT_OPENAI = {"priority", "cache_salt", "stream_interval"}
 
 
-async def _send_all(
+async def send_all(
     url: str, in_flight: int, bodies: list[dict[str, Any]], answers: Path, *, salt: str
 ) -> dict[str, float]:
+    """Send the bodies, as many at a time as places, and return what it took."""
     started = time.monotonic()
     client = AsyncOpenAI(base_url=url, api_key="none", timeout=600)
     places = asyncio.Semaphore(in_flight)
-    totals = {"tokens": 0, "cached": 0}
+    totals = {"tokens": 0, "prompt": 0, "cached": 0}
     left_out = {*_NOT_OPENAI, "stream", "stream_options"}
 
     with answers.open("w", encoding="utf-8") as file:
@@ -34,6 +35,7 @@ async def _send_all(
                 extra = {"priority": body.get("priority", 0), "cache_salt": salt}
                 answer = await client.chat.completions.create(**plain, extra_body=extra)
                 totals["tokens"] += answer.usage.total_tokens
+                totals["prompt"] += answer.usage.prompt_tokens
                 totals["cached"] += answer.usage.prompt_tokens_details.cached_tokens or 0
                 file.write(json.dumps(json.loads(answer.choices[0].message.content)) + "\n")
 
@@ -45,5 +47,5 @@ async def _send_all(
 if __name__ == "__main__":
     to, at_once, recorded, kept, own_salt = sys.argv[1:]
     requests = json.loads(Path(recorded).read_text(encoding="utf-8"))
-    found = asyncio.run(_send_all(to, int(at_once), requests, Path(kept), salt=own_salt))
+    found = asyncio.run(send_all(to, int(at_once), requests, Path(kept), salt=own_salt))
     sys.stdout.write(json.dumps(found))

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _write_source(source: Path, documents: int) -> None:
         (source / f"{number:04}.txt").write_text(piece, encoding="utf-8")
 
 
-def _profile(folder: Path, url: str, salt: str) -> Path:
+def salted_profile(folder: Path, url: str, salt: str) -> Path:
     """Write a profile of the running server that salts its cache, and return its file."""
     served = load_profile("embedded")
     assert served.serve is not None
@@ -124,8 +125,9 @@ def _profile(folder: Path, url: str, salt: str) -> Path:
     return file
 
 
-def _record(folder: Path, url: str) -> list[dict[str, Any]]:
-    """Run once and keep the bodies that are sent."""
+@contextmanager
+def recorded() -> Iterator[list[dict[str, Any]]]:
+    """Keep the bodies that this process sends meanwhile."""
     bodies: list[dict[str, Any]] = []
     complete = Client.complete
 
@@ -141,23 +143,26 @@ def _record(folder: Path, url: str) -> list[dict[str, Any]]:
 
     Client.complete = recording  # type: ignore[method-assign]
     try:
-        engine = str(_profile(folder, url, "record"))
-        run_job(
-            make_job(
-                folder / "bench.yaml",
-                Options(
-                    source=str(folder / "source"), sink=str(folder / "recorded"), engine=engine
-                ),
-            )
-        )
+        yield bodies
     finally:
         Client.complete = complete  # type: ignore[method-assign]
+
+
+def _record(folder: Path, url: str) -> list[dict[str, Any]]:
+    """Run once and keep the bodies that are sent."""
+    options = Options(
+        source=str(folder / "source"),
+        sink=str(folder / "recorded"),
+        engine=str(salted_profile(folder, url, "record")),
+    )
+    with recorded() as bodies:
+        run_job(make_job(folder / "bench.yaml", options))
     (folder / "bodies.json").write_text(json.dumps(bodies), encoding="utf-8")
     return bodies
 
 
 def _run(folder: Path, url: str, salt: str) -> Mapping[str, float]:
-    engine = str(_profile(folder, url, salt))
+    engine = str(salted_profile(folder, url, salt))
     started = time.monotonic()
     result = subprocess.run(
         [
