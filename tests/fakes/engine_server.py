@@ -150,6 +150,7 @@ def answer(schema: Mapping[str, Any], seed: str) -> Any:
 def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a class within
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        _is_counted = False
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -177,11 +178,17 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
                 engine.headers.append(dict(self.headers))
                 engine.in_flight += 1
                 engine.most_in_flight = max(engine.most_in_flight, engine.in_flight)
+                self._is_counted = True
             try:
                 self._complete(number, body)
             finally:
-                with engine.lock:
-                    engine.in_flight -= 1
+                self._leave()
+
+        def _leave(self) -> None:
+            """Count the request out: before its last byte, at which the client may send another."""
+            with engine.lock:
+                engine.in_flight -= self._is_counted
+                self._is_counted = False
 
         def _allowed(self) -> bool:
             if (
@@ -217,6 +224,7 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
                 if stall_s and number == 1:
                     time.sleep(stall_s)
                 self._piece(b"data: " + event + b"\n\n")
+            self._leave()
             self._piece(b"data: [DONE]\n\n")
             self.wfile.write(b"0\r\n\r\n")
 
@@ -225,6 +233,7 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             self.wfile.flush()
 
         def _fail(self, fault: Fault) -> None:
+            self._leave()
             if fault.events is not None:
                 self.send_response(200)
                 self.send_header("Content-Type", "text/event-stream")
@@ -249,6 +258,7 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
 
         def _send(self, status: int, value: Mapping[str, Any]) -> None:
             data = json.dumps(value).encode()
+            self._leave()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
