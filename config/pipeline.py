@@ -281,6 +281,9 @@ class BudgetConfig(_Model):
     """US dollars, by the profile's prices. None: no limit."""
     tokens: int | None = Field(default=None, gt=0)
     """Prompt and answer tokens together. None: no limit."""
+    seconds: float | None = Field(default=None, gt=0)
+    """Time from when the engine is open until the last call is begun; each `--resume` has it anew. None:
+    no limit."""
 
 
 class StorageConfig(_Model):

@@ -146,7 +146,11 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
         where = "\"status = 'rejected'\""
         lines["rejected"] = f"headrace records {run_id} documents --where {where}"
     if manifest["verdict"] == "budget_reached":
-        lines["go on"] = f"headrace run --resume {run_id} --budget-usd/--budget-tokens <more>"
+        limits = manifest["config"]["budget"]
+        more = [
+            f" --budget-{name} <more>" for name in ("usd", "tokens") if limits[name] is not None
+        ]
+        lines["go on"] = f"headrace run --resume {run_id}{''.join(more)}"
     elif manifest["failures"]:
         lines["go on"] = f"headrace retry {run_id}"
     lines["look at"] = f"headrace records {run_id}"

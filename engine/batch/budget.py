@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,17 +39,20 @@ class Amount:
 
 
 class Budget:
-    """Limits on tokens and dollars; without limits it only counts."""
+    """Limits on tokens, dollars and time; without limits it only counts."""
 
     def __init__(
         self,
         *,
         max_usd: float | None = None,
         max_tokens: int | None = None,
+        max_seconds: float | None = None,
         spent: Amount | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start with what earlier attempts of the run have spent."""
-        self._max_usd, self._max_tokens = max_usd, max_tokens
+        """Start with what earlier attempts of the run have spent; its time begins now."""
+        self._max_usd, self._max_tokens, self._max_seconds = max_usd, max_tokens, max_seconds
+        self._clock, self._started = clock, clock()
         self._lock = threading.Lock()
         self._spent = spent or Amount()
         self._reserved = Amount()
@@ -72,7 +76,7 @@ class Budget:
         Waits while calls under way may still return enough of what they reserved.
 
         Raises:
-            BudgetReached: It does not fit into what is left.
+            BudgetReached: It does not fit into what is left, or the time is over.
             EngineMisconfigured: There is a limit in dollars, and the host has no prices.
         """
         if self._max_usd is not None and prices is None:
@@ -88,6 +92,12 @@ class Budget:
         return amount
 
     def _try(self, amount: Amount) -> bool:
+        if self._is_late():
+            self._reached = True
+            raise BudgetReached(
+                f"the {self._max_seconds:,g} seconds of the budget are over; what is under way was"
+                " let come to its end"
+            )
         with self._lock:
             whole = self._spent + self._reserved + amount
             fits = (self._max_usd is None or whole.usd <= self._max_usd) and (
@@ -104,6 +114,10 @@ class Budget:
             f"a call of up to {amount.tokens:,} tokens does not fit into the budget"
             f" ({self._limits()}), of which {self._spent.tokens:,} tokens are spent"
         )
+
+    def _is_late(self) -> bool:
+        limit = self._max_seconds
+        return limit is not None and self._clock() - self._started >= limit
 
     def settle(self, reserved: Amount, used: Amount) -> None:
         """Return a reservation and count what the call really took."""

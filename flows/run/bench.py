@@ -272,7 +272,12 @@ def open_bench(
             stack.enter_context(open_engine(engine, notify)) for engine in engines
         )
         asker = Asker(job.pipeline, endpoint)
-        budget = Budget(max_usd=limits.usd, max_tokens=limits.tokens, spent=spent)
+        budget = Budget(
+            max_usd=limits.usd,
+            max_tokens=limits.tokens,
+            max_seconds=limits.seconds,
+            spent=spent,
+        )
         route = route_to(endpoint, *fallbacks)
         at_once = min(at_once, route.max_in_flight)
         cancelled, in_work = threading.Event(), Shift(at_once)

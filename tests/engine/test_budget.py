@@ -38,6 +38,20 @@ def test_call_is_turned_away_when_its_worst_case_does_not_fit():
     asyncio.run(spend())
 
 
+def test_call_is_turned_away_when_the_time_is_over():
+    now = [100.0]
+
+    async def spend():
+        budget = Budget(max_seconds=60.0, clock=lambda: now[0])
+        await budget.reserve(body(3), None)
+        now[0] += 60.0
+        with pytest.raises(BudgetReached, match="the 60 seconds of the budget are over"):
+            await budget.reserve(body(3), None)
+        assert budget.is_reached
+
+    asyncio.run(spend())
+
+
 def test_call_waits_when_others_may_return_what_they_reserved():
     async def spend():
         budget = Budget(max_tokens=600)
