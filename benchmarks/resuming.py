@@ -1,6 +1,6 @@
 """What it takes to go on with a run that is almost done: bytes read again, memory, time.
 
-`python -m benchmarks.resuming [--documents 1000]`. Each document has about 100 chunks, one record each.
+`python -m benchmarks.resuming [--documents 500] [--chunks 200]`. Each chunk gives one record.
 The last hundredth of the shards is left undone, then the run goes on in a process of its own; once with a tenth of the
 documents, once with all. Answers come from a fake engine that costs next to nothing.
 """
@@ -29,7 +29,6 @@ from flows.run.plan import ShardPlan
 from flows.run.resume import reopen
 from flows.run.work import Worker
 
-CHUNKS = 100
 _PIPELINE = """
 name: resuming
 failure_limit: 1
@@ -44,7 +43,8 @@ _LINE = "Paragraph {number} of this document says how many ropes of which length
 def main() -> None:
     """Make both corpora, stop their runs, and go on with them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--documents", type=int, default=500)
+    parser.add_argument("--chunks", type=int, default=200)
     parser.add_argument("--go-on", metavar="RUN")
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
@@ -53,7 +53,8 @@ def main() -> None:
         return
     measured_on = machine()
     with fast_engine.serving() as url:
-        rows = [_measure(number, url) for number in (asked.documents // 10, asked.documents)]
+        numbers = (asked.documents // 10, asked.documents)
+        rows = [_measure(number, asked.chunks, url) for number in numbers]
     small, large = rows
     facts = {
         "rss large / small": large["rss_mb"] / small["rss_mb"],
@@ -62,13 +63,13 @@ def main() -> None:
     show("resuming", measured_on, facts, rows)
 
 
-def _measure(num_documents: int, url: str) -> dict[str, Any]:
+def _measure(num_documents: int, num_chunks: int, url: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         set_environment({"HEADRACE_STATE": f"{folder}/state"})
         (folder / "in").mkdir()
         for number in range(num_documents):
-            lines = (f"{_LINE.format(number=line)} {number}. " * 5 for line in range(2 * CHUNKS))
+            lines = (f"{_LINE.format(number=line)} {number}. " * 5 for line in range(num_chunks))
             (folder / "in" / f"{number:05d}.txt").write_text("\n\n".join(lines), encoding="utf-8")
         (folder / "pipeline.yaml").write_text(_PIPELINE, encoding="utf-8")
         started = time.monotonic()
