@@ -13,16 +13,15 @@ import asyncio
 import json
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT, machine, show
+from benchmarks.machine import machine, show
 from benchmarks.plain_loop import send_all
-from benchmarks.run_against_loop import recorded, salted_profile
+from benchmarks.run_against_loop import median, note, recorded, salted_profile, write_source
 from config.load import load_profile
 from flows.run.bench import open_engine
 from flows.run.core import run_job
@@ -32,6 +31,7 @@ _CACHE_BLOCKS = 94
 """Of 128 tokens each, as vLLM's CPU build has them: 12,032 tokens."""
 _CHUNK_TOKENS = 3_000
 _CHARS_PER_DOCUMENT = 9_500
+"""About 2,900 tokens."""
 _PIPELINE = f"""\
 name: bench
 documents_per_shard: 100
@@ -65,9 +65,9 @@ def main() -> None:
     unique = 0
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        _write_source(folder / "source", asked.documents)
+        write_source(folder / "source", asked.documents, _CHARS_PER_DOCUMENT)
         (folder / "bench.yaml").write_text(_PIPELINE, encoding="utf-8")
-        with open_engine(str(_served(folder)), notify=_note) as endpoint:
+        with open_engine(str(_served(folder)), notify=note) as endpoint:
             for number in range(asked.repeats):
                 bodies, run, unique = _run(folder, endpoint.base_url, f"run-{number}")
                 arms = {"headrace run": run}
@@ -75,8 +75,8 @@ def main() -> None:
                     arms[arm] = _loop(folder, endpoint.base_url, order, f"{arm} {number}")
                 for arm, figures in arms.items():
                     found.setdefault(arm, []).append(figures)
-                _note(f"repeat {number + 1} of {asked.repeats}: {arms}")
-    rows = [_median(arm, figures) for arm, figures in found.items()]
+                note(f"repeat {number + 1} of {asked.repeats}: {arms}")
+    rows = [median(arm, figures) for arm, figures in found.items()]
     runs, by_stage = found["headrace run"], found["stage by stage"]
     facts = {
         "unique": unique,
@@ -85,21 +85,6 @@ def main() -> None:
         "seconds of headrace / stage by stage": _ratio(runs, by_stage, "seconds"),
     }
     show("chunk_order", measured_on, facts, rows)
-
-
-def _note(line: str) -> None:
-    sys.stderr.write(line + "\n")
-
-
-def _write_source(source: Path, documents: int) -> None:
-    """Write documents of about 2,900 tokens each, from the pages of docs/."""
-    source.mkdir()
-    pages = sorted((ROOT / "docs").rglob("*.md"))
-    text = "\n\n".join(page.read_text(encoding="utf-8") for page in pages)
-    for number in range(documents):
-        start = number * _CHARS_PER_DOCUMENT % (len(text) - _CHARS_PER_DOCUMENT)
-        piece = f"Document {number}.\n\n{text[start : start + _CHARS_PER_DOCUMENT]}"
-        (source / f"{number:04}.txt").write_text(piece, encoding="utf-8")
 
 
 def _served(folder: Path) -> Path:
@@ -163,11 +148,6 @@ def _loop(folder: Path, url: str, bodies: list[dict[str, Any]], salt: str) -> Ma
     found = asyncio.run(send_all(url, in_flight, bodies, folder / f"{salt}.jsonl", salt=salt))
     prefilled = found["prompt"] - found["cached"]
     return {"prefilled": prefilled, "prompt": found["prompt"], "seconds": found["seconds"]}
-
-
-def _median(arm: str, found: Sequence[Mapping[str, float]]) -> dict[str, object]:
-    middle = {key: float(statistics.median(one[key] for one in found)) for key in found[0]}
-    return {"arm": arm, **middle}
 
 
 def _ratio(

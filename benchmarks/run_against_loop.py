@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from flows.run.job import Options, make_job
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
 _CHARS_PER_DOCUMENT = 2_400
+"""About 600 tokens."""
 _PIPELINE = """\
 name: bench
 stages:
@@ -60,11 +61,11 @@ def main() -> None:
 
 def _compare(folder: Path, documents: int, repeats: int, *, offline: bool) -> None:
     measured_on = machine()
-    _write_source(folder / "source", documents)
+    write_source(folder / "source", documents, _CHARS_PER_DOCUMENT)
     (folder / "bench.yaml").write_text(_PIPELINE, encoding="utf-8")
     runs: list[Mapping[str, float]] = []
     loops: list[Mapping[str, float]] = []
-    with open_engine("embedded", notify=_note) as endpoint:
+    with open_engine("embedded", notify=note) as endpoint:
         bodies = _record(folder, endpoint.base_url)
         for number in range(repeats):
             arms = [
@@ -73,8 +74,8 @@ def _compare(folder: Path, documents: int, repeats: int, *, offline: bool) -> No
             ]
             for arm in arms if number % 2 == 0 else reversed(arms):
                 arm()
-            _note(f"repeat {number + 1} of {repeats}: {runs[-1]} {loops[-1]}")
-    rows = [_median("headrace run", runs), _median("asyncio + openai", loops)]
+            note(f"repeat {number + 1} of {repeats}: {runs[-1]} {loops[-1]}")
+    rows = [median("headrace run", runs), median("asyncio + openai", loops)]
     if offline:
         rows.append({"arm": "LLM.chat (offline)", **_offline(folder)})
     ratios = [
@@ -90,18 +91,19 @@ def _compare(folder: Path, documents: int, repeats: int, *, offline: bool) -> No
     show("run_against_loop", measured_on, facts, rows)
 
 
-def _note(line: str) -> None:
+def note(line: str) -> None:
+    """Say how far it is."""
     sys.stderr.write(line + "\n")
 
 
-def _write_source(source: Path, documents: int) -> None:
-    """Write documents of about 600 tokens each, from the pages of docs/."""
+def write_source(source: Path, documents: int, num_chars: int) -> None:
+    """Write documents of so many characters each, from the pages of docs/."""
     source.mkdir()
     pages = sorted((ROOT / "docs").rglob("*.md"))
     text = "\n\n".join(page.read_text(encoding="utf-8") for page in pages)
     for number in range(documents):
-        start = number * _CHARS_PER_DOCUMENT % (len(text) - _CHARS_PER_DOCUMENT)
-        piece = f"Document {number}.\n\n{text[start : start + _CHARS_PER_DOCUMENT]}"
+        start = number * num_chars % (len(text) - num_chars)
+        piece = f"Document {number}.\n\n{text[start : start + num_chars]}"
         (source / f"{number:04}.txt").write_text(piece, encoding="utf-8")
 
 
@@ -226,7 +228,8 @@ def _offline(folder: Path) -> dict[str, float]:
     return dict(json.loads(lines[-1]))
 
 
-def _median(arm: str, found: list[Mapping[str, float]]) -> dict[str, object]:
+def median(arm: str, found: Sequence[Mapping[str, float]]) -> dict[str, object]:
+    """Return an arm's row: the median of each figure over its repeats."""
     middle = {key: float(statistics.median(one[key] for one in found)) for key in found[0]}
     return {"arm": arm, **middle}
 
