@@ -6,6 +6,7 @@ Opened once per run; holds clients and processes, so it never crosses a process 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -91,6 +92,8 @@ class Bench(Room):
     reading_key: str
     work_key: str
     copies: Copies
+    family_numbers: Iterator[int] = field(default_factory=itertools.count)
+    """Numbers of prefix families, in the order in which the shards begin them: the earlier goes first."""
     cache_tokens: int | None = None
     """Tokens that the engine's KV cache holds; None where it does not tell."""
     commits: dict[str, Commit] = field(default_factory=dict)
@@ -106,7 +109,7 @@ class Bench(Room):
         return self.route.endpoint
 
     @property
-    def group_tokens(self) -> int | None:
+    def family_tokens(self) -> int | None:
         """Return how many tokens of material one shard may have in the KV cache; None: not known."""
         if self.cache_tokens is None:
             return None

@@ -26,12 +26,12 @@ from flows.run.claims import claimed
 from flows.run.commit import Done, put_done, record_parts, usage_rows
 from flows.run.compute import compute, tables_key
 from flows.run.counts import UNANSWERED, ShardReport, count_stage, left_alone
+from flows.run.families import Scheduler
 from flows.run.graph import levels, stage_shard
 from flows.run.ledger import journaled
 from flows.run.plan import AGAIN, ShardPlan
 from flows.run.reduce import Members, reduce_all
 from flows.run.rows import Answered, given_of_row, record_row
-from flows.run.schedule import Scheduler
 from flows.run.shard import open_shard, until_cancelled
 from flows.run.spool import Group, Spool
 from flows.run.units import CORPUS, Reply, Subject, inputs_of, upstream_of

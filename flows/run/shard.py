@@ -28,13 +28,13 @@ from flows.run.bench import NUM_READERS, Bench, Room
 from flows.run.claims import Claim
 from flows.run.commit import commit_shard
 from flows.run.counts import ShardReport, left_alone
+from flows.run.families import Family, Scheduler, take_over_answers
 from flows.run.graph import levels, phases
 from flows.run.held import HeldShard, load_held
 from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
 from flows.run.reduce import Ask, Members, members_of, reduce_all
 from flows.run.rows import Answered, Inquiry
-from flows.run.schedule import Group, Scheduler, take_over_answers
 from flows.run.units import DOCUMENT, Reply, Row, Subject, inputs_of, rows_of
 
 logger = logging.getLogger(__name__)
@@ -283,7 +283,7 @@ async def ask_all(shard: Shard, reading: Sequence[Future[ReadDocument]]) -> list
     own = [stage for stage in shard.bench.job.pipeline.stages if not stage.is_gathered]
     for number, stages in enumerate(phases(own)):
         phase = _Phase(shard=shard, scheduler=scheduler, stages=stages)
-        await scheduler.work_off(phase.groups(arriving() if number == 0 else arrived()))
+        await scheduler.work_off(phase.families(arriving() if number == 0 else arrived()))
         await phase.end(documents)
     return documents
 
@@ -298,14 +298,14 @@ class _Phase:
     _left: dict[str, int] = field(default_factory=dict)
     """Chunks that are still asked about, by path."""
 
-    async def groups(self, documents: AsyncIterator[ReadDocument]) -> AsyncIterator[Group]:
-        """Yield a group for each chunk; that of a document's last one goes on with the document."""
+    async def families(self, documents: AsyncIterator[ReadDocument]) -> AsyncIterator[Family]:
+        """Yield a family for each chunk; that of a document's last one goes on with the document."""
         asks_chunks = any(stage.over != "document" for stage in self.stages)
         async for read in documents:
             if read.document.status == "rejected":
                 continue
             if not asks_chunks or not read.chunks:
-                yield Group(tokens=0, work=partial(self._about_document, read))
+                yield Family(tokens=0, work=partial(self._about_document, read))
                 continue
             self._left[read.document.source.path] = len(read.chunks)
             rows: dict[int, list[tuple[int, Row | None]]] = defaultdict(list)
@@ -313,7 +313,7 @@ class _Phase:
                 rows[row.chunk].append((index, row))
             for number, chunk in enumerate(read.chunks):
                 work = partial(self._about_chunk, read, number, rows[number])
-                yield Group(tokens=chunk.num_tokens, work=work)
+                yield Family(tokens=chunk.num_tokens, work=work)
 
     async def end(self, documents: Sequence[ReadDocument]) -> None:
         """Ask again what is doubtful, which takes all answers of a stage."""
@@ -330,7 +330,7 @@ class _Phase:
                 read.answers[stage.name][at] = found
 
     async def _about_chunk(
-        self, read: ReadDocument, number: int, rows: Sequence[tuple[int, Row | None]], group: int
+        self, read: ReadDocument, number: int, rows: Sequence[tuple[int, Row | None]], family: int
     ) -> None:
         """Ask about a chunk and its rows, level by level, and then about the document if it was the last."""
         for stages in levels([stage for stage in self.stages if stage.over != "document"]):
@@ -340,13 +340,13 @@ class _Phase:
                 for index, row in ([(number, None)] if stage.over == "chunk" else rows)
             ]
             inquiries = [self._inquiry(stage, read, (number, at), row) for stage, at, row in places]
-            ends = await asyncio.gather(*(self.scheduler.ask(one, group) for one in inquiries))
+            ends = await asyncio.gather(*(self.scheduler.ask(one, family) for one in inquiries))
             for (stage, at, _), end in zip(places, ends, strict=True):
                 read.answers[stage.name][at] = end
         path = read.document.source.path
         self._left[path] -= 1
         if not self._left[path]:
-            await self._about_document(read, group)
+            await self._about_document(read, family)
 
     def _inquiry(
         self, stage: StageConfig, read: ReadDocument, place: tuple[int, int], row: Row | None
@@ -361,9 +361,9 @@ class _Phase:
             row=row,
         )
 
-    async def _about_document(self, read: ReadDocument, group: int) -> None:
+    async def _about_document(self, read: ReadDocument, family: int) -> None:
         async def ask(inquiries: Sequence[Inquiry]) -> Sequence[Answered]:
-            return await asyncio.gather(*(self.scheduler.ask(one, group) for one in inquiries))
+            return await asyncio.gather(*(self.scheduler.ask(one, family) for one in inquiries))
 
         for stages in levels([stage for stage in self.stages if stage.over == "document"]):
             for stage in stages:

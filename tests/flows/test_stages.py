@@ -16,9 +16,9 @@ from config.load import set_environment
 from flows.run import reduce
 from flows.run.bench import Bench
 from flows.run.core import run_job
+from flows.run.families import Scheduler
 from flows.run.job import Options, make_job
 from flows.run.resume import reopen
-from flows.run.schedule import Scheduler
 from tests.fakes.engine_server import FakeEngine, Fault
 
 NUM_FILES = 40
@@ -224,7 +224,7 @@ def test_few_questions_are_in_memory_when_their_material_is_long(corpus, tmp_pat
 def test_a_chunk_is_done_with_before_the_next_one_when_the_cache_holds_one(
     corpus, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(Bench, "group_tokens", 1)
+    monkeypatch.setattr(Bench, "family_tokens", 1)
     monkeypatch.setattr(Bench, "max_in_flight", 4)
     with Engine(max_model_len=SMALL) as engine:
         run(tmp_path, engine, PIPELINE.replace("per_shard: 4", "per_shard: 40"))
@@ -243,7 +243,7 @@ def test_shards_that_wait_for_each_other_go_on_when_the_cache_holds_one_chunk(
         for place, number in enumerate(numbers):
             text = f"Ada orders {number + 1} ropes.\n\nAda orders 100 ropes."
             (folder / f"{shard}{place}.txt").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(Bench, "group_tokens", 1)
+    monkeypatch.setattr(Bench, "family_tokens", 1)
     with Engine(max_model_len=SMALL, latency_s=0.05) as engine:
         run(tmp_path, engine, PIPELINE.replace("per_shard: 4", "per_shard: 8"))
         assert Counter(engine.tasks())["facts"] == 8

@@ -1,11 +1,11 @@
-"""Sends the questions of one shard group by group, and brings each to its end.
+"""Sends the questions of one shard family by family, and brings each to its end.
 
-A group is what is asked about one chunk, or one node of a reduce: its requests share a prefix. What
-depends on earlier answers of a group goes out before anything of a later group, while the engine still
-holds the prefix; a further group is begun when a place would be idle otherwise, and not before the
+A family is what is asked about one chunk, or one node of a reduce: its requests share a prefix. What
+depends on earlier answers of a family goes out before anything of a later family, while the engine still
+holds the prefix; a further family is begun when a place would be idle otherwise, and not before the
 engine's KV cache has room for it beside those that are open.
 
-No group waits for a later one: it waits for its own requests, which are sent in the order of the groups,
+No family waits for a later one: it waits for its own requests, which are sent in the order of the families,
 or for one that another shard has begun to send, which that shard sends whatever it waits for itself. So
 there is always something that goes on. (docs/decisions/0011-chunk-by-chunk.md)
 """
@@ -39,13 +39,13 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class Family:
     """Questions about the same material."""
 
     tokens: int
     """Of the material."""
     work: Callable[[int], Awaitable[None]]
-    """Asks them, under the group's number."""
+    """Asks them, under the family's number."""
 
 
 class Scheduler:
@@ -55,22 +55,21 @@ class Scheduler:
         self._shard = shard
         self._ready: list[tuple[int, int, Request]] = []
         self._pushed = itertools.count()
-        self._numbers = itertools.count()
         self._results: dict[str, asyncio.Future[Result]] = {}
         self._open: dict[asyncio.Task[None], int] = {}
         self._beginning: set[int] = set()
         """Groups that have been begun and have not asked anything yet."""
         self._changed = asyncio.Event()
 
-    async def work_off(self, groups: AsyncIterator[Group]) -> None:
-        """Begin the groups in their order, and return when all have ended.
+    async def work_off(self, families: AsyncIterator[Family]) -> None:
+        """Begin the families in their order, and return when all have ended.
 
         Raises:
             EngineMisconfigured: The endpoint refuses every request.
         """
         bench = self._shard.bench
         batch = run_batch(
-            self._requests(groups),
+            self._requests(families),
             bench.route,
             max_in_flight=bench.max_in_flight,
             budget=bench.budget,
@@ -86,26 +85,26 @@ class Scheduler:
             await asyncio.gather(*self._open, return_exceptions=True)
             self._open.clear()
 
-    async def ask(self, inquiry: Inquiry, group: int) -> Answered:
+    async def ask(self, inquiry: Inquiry, family: int) -> Answered:
         """Return the end of an inquiry, without what is asked where it is doubtful."""
         if not inquiry.requests:
             return close(inquiry, None)
-        asked = (self._result(inquiry, request, group) for request in inquiry.requests)
+        asked = (self._result(inquiry, request, family) for request in inquiry.requests)
         results = await asyncio.gather(*asked)
         return close(inquiry, settle(inquiry.stage, results))
 
     async def answer(self, inquiries: Sequence[Inquiry]) -> list[Answered]:
-        """Return the ends of inquiries that each are a group, in their order."""
+        """Return the ends of inquiries that each are a family, in their order."""
         ends: dict[int, Answered] = {}
 
-        async def ask(number: int, inquiry: Inquiry, group: int) -> None:
-            ends[number] = await self.ask(inquiry, group)
+        async def ask(number: int, inquiry: Inquiry, family: int) -> None:
+            ends[number] = await self.ask(inquiry, family)
 
-        async def groups() -> AsyncIterator[Group]:
+        async def families() -> AsyncIterator[Family]:
             for number, inquiry in enumerate(inquiries):
-                yield Group(tokens=inquiry.material_tokens, work=partial(ask, number, inquiry))
+                yield Family(tokens=inquiry.material_tokens, work=partial(ask, number, inquiry))
 
-        await self.work_off(groups())
+        await self.work_off(families())
         return await self.ask_again([ends[number] for number in range(len(inquiries))])
 
     async def ask_again(self, ends: Sequence[Answered]) -> list[Answered]:
@@ -113,25 +112,25 @@ class Scheduler:
         doubts = _doubts(ends)
         found = list(ends)
 
-        async def again(number: int, group: int) -> None:
+        async def again(number: int, family: int) -> None:
             inquiry, request = ends[number].inquiry, ends[number].inquiry.again
             assert request is not None
             first = settle(inquiry.stage, ends[number].results)
-            end = decide(first, await self._result(inquiry, request, group), doubts[number])
+            end = decide(first, await self._result(inquiry, request, family), doubts[number])
             found[number] = close(inquiry, end)
 
-        async def groups() -> AsyncIterator[Group]:
+        async def families() -> AsyncIterator[Family]:
             for number in doubts:
                 tokens = ends[number].inquiry.material_tokens
-                yield Group(tokens=tokens, work=partial(again, number))
+                yield Family(tokens=tokens, work=partial(again, number))
 
         if doubts:
-            await self.work_off(groups())
+            await self.work_off(families())
         return found
 
-    async def _requests(self, groups: AsyncIterator[Group]) -> AsyncIterator[Request]:
+    async def _requests(self, families: AsyncIterator[Family]) -> AsyncIterator[Request]:
         """Yield the requests to be sent, each time one can be."""
-        coming: asyncio.Task[Group | None] | None = self._fetch(groups)
+        coming: asyncio.Task[Family | None] | None = self._fetch(families)
         try:
             while True:
                 self._changed.clear()
@@ -139,10 +138,10 @@ class Scheduler:
                 if self._ready:
                     yield heapq.heappop(self._ready)[-1]
                 elif coming and coming.done() and self._has_room(coming.result()):
-                    group = coming.result()
-                    coming = None if group is None else self._fetch(groups)
-                    if group is not None:
-                        self._begin(group)
+                    family = coming.result()
+                    coming = None if family is None else self._fetch(families)
+                    if family is not None:
+                        self._begin(family)
                 elif coming is None and not self._open:
                     return
                 else:
@@ -152,35 +151,35 @@ class Scheduler:
                 coming.cancel()
                 await asyncio.gather(coming, return_exceptions=True)
 
-    def _fetch(self, groups: AsyncIterator[Group]) -> asyncio.Task[Group | None]:
-        async def following() -> Group | None:
-            return await anext(groups, None)
+    def _fetch(self, families: AsyncIterator[Family]) -> asyncio.Task[Family | None]:
+        async def following() -> Family | None:
+            return await anext(families, None)
 
         task = asyncio.create_task(following())
         task.add_done_callback(lambda _: self._changed.set())
         return task
 
-    def _begin(self, group: Group) -> None:
-        number = next(self._numbers)
+    def _begin(self, family: Family) -> None:
+        number = next(self._shard.bench.family_numbers)
         self._beginning.add(number)
 
         async def work() -> None:
             try:
-                await group.work(number)
+                await family.work(number)
             finally:
                 self._asked(number)
 
         task = asyncio.create_task(work())
-        self._open[task] = group.tokens
+        self._open[task] = family.tokens
         task.add_done_callback(lambda _: self._changed.set())
 
-    def _asked(self, group: int) -> None:
-        """Take down that a group has asked something, or ended."""
-        self._beginning.discard(group)
+    def _asked(self, family: int) -> None:
+        """Take down that a family has asked something, or ended."""
+        self._beginning.discard(family)
         self._changed.set()
 
     def _close_ended(self) -> None:
-        """Forget the groups that have ended.
+        """Forget the families that have ended.
 
         Raises:
             Exception: What one of them has ended with.
@@ -189,22 +188,22 @@ class Scheduler:
             del self._open[task]
             task.result()
 
-    def _has_room(self, group: Group | None) -> bool:
-        """Tell whether a group can be begun now; None stands for the end of the groups."""
-        if group is None:
+    def _has_room(self, family: Family | None) -> bool:
+        """Tell whether a family can be begun now; None stands for the end of the families."""
+        if family is None:
             return True
         if self._beginning:
             return False
-        room = self._shard.bench.group_tokens
-        return room is None or not self._open or sum(self._open.values()) + group.tokens <= room
+        room = self._shard.bench.family_tokens
+        return room is None or not self._open or sum(self._open.values()) + family.tokens <= room
 
-    async def _result(self, inquiry: Inquiry, request: Request, group: int) -> Result:
+    async def _result(self, inquiry: Inquiry, request: Request, family: int) -> Result:
         """Return a request's one result; the same question is sent once, whoever asks it."""
         progress = self._shard.bench.progress
         progress.add(requests=1)
         arriving = self._results.get(request.request_key)
         if arriving is not None:
-            self._asked(group)
+            self._asked(family)
             # Not to be cancelled with the first that gives up.
             result = await asyncio.shield(arriving)
             progress.add_repeated(result)
@@ -212,7 +211,7 @@ class Scheduler:
         arriving = asyncio.get_running_loop().create_future()
         self._results[request.request_key] = arriving
         known = self._shard.ledger.find(request.request_key)
-        known = known or await self._from_elsewhere(inquiry, request.request_key, group)
+        known = known or await self._from_elsewhere(inquiry, request.request_key, family)
         if known is not None:
             progress.add_result(known)
             arriving.set_result(known)
@@ -223,17 +222,17 @@ class Scheduler:
             lake, key = self._shard.bench.lake, document.document_key
             await asyncio.to_thread(fetch_images, lake, key, request.images)
         place = next(self._pushed)
-        heapq.heappush(self._ready, (group, place, replace(request, priority=group)))
-        self._asked(group)
+        heapq.heappush(self._ready, (family, place, replace(request, priority=family)))
+        self._asked(family)
         return await arriving
 
     async def _from_elsewhere(
-        self, inquiry: Inquiry, request_key: str, group: int
+        self, inquiry: Inquiry, request_key: str, family: int
     ) -> Result | None:
         """Return what another shard is or was answered; None where the request is this shard's to send."""
         shard, flights = self._shard, self._shard.bench.flights
         while (flight := flights.board(request_key)) is not None:
-            self._asked(group)
+            self._asked(family)
             try:
                 result = await asyncio.wrap_future(flight)
             except Withdrawn:
