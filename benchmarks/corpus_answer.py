@@ -24,6 +24,7 @@ import polars as pl
 from aiohttp import web
 
 from benchmarks.machine import ROOT, machine, show
+from benchmarks.pdf_writing import pdf
 from config.load import set_environment
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
@@ -84,7 +85,7 @@ def write_corpus(folder: Path, num_documents: int) -> dict[str, tuple[int, int]]
             texts = [f"Page {page} of letter {number}." for page in range(1, _PAGES + 1)]
             texts[place - 1] += f" Order of {ropes} ropes."
             name = f"{number:06d}.pdf"
-            (folder / name).write_bytes(_pdf(texts))
+            (folder / name).write_bytes(pdf([[text] for text in texts]))
         else:
             place = 2 + number % _ROWS
             rows = [f"{row},nothing" for row in range(_ROWS)]
@@ -93,31 +94,6 @@ def write_corpus(folder: Path, num_documents: int) -> dict[str, tuple[int, int]]
             (folder / name).write_text("\n".join(["number,text", *rows]) + "\n", encoding="utf-8")
         facts[name] = (place, ropes)
     return facts
-
-
-def _pdf(texts: list[str]) -> bytes:
-    kids = " ".join(f"{4 + 2 * page} 0 R" for page in range(len(texts)))
-    objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
-        f"<< /Type /Pages /Kids [{kids}] /Count {len(texts)} >>",
-        "<< /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >>",
-    ]
-    for page, text in enumerate(texts):
-        content = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET"
-        objects += [
-            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Resources << /Font 3 0 R >>"
-            f" /Contents {5 + 2 * page} 0 R >>",
-            f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
-        ]
-    data, offsets = b"%PDF-1.7\n", []
-    for number, body in enumerate(objects, start=1):
-        offsets.append(len(data))
-        data += f"{number} 0 obj\n{body}\nendobj\n".encode()
-    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
-    count = len(objects) + 1
-    head = f"xref\n0 {count}\n0000000000 65535 f \n{table}"
-    end = f"trailer << /Size {count} /Root 1 0 R >>\nstartxref\n{len(data)}\n%%EOF\n"
-    return data + (head + end).encode()
 
 
 def _in_process(folder: Path, url: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from config.errors import ConfigError
 from config.pipeline import PipelineConfig, StageConfig
 from connectors.chunker import render
 from connectors.control_marks import disarm
-from connectors.document import Chunk, Document
+from connectors.document import Chunk, Document, Segment
 from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
 from engine.prompt import instructions, user_text
 from engine.request import Request, content_key, request_key
@@ -31,7 +31,16 @@ class _Shown:
     lines: Sequence[Line]
     tokens: int
     """Tokens of the lines, images included."""
+    material: str = ""
+    """The lines as one text."""
     images: tuple[Path, ...] = ()
+    chunk: Chunk | None = None
+    """The chunk that the lines are of, or that a row lies in."""
+    saw: str = "text"
+
+
+_RECENT = 16
+"""Chunks whose lines are kept ready for the next stage: more than are in work at once in two shards."""
 
 
 class Asker:
@@ -45,6 +54,9 @@ class Asker:
         """
         self.endpoint = endpoint
         self._max_per_document = pipeline.chunk.max_per_document
+        self._lines: dict[tuple[str, str], tuple[list[Line], str]] = {}
+        self._questions: dict[str, str] = {}
+        self._tails: dict[str, int] = {}
         self.instructions = instructions(pipeline.shared)
         self.instructions_tokens = endpoint.counter.count(self.instructions)
         self.stages = {
@@ -96,26 +108,41 @@ class Asker:
                 error=f"{len(images)} images without readable text, and engine"
                 f" {self.endpoint.profile.name!r} reads text only",
             )
-        lines = [Line(segment=s, origins=(origin(document, s),)) for s in segments]
+        if row:
+            lines, material = _shown_lines(document, segments)
+        else:
+            lines, material = self._lines_of(document, chunk)
         shown = _Shown(
             document=document,
             lines=lines,
+            material=material,
             tokens=self.weigh(lines) if row else chunk.num_tokens,
             images=images,
+            chunk=chunk,
+            saw="text" if not images else "text+image" if readable else "image",
         )
         outputs = {name: answered.output for name, answered in upstream.items()}
-        inquiry = self._ask(
+        return self._ask(
             stage,
             shown,
             unit=unit,
-            question=self._render(stage, self.stages[stage.name].question, upstream=outputs),
+            question=self._question(stage, outputs),
             input_keys=[
                 content_key("row", row.segment.text) if row else chunk.chunk_key,
                 *_result_keys(upstream.values()),
             ],
         )
-        saw = "text" if not images else "text+image" if readable else "image"
-        return replace(inquiry, chunk=chunk, saw=saw)
+
+    def _lines_of(self, document: Document, chunk: Chunk) -> tuple[list[Line], str]:
+        """Return a chunk's lines, alone and as one text; all stages ask about them in turn."""
+        key = (document.source.path, chunk.chunk_key)
+        found = self._lines.get(key)
+        if found is None:
+            found = _shown_lines(document, chunk.segments)
+            if len(self._lines) >= _RECENT:
+                self._lines.clear()
+            self._lines[key] = found
+        return found
 
     def _why_not(
         self, stage: StageConfig, chunk: Chunk, upstream: Mapping[str, Answered]
@@ -173,6 +200,7 @@ class Asker:
             shown = _Shown(
                 document=unit.document,
                 lines=lines,
+                material=render(line.segment for line in lines),
                 tokens=self.endpoint.counter.count(render(line.segment for line in lines)),
             )
             question = self._render(stage, template, upstream=outputs, group=unit.group)
@@ -187,7 +215,6 @@ class Asker:
                 ],
                 advice="use larger chunks or shorter answers, or an engine with a longer context",
             )
-            inquiry = replace(inquiry, saw="text")
         return replace(inquiry, num_inputs=num_inputs, num_answered=num_answered)
 
     def too_many(self, unit: Subject, inputs: Sequence[Input]) -> Inquiry:
@@ -209,6 +236,15 @@ class Asker:
         """Return the tokens of lines under the longest labels they may get."""
         segments = [line.segment.with_label("L99999") for line in lines]
         return self.endpoint.counter.weigh([render(segments)])[0] if segments else 0
+
+    def _question(self, stage: StageConfig, upstream: Mapping[str, Any]) -> str:
+        """Return a stage's question; it is always the same where it shows no earlier answers."""
+        if upstream:
+            return self._render(stage, self.stages[stage.name].question, upstream=upstream)
+        if stage.name not in self._questions:
+            template = self.stages[stage.name].question
+            self._questions[stage.name] = self._render(stage, template, upstream={})
+        return self._questions[stage.name]
 
     def _render(
         self,
@@ -242,48 +278,52 @@ class Asker:
         advice: str = "lower chunk.max_tokens, or put less of the upstream answers into the prompt",
     ) -> Inquiry:
         prepared = self.stages[stage.name]
-        request = self._request(prepared, shown, question=question)
-
-        def by(way: Way, sample: int) -> Request:
-            return replace(
-                request,
-                request_key=request_key(way.fingerprint, sample, input_keys),
-                mode=way.mode,
-                max_reasoning_tokens=way.max_reasoning_tokens,
-            )
-
+        request = self._request(
+            prepared,
+            shown,
+            question=question,
+            key=request_key(prepared.way.fingerprint, 0, input_keys),
+        )
+        samples = [request]
+        for sample in range(1, stage.samples):
+            key = request_key(prepared.way.fingerprint, sample, input_keys)
+            samples.append(replace(request, request_key=key))
         inquiry = Inquiry(
             stage=stage,
             mode=prepared.way.mode,
             fingerprint=prepared.way.fingerprint,
             document=shown.document,
-            chunk=None,
+            chunk=shown.chunk,
             unit=unit,
             input_keys=tuple(input_keys),
-            requests=tuple(by(prepared.way, sample) for sample in range(stage.samples)),
-            again=by(prepared.again, 0) if prepared.again else None,
+            requests=tuple(samples),
+            again=_again(request, prepared.again, input_keys) if prepared.again else None,
             lines=shown.lines,
             material_tokens=shown.tokens,
+            saw=shown.saw,
         )
         too_long = self._too_long(prepared, request, advice)
         if too_long is not None:
             return replace(inquiry, requests=(), unasked=("rejected", "too_long", too_long))
         return inquiry
 
-    def _request(self, prepared: PreparedStage, shown: _Shown, *, question: str) -> Request:
-        """Return the question, without what differs from one way of asking to the other."""
+    def _request(
+        self, prepared: PreparedStage, shown: _Shown, *, question: str, key: str
+    ) -> Request:
+        """Return the question in the stage's own way of asking."""
         stage = prepared.config
         segments = [line.segment for line in shown.lines]
         schema = bind_labels(stage.output, segments)
         enforced = self.endpoint.profile.capabilities.structured_output
         tail = user_text("", question, None if enforced else schema)
-        own_tokens = self.endpoint.counter.weigh([tail])[0] + TEMPLATE_MARGIN_TOKENS
+        own_tokens = self._weigh_tail(tail) + TEMPLATE_MARGIN_TOKENS
         return Request(
-            request_key="",
+            request_key=key,
             stage=stage.name,
             mode=prepared.way.mode,
+            max_reasoning_tokens=prepared.way.max_reasoning_tokens,
             instructions=self.instructions,
-            material=render(segments),
+            material=shown.material,
             images=shown.images,
             question=question,
             schema=schema,
@@ -293,6 +333,16 @@ class Asker:
             adapter=stage.adapter,
             prompt_tokens=self.instructions_tokens + shown.tokens + own_tokens,
         )
+
+    def _weigh_tail(self, tail: str) -> int:
+        """Return the tokens of what follows the material; most questions of a stage are the same."""
+        found = self._tails.get(tail)
+        if found is None:
+            found = self.endpoint.counter.weigh([tail])[0]
+            if len(self._tails) >= _RECENT:
+                self._tails.clear()
+            self._tails[tail] = found
+        return found
 
     def _too_long(self, prepared: PreparedStage, request: Request, advice: str) -> str | None:
         """Return why the request does not fit the context, such as a question full of answers."""
@@ -326,6 +376,22 @@ class Asker:
             unit=unit,
             unasked=("skipped", error_class, error),
         )
+
+
+def _again(request: Request, way: Way, input_keys: Sequence[str]) -> Request:
+    """Return the request as it is asked where its answer is doubtful."""
+    return replace(
+        request,
+        request_key=request_key(way.fingerprint, 0, input_keys),
+        mode=way.mode,
+        max_reasoning_tokens=way.max_reasoning_tokens,
+    )
+
+
+def _shown_lines(document: Document, segments: Sequence[Segment]) -> tuple[list[Line], str]:
+    """Return a document's segments as lines, alone and as one text."""
+    lines = [Line(segment=s, origins=(origin(document, s),)) for s in segments]
+    return lines, render(segments)
 
 
 def _disarmed(value: object) -> object:

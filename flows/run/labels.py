@@ -135,6 +135,8 @@ def _bind(schema: object, segments: Sequence[Segment]) -> object:
 
 def _open_to(schema: Mapping[str, Any], segments: Sequence[Segment]) -> Sequence[Segment]:
     kinds, min_words = schema.get(_KINDS), schema.get(_MIN_WORDS, 0)
+    if not kinds and not min_words:
+        return segments
     chosen = [
         segment
         for segment in segments
