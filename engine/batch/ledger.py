@@ -29,18 +29,18 @@ class Log(Protocol):
 
 
 async def on_record(
-    requests: AsyncIterable[Request], log: Log | None
+    requests: AsyncIterable[Request], log: Log | None, *, ahead: int = WINDOW
 ) -> AsyncGenerator[Request, None]:
     """Yield the requests in order, each after the log has it.
 
-    Works ahead by at most `WINDOW` requests, so that a place that becomes free does not wait for the
-    log, and several share one entry.
+    Works ahead by at most `ahead` requests, and `WINDOW`, so that a place that becomes free does not
+    wait for the log, and several share one entry. What is taken ahead cannot be overtaken any more.
     """
     if log is None:
         async for request in requests:
             yield request
         return
-    half = WINDOW // 2
+    half = max(1, min(WINDOW, ahead) // 2)
     taken: asyncio.Queue[object] = asyncio.Queue(half)
     ready: asyncio.Queue[object] = asyncio.Queue(half)
     tasks = [

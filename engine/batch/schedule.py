@@ -107,7 +107,7 @@ async def _feed(
 
     places_taken = itertools.count()
     try:
-        async with aclosing(on_record(requests, log)) as recorded:
+        async with aclosing(on_record(requests, log, ahead=limit)) as recorded:
             async for request in recorded:
                 await places.acquire()
                 place = next(places_taken)

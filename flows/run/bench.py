@@ -34,6 +34,7 @@ from flows.run.copies import Copies
 from flows.run.flights import Flights
 from flows.run.job import Job
 from flows.run.keys import reading_key, work_key
+from flows.run.leaders import Leaders
 from flows.run.passwords import Passwords
 from flows.run.prepare import check_fit
 from flows.run.progress import Progress
@@ -94,6 +95,7 @@ class Bench(Room):
     copies: Copies
     family_numbers: Iterator[int] = field(default_factory=itertools.count)
     """Numbers of prefix families, in the order in which the shards begin them: the earlier goes first."""
+    leaders: Leaders = field(default_factory=Leaders)
     cache_tokens: int | None = None
     """Tokens that the engine's KV cache holds; None where it does not tell."""
     commits: dict[str, Commit] = field(default_factory=dict)

@@ -29,6 +29,7 @@ from flows.run.bench import Bench
 from flows.run.doubt import decide, doubt_about, num_allowed, settle
 from flows.run.flights import Withdrawn
 from flows.run.held import fetch_images
+from flows.run.leaders import Sent
 from flows.run.ledger import load_answers
 from flows.run.rows import Answered, Inquiry, close
 
@@ -60,6 +61,10 @@ class Scheduler:
         self._beginning: set[int] = set()
         """Groups that have been begun and have not asked anything yet."""
         self._changed = asyncio.Event()
+        self._first: dict[int, dict[int, asyncio.Future[Result]]] = {}
+        """The first request about each material, by family and the hash of the material."""
+        self._sent: dict[str, tuple[Sent, float]] = {}
+        """How requests were sent, and the share of its prompt that each has in common with the first."""
 
     async def work_off(self, families: AsyncIterator[Family]) -> None:
         """Begin the families in their order, and return when all have ended.
@@ -167,6 +172,7 @@ class Scheduler:
             try:
                 await family.work(number)
             finally:
+                self._first.pop(number, None)
                 self._asked(number)
 
         task = asyncio.create_task(work())
@@ -221,10 +227,24 @@ class Scheduler:
             # Of a document that was not read again they are in the sink only.
             lake, key = self._shard.bench.lake, document.document_key
             await asyncio.to_thread(fetch_images, lake, key, request.images)
+        await self._led(inquiry, request, family)
         place = next(self._pushed)
         heapq.heappush(self._ready, (family, place, replace(request, priority=family)))
         self._asked(family)
         return await arriving
+
+    async def _led(self, inquiry: Inquiry, request: Request, family: int) -> None:
+        """Wait for the first answer about the same material, where the engine gains by it."""
+        firsts, material = self._first.setdefault(family, {}), hash(request.material)
+        first = firsts.setdefault(material, self._results[request.request_key])
+        leaders = self._shard.bench.leaders
+        sent: Sent = "first" if first is self._results[request.request_key] else "beside"
+        if sent == "beside" and leaders.leads and not first.done():
+            await asyncio.wait({first})
+        if sent == "beside" and first.done():
+            sent = "after"
+        shared = self._shard.bench.asker.instructions_tokens + inquiry.material_tokens
+        self._sent[request.request_key] = (sent, shared / max(1, request.prompt_tokens))
 
     async def _from_elsewhere(
         self, inquiry: Inquiry, request_key: str, family: int
@@ -251,6 +271,12 @@ class Scheduler:
         bench = self._shard.bench
         bench.flights.land(result)
         bench.progress.add_result(result)
+        sent, shared = self._sent.pop(result.request_key)
+        if result.attempts == 1 and result.fallback is None:
+            usage = result.usage
+            # By the engine's own count, since ours may be an estimate.
+            shared_tokens = int(shared * usage.prompt_tokens)
+            bench.leaders.note(sent, shared_tokens=shared_tokens, cached_tokens=usage.cached_tokens)
         _log(bench, result)
         self._results[result.request_key].set_result(result)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -74,6 +75,7 @@ class FakeEngine:
         api_key: str | None = None,
         latency_s: float = 0.0,
         log: Path | None = None,
+        bursts_miss: bool = False,
     ) -> None:
         """Serve on a port of 127.0.0.1, any free one where 0.
 
@@ -83,6 +85,7 @@ class FakeEngine:
             script: What goes wrong.
             api_key: Key that it asks for.
             latency_s: Seconds that every answer takes.
+            bursts_miss: Whether its cache knows a prompt only after it has been answered.
             log: File that gets one JSON line per call as it arrives, which is when it is paid.
         """
         self.calls: list[dict[str, Any]] = []
@@ -93,9 +96,12 @@ class FakeEngine:
         self.script = script
         self.api_key = api_key
         self.latency_s = latency_s
+        self.bursts_miss = bursts_miss
         self._log = None if log is None else log.open("a", encoding="utf-8")
         self.lock = threading.Lock()
         self.prefixes: set[str] = set()
+        self.cached: list[tuple[str, int]] = []
+        """Prompts with the tokens of each that the cache had, in order of arrival."""
         self._server = _Server(("127.0.0.1", port), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -200,14 +206,20 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             return False
 
         def _complete(self, number: int, body: Mapping[str, Any]) -> None:
+            prompt = _prompt_of(body)
+            cached = _cached_tokens(engine, prompt)
+            engine.cached.append((prompt, cached))
+            if not engine.bursts_miss:
+                _keep_prefixes(engine, prompt)
             time.sleep(engine.latency_s)
+            _keep_prefixes(engine, prompt)
             fault = engine.script(number, body) if engine.script else None
             if fault is not None and fault.hang_s:
                 time.sleep(fault.hang_s)
             if fault is not None and not (fault.answers or (fault.hang_s and not fault.cut)):
                 self._fail(fault)
                 return
-            completion = _completion(engine, body, fault)
+            completion = _completion(engine, body, fault, cached)
             if completion is None:
                 self._send(400, {"error": {"message": "prompt is longer than the context"}})
             elif body.get("stream"):
@@ -268,10 +280,14 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
     return Handler
 
 
+def _prompt_of(body: Mapping[str, Any]) -> str:
+    return json.dumps(body["messages"], sort_keys=True)
+
+
 def _completion(
-    engine: FakeEngine, body: Mapping[str, Any], fault: Fault | None
+    engine: FakeEngine, body: Mapping[str, Any], fault: Fault | None, cached_tokens: int
 ) -> dict[str, Any] | None:
-    prompt = json.dumps(body["messages"], sort_keys=True)
+    prompt = _prompt_of(body)
     num_tokens = len(prompt.encode()) // 3
     if num_tokens > engine.max_model_len:
         return None
@@ -288,7 +304,7 @@ def _completion(
     usage: object = {
         "prompt_tokens": num_tokens,
         "completion_tokens": len(json.dumps(message)) // 4 + 1,
-        "prompt_tokens_details": {"cached_tokens": _cached_tokens(engine, prompt)},
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
     if fault is not None and fault.usage is not ...:
         usage = fault.usage
@@ -333,16 +349,21 @@ def _events(completion: Mapping[str, Any]) -> list[bytes]:
 
 def _cached_tokens(engine: FakeEngine, prompt: str) -> int:
     """Return the tokens of the longest prefix seen before, in blocks of 64 characters."""
-    digest = hashlib.sha256()
-    cached = 0
     with engine.lock:
-        for start in range(0, len(prompt) - 64, 64):
-            digest.update(prompt[start : start + 64].encode())
-            key = digest.hexdigest()
-            if key in engine.prefixes and cached == start:
-                cached = start + 64
-            engine.prefixes.add(key)
-    return cached // 3
+        known = itertools.takewhile(engine.prefixes.__contains__, _prefixes(prompt))
+        return sum(64 for _ in known) // 3
+
+
+def _keep_prefixes(engine: FakeEngine, prompt: str) -> None:
+    with engine.lock:
+        engine.prefixes.update(_prefixes(prompt))
+
+
+def _prefixes(prompt: str) -> Iterator[str]:
+    digest = hashlib.sha256()
+    for start in range(0, len(prompt) - 64, 64):
+        digest.update(prompt[start : start + 64].encode())
+        yield digest.hexdigest()
 
 
 def main() -> None:
