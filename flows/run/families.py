@@ -59,7 +59,7 @@ class Scheduler:
         self._results: dict[str, asyncio.Future[Result]] = {}
         self._open: dict[asyncio.Task[None], int] = {}
         self._beginning: set[int] = set()
-        """Groups that have been begun and have not asked anything yet."""
+        """Families that have been begun and have not asked anything yet."""
         self._changed = asyncio.Event()
         self._first: dict[int, dict[int, asyncio.Future[Result]]] = {}
         """The first request about each material, by family and the hash of the material."""
@@ -97,20 +97,6 @@ class Scheduler:
         asked = (self._result(inquiry, request, family) for request in inquiry.requests)
         results = await asyncio.gather(*asked)
         return close(inquiry, settle(inquiry.stage, results))
-
-    async def answer(self, inquiries: Sequence[Inquiry]) -> list[Answered]:
-        """Return the ends of inquiries that each are a family, in their order."""
-        ends: dict[int, Answered] = {}
-
-        async def ask(number: int, inquiry: Inquiry, family: int) -> None:
-            ends[number] = await self.ask(inquiry, family)
-
-        async def families() -> AsyncIterator[Family]:
-            for number, inquiry in enumerate(inquiries):
-                yield Family(tokens=inquiry.material_tokens, work=partial(ask, number, inquiry))
-
-        await self.work_off(families())
-        return await self.ask_again([ends[number] for number in range(len(inquiries))])
 
     async def ask_again(self, ends: Sequence[Answered]) -> list[Answered]:
         """Return the ends with what is doubtful asked once more; no more of it than a stage allows."""

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -22,6 +23,7 @@ from config.graph import by_field
 from config.pipeline import StageConfig
 from connectors.sinks.lake import Lake
 from engine.request import content_key
+from flows.run.answers import answers
 from flows.run.claims import claimed
 from flows.run.commit import Done, put_done, record_parts, usage_rows
 from flows.run.compute import compute, tables_key
@@ -128,7 +130,8 @@ def _process(shard: Shard, stage: StageConfig, work_key: str) -> ShardReport:
             Members(subject=subject, marks=group.marks, tokens=group.tokens, load=group.load)
             for subject, group in zip(subjects, groups, strict=True)
         )
-        work = reduce_all(shard, members, (ends.done, ends.part), Scheduler(shard).answer)
+        ask = partial(answers, Scheduler(shard), max_in_flight=bench.max_in_flight)
+        work = reduce_all(shard, members, (ends.done, ends.part), ask)
         try:
             asyncio.run(until_cancelled(shard, work))
         finally:

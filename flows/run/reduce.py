@@ -7,10 +7,10 @@ without an answer is carried as a number: what an answer rests on is never less 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from flows.run.lines import lines_of, relabelled
@@ -22,12 +22,8 @@ if TYPE_CHECKING:
     from flows.run.shard import Shard
 
 _Taker = Callable[[int, Answered], None]
-Ask = Callable[[Sequence[Inquiry]], Awaitable[Sequence[Answered]]]
-
-SLAB = 256
-"""Most questions whose material is in memory at a time."""
-SLAB_TOKENS = 2_000_000
-"""Tokens of material that are in memory at a time, where they are of more questions than are in flight."""
+Ask = Callable[[Iterator[Inquiry]], AsyncGenerator[Answered, None]]
+"""Brings inquiries to their ends, in their order; takes them as it has room for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +82,7 @@ async def reduce_all(
         every: The units.
         takers: The first gets each unit's number, from 0, and the answer about it; levels apart, in
             order. The second gets each unit's number and an answer about a part of it.
-        ask: Brings inquiries to their ends, in their order.
+        ask: Brings inquiries to their ends, in their order; takes more of them as it has room.
     """
     pending = dict(enumerate(every))
     level = 0
@@ -121,27 +117,23 @@ async def _ask_level(
             again[number] = members_of(shard, ended.members.subject, ended.inputs, ended.marks)
 
     nodes = (node for number, one in pending.items() for node in _nodes(shard, number, one, level))
-    while slab := _slab(nodes, shard.bench.max_in_flight):
-        ends = await ask([node.inquiry for node in slab])
-        for node, end in zip(slab, ends, strict=True):
+    asked_about: deque[_Node] = deque()
+
+    def inquiries() -> Iterator[Inquiry]:
+        for node in nodes:
+            asked_about.append(node)
+            yield node.inquiry
+
+    async with aclosing(ask(inquiries())) as ends:
+        async for end in ends:
+            node = asked_about.popleft()
+            # Units come one after the other.
+            for number in [number for number in found if number < node.number]:
+                finish(number)
             _take(found.setdefault(node.number, _Level(pending[node.number])), node, end, part)
-        # The last one may go on in the next slab.
-        for number in [number for number in found if number < slab[-1].number]:
-            finish(number)
     for number in list(found):
         finish(number)
     return again
-
-
-def _slab(nodes: Iterator[_Node], max_in_flight: int) -> list[_Node]:
-    slab: list[_Node] = []
-    tokens = 0
-    for node in islice(nodes, SLAB):
-        slab.append(node)
-        tokens += node.inquiry.material_tokens
-        if tokens >= SLAB_TOKENS and len(slab) >= max_in_flight:
-            break
-    return slab
 
 
 def _take(ended: _Level, node: _Node, end: Answered, part: Callable[[int, Answered], None]) -> None:

@@ -11,11 +11,12 @@ import asyncio
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from connectors.chunker import ChunkRule, chunk_document
 from connectors.document import Chunk, Document, SourceRef, Unit
 from connectors.errors import DocumentRejected, StorageError, StorageUnavailable
 from connectors.storage import fetch
+from flows.run.answers import MAX_INQUIRIES, answers
 from flows.run.bench import NUM_READERS, Bench, Room
 from flows.run.claims import Claim
 from flows.run.commit import commit_shard
@@ -321,7 +323,8 @@ class _Phase:
             if stage.escalate is None:
                 continue
             if stage.over == "document":
-                await _reduce(self.shard, stage, documents, self.scheduler.answer)
+                ask = partial(answers, self.scheduler, max_in_flight=self.shard.bench.max_in_flight)
+                await _reduce(self.shard, stage, documents, ask)
                 continue
             places = [(read, at) for read in documents for at in sorted(read.answers[stage.name])]
             first = [read.answers[stage.name][at] for read, at in places]
@@ -362,8 +365,11 @@ class _Phase:
         )
 
     async def _about_document(self, read: ReadDocument, family: int) -> None:
-        async def ask(inquiries: Sequence[Inquiry]) -> Sequence[Answered]:
-            return await asyncio.gather(*(self.scheduler.ask(one, family) for one in inquiries))
+        async def ask(inquiries: Iterator[Inquiry]) -> AsyncGenerator[Answered, None]:
+            while some := [*islice(inquiries, MAX_INQUIRIES)]:
+                asked = (self.scheduler.ask(one, family) for one in some)
+                for end in await asyncio.gather(*asked):
+                    yield end
 
         for stages in levels([stage for stage in self.stages if stage.over == "document"]):
             for stage in stages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import polars as pl
 import pytest
 
 from config.load import set_environment
-from flows.run import reduce
+from flows.run import answers
 from flows.run.bench import Bench
 from flows.run.core import run_job
 from flows.run.families import Scheduler
@@ -204,19 +205,55 @@ def test_citations_lead_to_the_source_when_answers_were_reduced_in_levels(corpus
 
 
 def test_few_questions_are_in_memory_when_their_material_is_long(corpus, tmp_path, monkeypatch):
-    sizes: list[int] = []
-    answer = Scheduler.answer
+    held: list[int] = []
+    ask = Scheduler.ask
 
-    async def counting(self: Scheduler, inquiries: Any) -> Any:
-        sizes.append(len(inquiries))
-        return await answer(self, inquiries)
+    async def counting(self: Scheduler, inquiry: Any, family: int) -> Any:
+        if inquiry.stage.name == "all":
+            held.append(held[-1] + 1 if held else 1)
+        found = await ask(self, inquiry, family)
+        if inquiry.stage.name == "all":
+            held.append(held[-1] - 1)
+        return found
 
-    monkeypatch.setattr(Scheduler, "answer", counting)
-    monkeypatch.setattr(reduce, "SLAB_TOKENS", 1)
+    monkeypatch.setattr(Scheduler, "ask", counting)
+    monkeypatch.setattr(answers, "MAX_TOKENS", 1)
     monkeypatch.setattr(Bench, "max_in_flight", 2)
     with Engine(max_model_len=SMALL) as engine:
         run(tmp_path, engine)
-    assert max(sizes) == 2
+    assert max(held) == 2
+    (row,) = rows(tmp_path, "all")
+    assert row["total"] == total_of(range(NUM_FILES))
+
+
+def test_the_next_question_about_the_corpus_is_begun_when_one_has_ended(
+    corpus, tmp_path, monkeypatch
+):
+    order: list[int] = []
+    ask = Scheduler.ask
+
+    async def noting(self: Scheduler, inquiry: Any, family: int) -> Any:
+        found = await ask(self, inquiry, family)
+        if inquiry.unit.startswith("corpus~0"):
+            order.append(int(inquiry.unit[-5:]))
+        return found
+
+    monkeypatch.setattr(Scheduler, "ask", noting)
+    monkeypatch.setattr(answers, "MAX_INQUIRIES", 3)
+
+    class Slow(Engine):
+        """Takes its time for the second question about the corpus."""
+
+        def _answer(self, number: int, body: Mapping[str, Any]) -> Fault:
+            asked = ["TASK all" in json.dumps(one["messages"]) for one in self.calls[: number + 1]]
+            if asked[-1] and sum(asked) == 2:
+                time.sleep(0.5)
+            return super()._answer(number, body)
+
+    with Slow(max_model_len=SMALL) as engine:
+        run(tmp_path, engine)
+    assert order.index(3) < order.index(1)
+    assert sorted(order) == list(range(len(order)))
     (row,) = rows(tmp_path, "all")
     assert row["total"] == total_of(range(NUM_FILES))
 
