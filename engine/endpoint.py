@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -117,6 +117,29 @@ def open_endpoint(
         api_key=api_key,
         server=server,
     )
+
+
+def replicas_of(endpoint: Endpoint, notify: Callable[[str], None]) -> list[Endpoint]:
+    """Return the endpoints of further servers of the same model; one that is down may come back.
+
+    Raises:
+        EngineMisconfigured: One of them has another model, or refuses the key.
+    """
+    found = []
+    for url in endpoint.profile.replicas:
+        context = endpoint.context_tokens
+        try:
+            model, served = _describe(url, endpoint.profile, endpoint.api_key)
+        except EngineUnavailable as exc:
+            notify(f"replica {url} does not answer, the others stand in until it does: {exc}")
+        else:
+            if model != endpoint.model or (served is not None and served < context):
+                raise EngineMisconfigured(
+                    f"replica {url} serves {model!r} with a context of {served or context:,} tokens,"
+                    f" {endpoint.base_url} {endpoint.model!r} with {context:,}; replicas must be alike"
+                )
+        found.append(replace(endpoint, base_url=url, server=None))
+    return found
 
 
 def plan_endpoint(

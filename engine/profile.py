@@ -162,6 +162,9 @@ class Profile(_Model):
     """Flags of `vllm serve` for an engine that this machine starts."""
     base_url: str | None = None
     """Address up to and with `/v1`; None for an engine that this machine starts."""
+    replicas: tuple[str, ...] = ()
+    """Addresses of further servers of the same model, as `base_url`. Requests about one chunk stay with one
+    of them, whose cache holds it; `max_in_flight` and a tier's limits hold for each."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; the key itself is nowhere else."""
     needs_key: bool = False
@@ -204,15 +207,21 @@ class Profile(_Model):
     @field_validator("base_url")
     @classmethod
     def _check_url(cls, url: str | None) -> str | None:
-        if url is not None and "@" in urlsplit(url).netloc:
-            raise ValueError(
-                "the URL holds a user name or password; a key belongs into the environment variable"
-                " that api_key_env names (for a plain URL: OPENAI_API_KEY)"
-            )
-        return url
+        return None if url is None else _without_secret(url)
+
+    @field_validator("replicas")
+    @classmethod
+    def _check_replicas(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_without_secret(url) for url in urls)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if len({self.base_url, *self.replicas}) <= len(self.replicas):
+            raise ValueError(
+                "replicas are further servers: each address once, and not that of base_url"
+            )
+        if self.replicas and self.base_url is None:
+            raise ValueError("replicas stand beside base_url; name the first server there")
         names = [tier.name for tier in self.tiers]
         if self.tier is not None and self.tier not in names:
             raise ValueError(f"tier {self.tier!r} is none of {', '.join(names) or 'the tiers'}")
@@ -230,6 +239,15 @@ class Profile(_Model):
                 allowed = min(tier.max_in_flight, self.max_in_flight)
                 return tier.model_copy(update={"max_in_flight": allowed})
         return RateTier(name="none", max_in_flight=self.max_in_flight)
+
+
+def _without_secret(url: str) -> str:
+    if "@" in urlsplit(url).netloc:
+        raise ValueError(
+            "the URL holds a user name or password; a key belongs into the environment variable"
+            " that api_key_env names (for a plain URL: OPENAI_API_KEY)"
+        )
+    return url
 
 
 def profile_for_url(url: str) -> Profile:

@@ -49,6 +49,8 @@ class Request:
     """LoRA adapter to ask, by the name the endpoint serves it under."""
     prompt_tokens: int = 0
     """Tokens of the prompt as counted when the request was made; 0 where nobody counted."""
+    affinity: str = ""
+    """The same for requests that share a prefix: they go to the same one of several servers."""
     priority: int | None = None
     """Lower goes first, at endpoints that know priorities; None: as its place in the order."""
 

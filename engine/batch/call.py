@@ -56,17 +56,20 @@ class Account:
 class Caller:
     """Makes calls to one endpoint of a route."""
 
-    def __init__(
-        self, line: Line, client: Client, retry: RetryRule, budget: Budget, *, is_last: bool
-    ) -> None:
+    def __init__(self, line: Line, client: Client, retry: RetryRule, budget: Budget) -> None:
         self.line = line
         self._client = client
         self._retry = retry
         self._budget = budget
-        self._is_last = is_last
 
     async def call(
-        self, body: Mapping[str, Any], request: Request, priority: int, account: Account
+        self,
+        body: Mapping[str, Any],
+        request: Request,
+        priority: int,
+        account: Account,
+        *,
+        is_last: bool,
     ) -> Reply:
         """Return the reply of one turn, its usage filled in where the endpoint did not tell it.
 
@@ -81,7 +84,7 @@ class Caller:
         reserved = await self._budget.reserve(body, profile.prices)
         used = Amount()
         try:
-            reply = await self._retried(body, request, account)
+            reply = await self._retried(body, request, account, is_last=is_last)
             usage = reply.usage or _guessed(body, reply)
             used = amount_of(usage, profile.prices)
         finally:
@@ -93,7 +96,9 @@ class Caller:
         account.first_token_s = reply.first_token_s
         return replace(reply, usage=usage)
 
-    async def _retried(self, body: Mapping[str, Any], request: Request, account: Account) -> Reply:
+    async def _retried(
+        self, body: Mapping[str, Any], request: Request, account: Account, *, is_last: bool
+    ) -> Reply:
         """Return the reply, after as many calls as the retry rule allows.
 
         Raises:
@@ -101,7 +106,7 @@ class Caller:
             AssertionError: Never.
         """
         for attempt in range(1, self._retry.max_attempts + 1):
-            await self._admitted()
+            await self._admitted(is_last=is_last)
             try:
                 return await self._once(body, request, account)
             except EngineUnavailable as exc:
@@ -149,14 +154,14 @@ class Caller:
             if not told:
                 breaker.withdrawn()
 
-    async def _admitted(self) -> None:
+    async def _admitted(self, *, is_last: bool) -> None:
         """Wait while the circuit is open; go on to the next endpoint at once where there is one.
 
         Raises:
             EngineUnavailable: It has been open for too long, or another endpoint stands in.
         """
         while (answer := self.line.breaker.admit()) != "go":
-            if answer == "give_up" or not self._is_last:
+            if answer == "give_up" or not is_last:
                 raise EngineUnavailable(
                     f"{self.line.endpoint.base_url} failed again and again and is left alone for a"
                     f" while; the last time: {self.line.breaker.last_failure}"

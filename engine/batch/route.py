@@ -5,11 +5,13 @@ Made once per run and shared by its shards, so that all of them see one circuit 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from engine.batch.breaker import Breaker, BreakerRule
 from engine.batch.pace import Pace
+from engine.batch.replicas import Replicas
 from engine.endpoint import Endpoint
 from engine.request import Request
 
@@ -39,9 +41,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The endpoint of a run, and its fallbacks in the order in which they are tried."""
+    """The endpoint of a run with its replicas, and its fallbacks in the order in which they are tried."""
 
     lines: Sequence[Line]
+    """Of the endpoint, its replicas, then the fallbacks."""
+    replicas: Replicas
+    num_replicas: int = 1
+    """The endpoint's own server among them."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -51,11 +57,23 @@ class Route:
     @property
     def max_in_flight(self) -> int:
         """Return how many requests may be under way at once."""
-        return self.endpoint.profile.limits.max_in_flight
+        return self.num_replicas * self.endpoint.profile.limits.max_in_flight
+
+    @contextmanager
+    def order(self, request: Request) -> Iterator[Sequence[int]]:
+        """Yield the numbers of the lines in the order in which they are tried for a request."""
+        fallbacks = range(self.num_replicas, len(self.lines))
+        with self.replicas.place(request.affinity) as own:
+            yield [*own, *fallbacks]
 
 
-def route_to(*endpoints: Endpoint, rule: BreakerRule | None = None) -> Route:
-    """Return the route to the first endpoint, with the others as fallbacks."""
-    return Route([
-        Line(endpoint, Breaker(rule), Pace(endpoint.profile.limits)) for endpoint in endpoints
-    ])
+def route_to(
+    *endpoints: Endpoint, replicas: Sequence[Endpoint] = (), rule: BreakerRule | None = None
+) -> Route:
+    """Return the route to the first endpoint and its replicas, with the others as fallbacks."""
+    own = [*endpoints[:1], *replicas]
+    lines = [
+        Line(endpoint, Breaker(rule), Pace(endpoint.profile.limits))
+        for endpoint in [*own, *endpoints[1:]]
+    ]
+    return Route(lines, Replicas([endpoint.base_url for endpoint in own]), len(own))

@@ -61,12 +61,12 @@ async def run(
             )
             for line in route.lines
         ]
-        last = len(route.lines) - 1
         callers = [
-            Caller(line, client, retry, budget or Budget(), is_last=number == last)
-            for number, (line, client) in enumerate(zip(route.lines, clients, strict=True))
+            Caller(line, client, retry, budget or Budget())
+            for line, client in zip(route.lines, clients, strict=True)
         ]
-        feeder = asyncio.create_task(_feed(requests, _Sender(callers), done, limit=limit, log=log))
+        sender = _Sender(route, callers)
+        feeder = asyncio.create_task(_feed(requests, sender, done, limit=limit, log=log))
         try:
             while (item := await done.get()) is not _END:
                 if isinstance(item, BaseException):
@@ -129,24 +129,35 @@ async def _feed(
 class _Sender:
     """Carries out one request after the other, on the first endpoint that can."""
 
-    def __init__(self, callers: Sequence[Caller]) -> None:
-        self._callers = callers
+    def __init__(self, route: Route, callers: Sequence[Caller]) -> None:
+        self._route, self._callers = route, callers
 
     async def result(self, request: Request, priority: int) -> Result:
         """Return the request's one result."""
+        with self._route.order(request) as order:
+            return await self._result(request, priority, order)
+
+    async def _result(self, request: Request, priority: int, order: Sequence[int]) -> Result:
         started = time.monotonic()
         account = Account()
-        answered_by, ending = self._callers[0], None
+        number, ending = order[0], None
         reasons: list[str] = []
-        for caller in self._callers:
+        for tried in order:
+            if ending and ending.error_class != "engine_unavailable" and self._is_own(tried):
+                # A replica would refuse it as well.
+                continue
+            caller, is_last = self._callers[tried], tried == order[-1]
             refused = caller.line.cannot_take(request) if reasons else None
             if refused is None:
-                answered_by = caller
-                ending, refused = await self._try(caller, request, priority, account)
+                number = tried
+                ending, refused = await self._try(
+                    caller, request, priority, account, is_last=is_last
+                )
             if refused is None:
                 break
             reasons.append(f"{caller.line.endpoint.profile.name}: {refused}")
         assert ending is not None, "the first endpoint is always tried"
+        answered_by, is_own = self._callers[number], self._is_own(number)
         endpoint = answered_by.line.endpoint
         return Result(
             request_key=request.request_key,
@@ -154,14 +165,14 @@ class _Sender:
             outcome=ending.outcome,
             output=ending.output,
             error_class=ending.error_class,
-            error=_told(ending, reasons) if answered_by is self._callers[0] else ending.error,
+            error=_told(ending, reasons) if is_own else ending.error,
             mode=request.mode,
             mode_observed=ending.mode_observed,
             mode_notes=ending.mode_notes,
             reasoning=ending.reasoning,
             model=request.adapter or endpoint.model,
             engine=endpoint.profile.name,
-            fallback="; ".join(reasons) if answered_by is not self._callers[0] else None,
+            fallback=None if is_own else "; ".join(reasons),
             finish_reason=ending.finish_reason,
             usage=account.usage,
             cost_usd=account.cost_usd,
@@ -170,9 +181,13 @@ class _Sender:
             first_token_s=account.first_token_s,
         )
 
+    def _is_own(self, number: int) -> bool:
+        """Tell whether a line leads to the pipeline's own engine."""
+        return number < self._route.num_replicas
+
     @staticmethod
     async def _try(
-        caller: Caller, request: Request, priority: int, account: Account
+        caller: Caller, request: Request, priority: int, account: Account, *, is_last: bool
     ) -> tuple[Ending, str | None]:
         """Return how the request ended on one endpoint, and why the next one is to be tried.
 
@@ -181,7 +196,7 @@ class _Sender:
         """
 
         async def send(body: Mapping[str, Any]) -> Reply:
-            return await caller.call(body, request, priority, account)
+            return await caller.call(body, request, priority, account, is_last=is_last)
 
         try:
             mode = MODES[request.mode]

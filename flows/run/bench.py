@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
 from connectors.storage import STATE_PREFIX, Source
 from engine.batch import Amount, Budget, Route, route_to
-from engine.endpoint import Endpoint, open_endpoint, plan_endpoint
+from engine.endpoint import Endpoint, open_endpoint, plan_endpoint, replicas_of
 from engine.profile import Profile
 from engine.server import cache_tokens
 from engine.tokens import image_tokens
@@ -283,7 +283,8 @@ def open_bench(
             max_seconds=limits.seconds,
             spent=spent,
         )
-        route = route_to(endpoint, *fallbacks)
+        replicas = replicas_of(endpoint, notify)
+        route = route_to(endpoint, *fallbacks, replicas=replicas)
         at_once = min(at_once, route.max_in_flight)
         cancelled, in_work = threading.Event(), Shift(at_once)
         rule = chunk_rule(job, endpoint, asker, room.lake)
@@ -309,7 +310,7 @@ def open_bench(
             claims=claims,
             flights=Flights(),
             copies=Copies(room.lake),
-            cache_tokens=_cache_tokens(endpoint),
+            cache_tokens=_cache_of_all([endpoint, *replicas]),
             reading_key=reading_key(job, rule),
             work_key=work_key(job, rule, asker),
         )
@@ -402,6 +403,12 @@ def _cache_tokens(endpoint: Endpoint) -> int | None:
     if endpoint.profile.capabilities.priority and endpoint.base_url:
         return cache_tokens(endpoint.base_url)
     return None
+
+
+def _cache_of_all(servers: Sequence[Endpoint]) -> int | None:
+    """Return what the KV caches of a model's servers hold together; None where none tells."""
+    held = [tokens for server in servers if (tokens := _cache_tokens(server)) is not None]
+    return sum(held) if held else None
 
 
 def _image_tokens(profile: Profile) -> Callable[[Media], int] | None:

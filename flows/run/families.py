@@ -24,7 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.batch import run as run_batch
-from engine.request import Request, Result
+from engine.request import Request, Result, content_key
 from flows.run.bench import Bench
 from flows.run.doubt import decide, doubt_about, num_allowed, settle
 from flows.run.flights import Withdrawn
@@ -63,6 +63,7 @@ class Scheduler:
         self._changed = asyncio.Event()
         self._first: dict[int, dict[int, asyncio.Future[Result]]] = {}
         """The first request about each material, by family and the hash of the material."""
+        self._affinities: dict[int, str] = {}
         self._sent: dict[str, tuple[Sent, float]] = {}
         """How requests were sent, and the share of its prompt that each has in common with the first."""
 
@@ -159,6 +160,7 @@ class Scheduler:
                 await family.work(number)
             finally:
                 self._first.pop(number, None)
+                self._affinities.pop(number, None)
                 self._asked(number)
 
         task = asyncio.create_task(work())
@@ -215,7 +217,10 @@ class Scheduler:
             await asyncio.to_thread(fetch_images, lake, key, request.images)
         await self._led(inquiry, request, family)
         place = next(self._pushed)
-        heapq.heappush(self._ready, (family, place, replace(request, priority=family)))
+        if family not in self._affinities:
+            self._affinities[family] = content_key("prefix", request.material)
+        request = replace(request, priority=family, affinity=self._affinities[family])
+        heapq.heappush(self._ready, (family, place, request))
         self._asked(family)
         return await arriving
 

@@ -1,4 +1,4 @@
-"""The first question about a chunk goes ahead where, and only where, the engine's cache gains by it."""
+"""Questions about one chunk meet its prefix: one may lead the others, and all go to the same server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from config.load import set_environment
+from engine.profile import profile_for_url
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
 from flows.run.leaders import NUM_SEEN, Leaders
@@ -83,3 +84,30 @@ def test_short_prefixes_tell_nothing_when_leaders_are_judged():
     for _ in range(2 * NUM_SEEN):
         leaders.note("beside", shared_tokens=100, cached_tokens=0)
     assert not leaders.leads
+
+
+def test_all_questions_of_a_document_go_to_one_server(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number:03d}.txt").write_text(f"number{number}x is here", encoding="utf-8")
+    pipeline = tmp_path / "pipeline.yaml"
+    pipeline.write_text(PIPELINE.replace("name: three, ", "name: three, needs: [two], "))
+    set_environment({"HEADRACE_STATE": str(tmp_path / "state")})
+    with FakeEngine() as a, FakeEngine() as b:
+        profile = profile_for_url(a.url).model_copy(update={"name": "two", "replicas": (b.url,)})
+        file = tmp_path / "two.yaml"
+        file.write_text(profile.model_dump_json(), encoding="utf-8")
+        options = Options(source=str(folder), sink=str(tmp_path / "lake"), engine=str(file))
+        assert run_job(make_job(pipeline, options))["verdict"] == "complete"
+        found = [
+            [
+                sum(f"number{number}x" in str(call["messages"]) for call in engine.calls)
+                for number in range(12)
+            ]
+            for engine in (a, b)
+        ]
+        assert len(a.calls) + len(b.calls) == 36
+    assert [sum(calls) for calls in zip(*found, strict=True)] == [3] * 12
+    assert all(0 in calls for calls in zip(*found, strict=True))
+    assert all(any(calls) for calls in found)
