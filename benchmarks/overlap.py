@@ -10,20 +10,25 @@ tables besides. `first_call_s` is when the first call reached the engine, from t
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
+import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from benchmarks.fast_engine import serving
 from benchmarks.machine import machine, show
 from benchmarks.pdf_writing import pdf
-from config.load import set_environment
+from benchmarks.run_against_loop import HEADRACE
+from config.load import child_environment, set_environment
 from engine.client import Client, Patience
 from engine.reply import Reply
 from flows.run.ask import Asker
@@ -80,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=60)
     parser.add_argument("--pages", type=int, default=12)
+    parser.add_argument("--objects", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     measured_on = machine()
@@ -109,7 +115,11 @@ def main() -> None:
                 "run / sum": seconds / (read_s + generate_s),
                 "first_call_s": statistics.median(run["first_call_s"] for run in runs),
             })
-    show("overlap", measured_on, {"documents": asked.documents}, rows)
+        firsts = {
+            f"seconds to the first call, {number:,} objects": _first_call_of(folder, number)
+            for number in (asked.objects // 100, asked.objects)
+        }
+    show("overlap", measured_on, {"documents": asked.documents, **firsts}, rows)
 
 
 def _write(folder: Path, documents: int, pages: int) -> None:
@@ -158,6 +168,54 @@ def _run(folder: Path, delay_s: float, name: str) -> Mapping[str, float]:
             manifest = run_job(job)
         assert manifest["verdict"] == "complete", manifest["verdict"]
         return {"seconds": manifest["seconds"], "first_call_s": calls[0] - started}
+
+
+def _first_call_of(folder: Path, objects: int) -> float:
+    """Return the seconds from the start of a process that runs over so many objects to its first call."""
+    source = folder / f"objects-{objects}"
+    for number in range(objects):
+        if number % 1000 == 0:
+            (source / f"{number:09d}").mkdir(parents=True)
+        (source / f"{number // 1000 * 1000:09d}" / f"{number:09d}.txt").write_text(str(number))
+    called = threading.Event()
+
+    class Engine(BaseHTTPRequestHandler):
+        """Lists its model, and answers no call."""
+
+        def do_GET(self) -> None:
+            data = json.dumps({"data": [{"id": "m", "max_model_len": 32_768}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_POST(self) -> None:
+            called.set()
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    argv = [HEADRACE, "run", str(folder / "bench.yaml"), f"--source={source}", f"--engine={url}"]
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [*argv, f"--sink={folder / f'first-{objects}'}"],
+        env=child_environment(
+            PREFECT_API_URL="", PREFECT_PROFILES_PATH="/dev/null", HEADRACE_STATE=f"{folder}/state"
+        ),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        assert called.wait(300), "no call was made"
+        return time.monotonic() - started
+    finally:
+        process.kill()
+        process.wait()
+        server.shutdown()
 
 
 @contextmanager
