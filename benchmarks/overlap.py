@@ -29,7 +29,7 @@ from benchmarks.machine import machine, show
 from benchmarks.pdf_writing import pdf
 from benchmarks.run_against_loop import HEADRACE
 from config.load import child_environment, set_environment
-from engine.client import Client, Patience
+from engine.client import Client, Patience, Watch
 from engine.reply import Reply
 from flows.run.ask import Asker
 from flows.run.bench import NUM_READERS, chunk_rule, open_engine, open_room
@@ -230,9 +230,12 @@ def _first_call() -> Iterator[list[float]]:
         *,
         prompt_tokens: int,
         patience: Patience | None = None,
+        watch: Watch | None = None,
     ) -> Reply:
         times.append(time.monotonic())
-        return await complete(self, body, prompt_tokens=prompt_tokens, patience=patience)
+        return await complete(
+            self, body, prompt_tokens=prompt_tokens, patience=patience, watch=watch
+        )
 
     Client.complete = noting  # type: ignore[method-assign]
     try:

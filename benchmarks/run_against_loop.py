@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.machine import ROOT, machine, show
 from config.load import child_environment, load_profile, load_surroundings
-from engine.client import Client, Patience
+from engine.client import Client, Patience, Watch
 from engine.local_models import LOCAL_MODELS
 from engine.profile import Profile
 from engine.reply import Reply
@@ -139,9 +139,12 @@ def recorded() -> Iterator[list[dict[str, Any]]]:
         *,
         prompt_tokens: int,
         patience: Patience | None = None,
+        watch: Watch | None = None,
     ) -> Reply:
         bodies.append(dict(body))
-        return await complete(self, body, prompt_tokens=prompt_tokens, patience=patience)
+        return await complete(
+            self, body, prompt_tokens=prompt_tokens, patience=patience, watch=watch
+        )
 
     Client.complete = recording  # type: ignore[method-assign]
     try:

@@ -12,13 +12,14 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from types import SimpleNamespace, TracebackType
+from typing import Any, Protocol, Self
 
 import aiohttp
 import orjson
 
 from engine.errors import EngineMisconfigured, EngineUnavailable
+from engine.load import Load, read_load
 from engine.reply import ABORTED, Assembly, Reply
 from engine.status import authorization, said, status_error, too_late, unreachable
 
@@ -33,6 +34,9 @@ STALL_TIMEOUT_S = 180.0
 """Seconds between two events of a stream. vLLM may put a request back behind more urgent ones."""
 MAX_BODY_BYTES = 64 << 20
 """Longest answer that is read; a 256K-token answer has about 1 MiB."""
+
+LOAD_TIMEOUT_S = 2.0
+"""Seconds for a page of metrics, which takes milliseconds; it is read on the way, and nothing hangs on it."""
 
 LARGE_BODY_BYTES = 1 << 20
 """Prompts of about 250K tokens, and any with several images, are larger."""
@@ -59,6 +63,16 @@ class Patience:
         return cls(first_s=reading if streamed else total, stall_s=STALL_TIMEOUT_S, total_s=total)
 
 
+class Watch(Protocol):
+    """Who is told how far a call has come."""
+
+    def sending(self, num_bytes: int) -> None:
+        """Hear that so many bytes more of the body go out now."""
+
+    def heard(self, status: int) -> None:
+        """Hear that the answer begins."""
+
+
 class Client:
     """Sends calls to one endpoint over a pool of connections; belongs to one event loop."""
 
@@ -69,7 +83,12 @@ class Client:
         self._http: aiohttp.ClientSession | None = None
 
     async def complete(
-        self, body: Mapping[str, Any], *, prompt_tokens: int, patience: Patience | None = None
+        self,
+        body: Mapping[str, Any],
+        *,
+        prompt_tokens: int,
+        patience: Patience | None = None,
+        watch: Watch | None = None,
     ) -> Reply:
         """Return the reply to one chat completion, streamed where the body says so.
 
@@ -77,6 +96,7 @@ class Client:
             body: The request's JSON.
             prompt_tokens: Tokens of the prompt, about; the time-outs grow with them.
             patience: How long to wait, in place of what follows from the tokens.
+            watch: Is told how far the call has come.
 
         Raises:
             EngineUnavailable: No answer, an empty, broken or stalled one, or a status that says
@@ -93,9 +113,14 @@ class Client:
             async with (
                 asyncio.timeout(wait.first_s) as clock,
                 self._http.post(
-                    f"{self._base_url}/chat/completions", data=_payload(body), headers=_JSON
+                    f"{self._base_url}/chat/completions",
+                    data=_payload(body),
+                    headers=_JSON,
+                    trace_request_ctx=watch,
                 ) as answer,
             ):
+                if watch is not None:
+                    watch.heard(answer.status)
                 if not answer.ok:
                     raise status_error(
                         answer.status,
@@ -108,6 +133,18 @@ class Client:
                     return self._whole(await answer.read())
                 reader = _Reader(self._base_url, self._api_key, wait, started)
                 return await reader.read(answer.content, clock)
+
+    async def load(self) -> Load | None:
+        """Return what the server says of its load; None where it does not answer, or is no vLLM."""
+        assert self._http is not None, "entered before use"
+        try:
+            async with (
+                asyncio.timeout(LOAD_TIMEOUT_S),
+                self._http.get(f"{self._base_url.removesuffix('/v1')}/metrics") as answer,
+            ):
+                return read_load(await answer.text()) if answer.ok else None
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return None
 
     def _whole(self, data: bytes) -> Reply:
         """Return an answer that came in one piece.
@@ -131,6 +168,7 @@ class Client:
             connector=aiohttp.TCPConnector(limit=self._max_connections),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[_watching()],
         )
         return self
 
@@ -169,7 +207,10 @@ class _Reader:
             raise EngineUnavailable(
                 f"{self._base_url} cut the answer off after {self._assembly.num_events} events"
             )
-        return _finished(self._assembly.reply(first_token_s=self._first_token_s), self._base_url)
+        first_s = self._first_token_s
+        decoding_s = None if first_s is None else time.monotonic() - self._started - first_s
+        reply = self._assembly.reply(first_token_s=first_s, decoding_s=decoding_s)
+        return _finished(reply, self._base_url)
 
     async def _lines(
         self, content: aiohttp.StreamReader, clock: asyncio.Timeout
@@ -224,6 +265,23 @@ class _Reader:
         return EngineUnavailable(
             f"{self._base_url} broke the answer off: {said(line, self._secret)}"
         )
+
+
+def _watching() -> aiohttp.TraceConfig:
+    """Return what tells a call's watch when its body goes out, which is not before there is a connection."""
+
+    async def sending(
+        _: aiohttp.ClientSession,
+        context: SimpleNamespace,
+        params: aiohttp.TraceRequestChunkSentParams,
+    ) -> None:
+        watch: Watch | None = context.trace_request_ctx
+        if watch is not None:
+            watch.sending(len(params.chunk))
+
+    config = aiohttp.TraceConfig()
+    config.on_request_chunk_sent.append(sending)
+    return config
 
 
 def _payload(body: Mapping[str, Any]) -> bytes | io.BytesIO:

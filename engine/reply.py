@@ -35,6 +35,8 @@ class Reply:
     """None where the host sent none, or one that cannot be."""
     first_token_s: float | None = None
     """Seconds until the first event; None where the answer came in one piece."""
+    decoding_s: float | None = None
+    """Seconds from there to the end; None where the answer came in one piece."""
 
 
 class Assembly:
@@ -88,7 +90,7 @@ class Assembly:
             known[1] += str(function.get("name") or "")
             known[2] += _arguments(function.get("arguments"))
 
-    def reply(self, *, first_token_s: float | None) -> Reply:
+    def reply(self, *, first_token_s: float | None, decoding_s: float | None = None) -> Reply:
         """Return what has been gathered."""
         return Reply(
             content="".join(self._content),
@@ -100,6 +102,7 @@ class Assembly:
             finish_reason=self.finish_reason,
             usage=read_usage(self._usage, has_text=bool(self._content or self._reasoning)),
             first_token_s=first_token_s,
+            decoding_s=decoding_s,
         )
 
 

@@ -102,6 +102,10 @@ class Result:
     """Wall time from the first send to the last answer, waiting between attempts included."""
     first_token_s: float | None = None
     """Seconds from the last call's send to its first event; None where answers are not streamed."""
+    queued_s: float = 0.0
+    """Seconds its calls waited here before they were sent: for budget, pace and breaker."""
+    decoding_s: float | None = None
+    """Seconds from the last call's first event to its end; None where answers are not streamed."""
 
 
 def add_usage(first: Usage, second: Usage) -> Usage:

@@ -4,7 +4,8 @@ from engine.batch.breaker import BreakerRule
 from engine.batch.budget import Amount, Budget
 from engine.batch.call import RetryRule
 from engine.batch.ledger import WINDOW, Log
-from engine.batch.route import Route, route_to
+from engine.batch.pace import Limits, Pace
+from engine.batch.route import Line, Route, route_to
 from engine.batch.schedule import run
 
 __all__ = [
@@ -12,7 +13,10 @@ __all__ = [
     "Amount",
     "BreakerRule",
     "Budget",
+    "Limits",
+    "Line",
     "Log",
+    "Pace",
     "RetryRule",
     "Route",
     "route_to",

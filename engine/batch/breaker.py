@@ -50,23 +50,34 @@ class Breaker:
         """Tell whether calls are held back."""
         return self._failures >= self._rule.max_failures
 
+    def look(self) -> Admission:
+        """Return what `admit` would, without a call being admitted."""
+        with self._lock:
+            return self._look()
+
     def admit(self) -> Admission:
         """Return whether a call may go out now; with the circuit open one at a time may, as a probe."""
         with self._lock:
-            if not self.is_open:
-                return "go"
-            now = self._clock()
-            if not self._probing and now >= self._open_until:
-                self._probing = True
-                return "go"
-            return "give_up" if now - self._down_since > self._rule.give_up_s else "wait"
+            answer = self._look()
+            self._probing |= answer == "go" and self.is_open
+            return answer
 
-    def succeeded(self) -> None:
-        """Take note of an answer, whatever it says: the endpoint is alive."""
+    def _look(self) -> Admission:
+        if not self.is_open:
+            return "go"
+        now = self._clock()
+        if not self._probing and now >= self._open_until:
+            return "go"
+        return "give_up" if now - self._down_since > self._rule.give_up_s else "wait"
+
+    def succeeded(self) -> bool:
+        """Take note of an answer, whatever it says: the endpoint is alive. Return whether that is news."""
         with self._lock:
+            was_open = self.is_open
             self._failures = 0
             self._open_s = self._rule.first_open_s
             self._probing = False
+            return was_open
 
     def failed(self, why: str) -> None:
         """Take note of a call without an answer."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.batch.budget import Amount, Budget, amount_of, cost_usd, worst_prompt_tokens
+from engine.batch.pace import Place
 from engine.batch.route import Line
 from engine.client import Client
 from engine.errors import EngineUnavailable, RequestRejected
@@ -21,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _BREAKER_POLL_S = 0.05
 _BUSY = 429
+_AWAY = 503
+"""With a Retry-After it means 'busy' as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,20 @@ class Account:
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = None
     first_token_s: float | None = None
+    decoding_s: float | None = None
+    queued_s: float = 0.0
+    """Waited here: for budget, pace and breaker."""
+    opening_tokens: int | None = None
+    """Of the first turn's prompt at worst; what later turns have beyond it comes on top of its count."""
+
+    @contextmanager
+    def queueing(self) -> Iterator[None]:
+        """Count the time that the block takes as waiting."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.queued_s += time.monotonic() - started
 
 
 class Caller:
@@ -81,10 +100,11 @@ class Caller:
         profile = self.line.endpoint.profile
         if profile.capabilities.priority:
             body = {**body, "priority": priority}
-        reserved = await self._budget.reserve(body, profile.prices)
+        with account.queueing():
+            reserved = await self._budget.reserve(body, profile.prices)
         used = Amount()
         try:
-            reply = await self._retried(body, request, account, is_last=is_last)
+            reply = await self._retried(body, request, account, priority=priority, is_last=is_last)
             usage = reply.usage or _guessed(body, reply)
             used = amount_of(usage, profile.prices)
         finally:
@@ -93,11 +113,18 @@ class Caller:
         cost = cost_usd(usage, profile.prices)
         if cost is not None:
             account.cost_usd = cost + (account.cost_usd or 0.0)
-        account.first_token_s = reply.first_token_s
+        account.first_token_s, account.decoding_s = reply.first_token_s, reply.decoding_s
+        await self._read_load()
         return replace(reply, usage=usage)
 
     async def _retried(
-        self, body: Mapping[str, Any], request: Request, account: Account, *, is_last: bool
+        self,
+        body: Mapping[str, Any],
+        request: Request,
+        account: Account,
+        *,
+        priority: int,
+        is_last: bool,
     ) -> Reply:
         """Return the reply, after as many calls as the retry rule allows.
 
@@ -105,17 +132,16 @@ class Caller:
             EngineUnavailable: The last call failed as well.
             AssertionError: Never.
         """
+        tokens = _prompt_tokens(body, request, account)
         for attempt in range(1, self._retry.max_attempts + 1):
-            await self._admitted(is_last=is_last)
             try:
-                return await self._once(body, request, account)
+                return await self._once(body, tokens, account, priority=priority, is_last=is_last)
             except EngineUnavailable as exc:
                 if attempt == self._retry.max_attempts:
                     raise
-                delay_s = self._retry.delay_s(attempt, exc.retry_after_s)
-                if exc.status == _BUSY:
-                    # All calls wait, not only this one: each further one would be told the same.
-                    self.line.pace.hold(delay_s)
+                # Where the host said when, the gate holds all calls back until then.
+                held = _is_busy(exc) and exc.retry_after_s is not None
+                delay_s = 0.0 if held else self._retry.delay_s(attempt, exc.retry_after_s)
                 logger.debug(
                     "request_id=%s attempt=%d: %s; again in %.1f s",
                     request.request_key,
@@ -126,33 +152,66 @@ class Caller:
                 await asyncio.sleep(delay_s)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _once(self, body: Mapping[str, Any], request: Request, account: Account) -> Reply:
-        prompt_tokens = request.prompt_tokens or worst_prompt_tokens(body)
+    async def _once(
+        self,
+        body: Mapping[str, Any],
+        prompt_tokens: int,
+        account: Account,
+        *,
+        priority: int,
+        is_last: bool,
+    ) -> Reply:
+        """Return the reply of one call, sent when breaker and gate both let it."""
+        tokens = prompt_tokens + body["max_tokens"]
+        while True:
+            async with AsyncExitStack() as stack:
+                with account.queueing():
+                    await self._admitted(is_last=is_last)
+                    place = self.line.pace.place(tokens, priority)
+                    await stack.enter_async_context(place)
+                # Asked again: the circuit may have opened while the call waited for its place.
+                if self.line.breaker.admit() == "go":
+                    account.attempts += 1
+                    return await self._send(body, prompt_tokens, place)
+                place.withdraw()
+
+    async def _send(self, body: Mapping[str, Any], prompt_tokens: int, place: Place) -> Reply:
         breaker = self.line.breaker
         told = False
         try:
-            await self.line.pace.take(prompt_tokens + body["max_tokens"])
-            account.attempts += 1
-            reply = await self._client.complete(body, prompt_tokens=prompt_tokens)
+            reply = await self._client.complete(body, prompt_tokens=prompt_tokens, watch=place)
         except EngineUnavailable as exc:
             told = True
             # 'Busy' is an answer: the endpoint is alive.
-            if exc.status == _BUSY:
-                breaker.succeeded()
+            if _is_busy(exc):
+                place.refused(exc.retry_after_s)
+                self._lives()
             else:
                 breaker.failed(str(exc))
             raise
         except RequestRejected:
             told = True
-            breaker.succeeded()
+            self._lives()
             raise
         else:
             told = True
-            breaker.succeeded()
+            self._lives()
+            if reply.first_token_s is not None:
+                place.waited(reply.first_token_s)
             return reply
         finally:
             if not told:
                 breaker.withdrawn()
+
+    def _lives(self) -> None:
+        """Tell the breaker of an answer; after the circuit was open, calls begin slowly again."""
+        if self.line.breaker.succeeded():
+            self.line.pace.restart()
+
+    async def _read_load(self) -> None:
+        """Read how busy the engine is, where it tells that and it is time to."""
+        if self.line.endpoint.profile.capabilities.priority and self.line.pace.begin_reading():
+            self.line.pace.loaded(await self._client.load())
 
     async def _admitted(self, *, is_last: bool) -> None:
         """Wait while the circuit is open; go on to the next endpoint at once where there is one.
@@ -160,13 +219,28 @@ class Caller:
         Raises:
             EngineUnavailable: It has been open for too long, or another endpoint stands in.
         """
-        while (answer := self.line.breaker.admit()) != "go":
+        while (answer := self.line.breaker.look()) != "go":
             if answer == "give_up" or not is_last:
                 raise EngineUnavailable(
                     f"{self.line.endpoint.base_url} failed again and again and is left alone for a"
                     f" while; the last time: {self.line.breaker.last_failure}"
                 )
             await asyncio.sleep(_BREAKER_POLL_S)
+
+
+def _is_busy(exc: EngineUnavailable) -> bool:
+    """Tell whether the host says that it has too much to do."""
+    return exc.status == _BUSY or (exc.status == _AWAY and exc.retry_after_s is not None)
+
+
+def _prompt_tokens(body: Mapping[str, Any], request: Request, account: Account) -> int:
+    """Return the tokens of a turn's prompt: as counted, and what later turns add at worst."""
+    worst = worst_prompt_tokens(body)
+    if account.opening_tokens is None:
+        account.opening_tokens = worst
+    if not request.prompt_tokens:
+        return worst
+    return request.prompt_tokens + max(0, worst - account.opening_tokens)
 
 
 def _guessed(body: Mapping[str, Any], reply: Reply) -> Usage:

@@ -1,6 +1,7 @@
 """Where a batch's requests go: an endpoint, and those that stand in for it when it fails.
 
-Made once per run and shared by its shards, so that all of them see one circuit breaker per endpoint.
+Made once per run and shared by its shards, so that all of them see one circuit breaker and
+one gate per endpoint.
 """
 
 from __future__ import annotations

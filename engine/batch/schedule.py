@@ -44,7 +44,8 @@ async def run(
         requests: In the order to be sent; taken only when there is room, so they may still be
             being made.
         route: Where to, and what stands in when that fails.
-        max_in_flight: Requests under way at the same time; the profile's limit where None.
+        max_in_flight: Requests under way at the same time, those that wait for a place in the endpoint's
+            gate included; the profile's limit where None.
         retry: What to do when an endpoint is unavailable.
         budget: What all calls together may spend; requests beyond it end as `over_budget`.
         log: Has each request before its first call goes out, and each result before it is yielded.
@@ -179,6 +180,8 @@ class _Sender:
             attempts=account.attempts,
             seconds=time.monotonic() - started,
             first_token_s=account.first_token_s,
+            queued_s=account.queued_s,
+            decoding_s=account.decoding_s,
         )
 
     def _is_own(self, number: int) -> bool:

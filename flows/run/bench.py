@@ -39,6 +39,7 @@ from flows.run.passwords import Passwords
 from flows.run.prepare import check_fit
 from flows.run.progress import Progress
 from flows.run.record_tables import claim_record_tables
+from flows.run.slices import Slices
 
 NUM_READERS = 2
 """Reader processes; one per core of the smallest machine this runs on."""
@@ -119,8 +120,8 @@ class Bench(Room):
 
     @property
     def max_in_flight(self) -> int:
-        """Requests one shard may have in flight, so that all shards stay within the profile."""
-        return max(1, self.route.max_in_flight // self.in_work.num_expected)
+        """Requests one shard may have under way: all, since the endpoint's gate is one for all shards."""
+        return self.route.max_in_flight
 
 
 def open_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
@@ -289,6 +290,13 @@ def open_bench(
         cancelled, in_work = threading.Event(), Shift(at_once)
         rule = chunk_rule(job, endpoint, asker, room.lake)
         claims = stack.enter_context(Claims(room.lake.storage, job.run_id))
+        # Last of what may fail: it is the first that leaves a trace in the sink.
+        record_tables = claim_record_tables(room.lake, job.pipeline.stages)
+        for line in route.lines:
+            # Without a tier no limit of the host is known that several runs could exceed.
+            if line.endpoint.profile.tier is not None:
+                slices = Slices(room.lake.storage, line, run_id=job.run_id, notify=notify)
+                stack.enter_context(slices)
         stack.callback(in_work.wait, SETTLE_S)
         stack.callback(cancelled.set)
         yield Bench(
@@ -301,8 +309,7 @@ def open_bench(
             route=route,
             asker=asker,
             rule=rule,
-            # Last: it is the first that leaves a trace in the sink.
-            record_tables=claim_record_tables(room.lake, job.pipeline.stages),
+            record_tables=record_tables,
             progress=progress,
             budget=budget,
             cancelled=cancelled,

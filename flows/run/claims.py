@@ -48,7 +48,7 @@ class Holder:
     @property
     def has_died(self) -> bool:
         """Tell whether it was a process of this machine that has ended."""
-        here = self.machine == _machine()
+        here = self.machine == machine_mark()
         return here and not ProcessMark(pid=self.pid, started=self.pid_started).is_alive
 
 
@@ -87,7 +87,7 @@ class Claims:
         pid = os.getpid()
         self._me = Holder(
             run_id=run_id,
-            machine=_machine(),
+            machine=machine_mark(),
             host=platform.node(),
             pid=pid,
             pid_started=start_mark(pid),
@@ -239,7 +239,8 @@ def _holder(data: bytes, uri: str) -> Holder:
         ) from exc
 
 
-def _machine() -> str:
+def machine_mark() -> str:
+    """Return the host name, boot and process namespace: one steady clock, and process numbers that are one's own."""
     boot, space = "", ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,0 +1,216 @@
+"""How many calls a host takes at once, learned from how it answers: the adaptive part of a pace.
+
+Additive increase, multiplicative decrease, as congestion control has it since 1988, in rounds: a round is
+as many calls as may be in flight, sent since the last change. Not locked, its owner is.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from engine.load import Load
+
+DECREASE = 0.7
+"""What is left after a refusal. As in CUBIC (RFC 9438): with a half, more of what a host allows lies idle
+while it is approached again."""
+
+STEP = 1 / 16
+"""Share of the limit that is added after each round without a refusal: from 0.7 of it to all in five."""
+
+RESTART = 1 / 8
+"""Share with which calls begin again after a Retry-After; each that is accepted lets one more go, so that
+three times the wait for a first token later all are in flight."""
+
+FIRST_PATIENCE_S = 2.0
+"""How long the level at which a host refused is kept clear of at first; doubled each time it refuses there
+again, since then it is a limit that was not told, and each look at it costs a refused call."""
+MAX_PATIENCE_S = 300.0
+"""Longest such time: a limit that was raised is noticed within five minutes."""
+
+REFUSED_HOLD = 0.25
+"""A host that refuses everything is asked again after this share of the time for which it has: what it is
+ready before that is lost, at most a fifth of the time that it was not."""
+MIN_HOLD_S = 0.2
+MAX_HOLD_S = 5.0
+"""Bounds of that: five calls a second at most, and one in five seconds at least, harm nobody."""
+MAX_RETRY_AFTER_S = 300.0
+"""Longest Retry-After that is followed to the end."""
+
+SLOW = 8.0
+"""A wait for the first token so many times the best is a queue at the host, not a longer prompt."""
+SLOW_S = 2.0
+"""And so many seconds beyond it, or a host that answers in milliseconds would be slow at its first blink."""
+SLOW_DECREASE = 0.9
+MIN_WAITS = 8
+"""Answers in a round below which its median says nothing."""
+MIN_SHARE = 1 / 4
+"""What slow answers leave of the limit at least: a queue at the host costs time, not answers, and too few in
+flight would cost its throughput."""
+
+FULL = 0.95
+"""Share of the KV cache at which vLLM has no room for another long prompt."""
+LOAD_DECREASE = 0.85
+"""Decrease on each reading of a full engine, every two seconds: half after ten, before much is preempted."""
+
+
+@dataclass(slots=True, eq=False)
+class Sent:
+    """What is remembered of a call in flight."""
+
+    number: int
+    """Calls are numbered as they go out."""
+    level: int
+    """Calls in flight when it went out, itself included."""
+
+
+class Width:
+    """The number of calls that may be in flight; without bound until the host complains."""
+
+    def __init__(self) -> None:
+        self._level = math.inf
+        self._target = math.inf
+        """Up to where it grows by one with each accepted call."""
+        self._good = 0
+        """Highest level at which a whole round was accepted."""
+        self._ceiling = math.inf
+        """Level at which a call was refused."""
+        self._patience_s = FIRST_PATIENCE_S
+        self._probe_s = 0.0
+        self._refused_s: float | None = None
+        """Since when everything is refused; None when something was accepted since the last decrease."""
+        self._before = 1
+        """Where to ramp up to when a host that refuses everything takes calls again."""
+        self._began = self._next = 0
+        self._num_accepted = self._highest = 0
+        self._waits: list[float] = []
+        self._best_wait_s = math.inf
+        self._slow_wait_s = math.inf
+        self._preemptions: float | None = None
+
+    def allowed(self, most: int) -> int:
+        """Return how many calls may be in flight, of at most `most`; never below 1 but for a `most` of 0."""
+        return most if self._level >= most else max(min(1, most), int(self._level))
+
+    def sent(self, num_in_flight: int) -> Sent:
+        """Return the mark of a call that goes out as the last of so many in flight."""
+        self._next += 1
+        return Sent(self._next - 1, num_in_flight)
+
+    def accepted(self, call: Sent, most: int, now: float) -> None:
+        """Take note that the host has begun to answer a call."""
+        self._refused_s = None
+        if call.number < self._began or 2 * call.level < self.allowed(most):
+            # Too few are asked for to tell how many would be taken.
+            return
+        self._num_accepted += 1
+        self._highest = max(self._highest, call.level)
+        if self._level < min(self._target, most):
+            self._level += 1
+            if self._level >= min(self._target, most):
+                self._level = self._target
+                self._new_round()
+        elif self._num_accepted >= self.allowed(most):
+            self._round_done(most, now)
+
+    def refused(
+        self, call: Sent, most: int, now: float, retry_after_s: float | None = None
+    ) -> float:
+        """Take note of a 'later' and return the seconds for which all calls are to be held back.
+
+        Answers to calls that went out before the last decrease tell nothing new of the level.
+        """
+        hold_s = min(MAX_RETRY_AFTER_S, retry_after_s or 0.0)
+        if call.number < self._began:
+            return hold_s
+        if self._refused_s is not None:
+            # Nothing was accepted since: that is not about how many there are, nor was the first of it.
+            refused_s = now - self._refused_s
+            hold_s = max(hold_s, min(MAX_HOLD_S, max(MIN_HOLD_S, REFUSED_HOLD * refused_s)))
+            self._level, self._target = 1, self._before
+            self._ceiling, self._good = math.inf, 0
+        else:
+            self._refused_s = now
+            self._before = max(1, int(DECREASE * self.allowed(most)))
+            self._decrease(call, most, now)
+        if retry_after_s:
+            self._level = max(1, int(RESTART * min(self._target, most)))
+        self._new_round()
+        return hold_s
+
+    def _decrease(self, call: Sent, most: int, now: float) -> None:
+        if 0 < self._good < call.level:
+            # One more than what was seen to work: back to that.
+            self._level = self._good
+            self._patience_s = min(MAX_PATIENCE_S, 2 * self._patience_s)
+        else:
+            self._level = max(1, int(DECREASE * min(call.level, self.allowed(most))))
+            self._good = 0
+            self._patience_s = FIRST_PATIENCE_S
+        self._target = self._level
+        self._ceiling = max(2, call.level)
+        self._probe_s = now + self._patience_s
+
+    def restart(self, most: int) -> None:
+        """Begin with one call again, after the host was away."""
+        self._target = self._level if self._level < most else math.inf
+        self._level = 1
+        self._new_round()
+
+    def waited(self, seconds: float) -> None:
+        """Take note of a call's wait for its first token."""
+        self._waits.append(seconds)
+
+    def loaded(self, load: Load, most: int) -> None:
+        """Take note of what the engine says of its own queue; from then on rounds raise nothing."""
+        before, self._preemptions = self._preemptions, load.num_preemptions
+        preempts = before is not None and load.num_preemptions > before
+        if preempts or (load.num_waiting > 0 and load.cache_used >= FULL):
+            self._level = self._target = max(1, int(LOAD_DECREASE * self.allowed(most)))
+            self._new_round()
+        elif self._level < most and self._ceiling == math.inf:
+            self._raise(most)
+
+    def _round_done(self, most: int, now: float) -> None:
+        """Raise the level after a round without a refusal, or lower it after a slow one."""
+        self._good = max(self._good, self._highest)
+        if self._highest >= self._ceiling:
+            self._ceiling, self._patience_s = math.inf, FIRST_PATIENCE_S
+        if self._preemptions is None and self._is_slow():
+            least = max(1, int(MIN_SHARE * most))
+            self._level = max(least, int(SLOW_DECREASE * self.allowed(most)))
+            self._target = self._level
+        elif self._level < self._ceiling - 1:
+            if self._preemptions is None or self._ceiling < math.inf:
+                self._raise(most)
+            if self._level >= self._ceiling - 1:
+                self._probe_s = now + self._patience_s
+        elif now >= self._probe_s:
+            self._level = self._target = self._ceiling
+        self._new_round()
+
+    def _raise(self, most: int) -> None:
+        higher = min(self._level + max(1, int(STEP * most)), self._ceiling - 1)
+        self._level = self._target = math.inf if higher >= most else higher
+
+    def _is_slow(self) -> bool:
+        """Tell whether the last round waited far longer for first tokens than the best one."""
+        if len(self._waits) < MIN_WAITS:
+            return False
+        wait_s = statistics.median(self._waits)
+        if wait_s <= SLOW * self._best_wait_s + SLOW_S:
+            self._best_wait_s = min(self._best_wait_s, wait_s)
+            self._slow_wait_s = math.inf
+            return False
+        if wait_s >= SLOW_DECREASE * self._slow_wait_s:
+            # Fewer calls did not make it shorter, so it is not for them: prompts are longer now.
+            self._best_wait_s, self._slow_wait_s = wait_s, math.inf
+            return False
+        self._slow_wait_s = wait_s
+        return True
+
+    def _new_round(self) -> None:
+        self._began = self._next
+        self._num_accepted = self._highest = 0
+        self._waits.clear()
