@@ -1,7 +1,8 @@
 """A batch: requests in flight together. `run` is the seam between stages and the engine."""
 
+from engine.batch.amount import Amount
 from engine.batch.breaker import BreakerRule
-from engine.batch.budget import Amount, Budget
+from engine.batch.budget import Budget, Limits, unknown_unit
 from engine.batch.call import RetryRule
 from engine.batch.ledger import WINDOW, Log
 from engine.batch.route import Route, route_to
@@ -12,9 +13,11 @@ __all__ = [
     "Amount",
     "BreakerRule",
     "Budget",
+    "Limits",
     "Log",
     "RetryRule",
     "Route",
     "route_to",
     "run",
+    "unknown_unit",
 ]

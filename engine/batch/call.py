@@ -9,13 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.batch.budget import Amount, Budget, amount_of, cost_usd, worst_prompt_tokens
+from engine.batch.amount import (
+    Amount,
+    amount_of,
+    cost_usd,
+    gpu_seconds,
+    usage_of,
+    worst_prompt_tokens,
+    worst_usage,
+)
+from engine.batch.budget import Budget
 from engine.batch.route import Line
 from engine.client import Client
 from engine.errors import EngineUnavailable, RequestRejected
 from engine.reply import Reply
 from engine.request import Request, Usage, add_usage
-from engine.tokens import BYTES_PER_TOKEN
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +58,7 @@ class Account:
     attempts: int = 0
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = None
+    gpu_seconds: float | None = None
     first_token_s: float | None = None
 
 
@@ -74,22 +83,26 @@ class Caller:
             EngineUnavailable: It failed as often as the retry rule allows, or the circuit is open.
             RequestRejected: The endpoint refuses it.
             BudgetReached: The budget does not cover it.
+            EngineMisconfigured: A limit is in a unit of which the profile knows nothing.
         """
         profile = self.line.endpoint.profile
         if profile.capabilities.priority:
             body = {**body, "priority": priority}
-        reserved = await self._budget.reserve(body, profile.prices)
+        worst = worst_usage(body, request)
+        reserved = await self._budget.reserve(request.stage, worst, profile)
         used = Amount()
         try:
             reply = await self._retried(body, request, account)
-            usage = reply.usage or _guessed(body, reply)
-            used = amount_of(usage, profile.prices)
+            usage = usage_of(reply, body, worst)
+            used = amount_of(usage, profile)
         finally:
             self._budget.settle(reserved, used)
         account.usage = add_usage(account.usage, usage)
-        cost = cost_usd(usage, profile.prices)
+        cost, time_s = cost_usd(usage, profile.prices), gpu_seconds(usage, profile)
         if cost is not None:
             account.cost_usd = cost + (account.cost_usd or 0.0)
+        if time_s is not None:
+            account.gpu_seconds = time_s + (account.gpu_seconds or 0.0)
         account.first_token_s = reply.first_token_s
         return replace(reply, usage=usage)
 
@@ -162,13 +175,3 @@ class Caller:
                     f" while; the last time: {self.line.breaker.last_failure}"
                 )
             await asyncio.sleep(_BREAKER_POLL_S)
-
-
-def _guessed(body: Mapping[str, Any], reply: Reply) -> Usage:
-    """Return an estimate of the usage that an endpoint left out or got wrong."""
-    text = reply.reasoning + reply.content
-    return Usage(
-        prompt_tokens=worst_prompt_tokens(body),
-        completion_tokens=min(int(body["max_tokens"]), 1 + len(text.encode()) // BYTES_PER_TOKEN),
-        num_guessed=1,
-    )

@@ -17,12 +17,13 @@ from typing import Any
 
 from config.errors import ConfigError
 from config.load import child_environment, load_profile, load_secret, load_surroundings
+from config.pipeline import StageBudgetConfig
 from connectors.chunker import ChunkRule
 from connectors.document import Media
 from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
 from connectors.storage import STATE_PREFIX, Source
-from engine.batch import Amount, Budget, Route, route_to
+from engine.batch import Amount, Budget, Limits, Route, route_to, unknown_unit
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint
 from engine.profile import Profile
 from engine.server import cache_tokens
@@ -248,7 +249,7 @@ def open_bench(
     progress: Progress,
     notify: Callable[[str], None],
     *,
-    spent: Amount | None = None,
+    spent: Mapping[str, Amount] | None = None,
     at_once: int = NUM_SHARDS_AT_ONCE,
 ) -> Iterator[Bench]:
     """Open storage, engine and readers, and close them again.
@@ -256,7 +257,7 @@ def open_bench(
     Args:
         job: What to run.
         progress: Counters that the shards add to.
-        spent: What earlier attempts of the run have taken from its budget.
+        spent: What earlier attempts of the run have taken from its budget, by stage.
         at_once: Shards that may be in work at the same time.
         notify: Called with a line whenever something slow begins, such as the engine's start.
 
@@ -265,7 +266,6 @@ def open_bench(
         StorageError: Source or sink cannot be reached.
         EngineError: The engine cannot be reached or started.
     """
-    limits = job.pipeline.budget
     engines = [job.pipeline.engine, *job.pipeline.fallback]
     for engine in engines:
         _check_engine(job, engine)
@@ -276,9 +276,9 @@ def open_bench(
         )
         asker = Asker(job.pipeline, endpoint)
         budget = Budget(
-            max_usd=limits.usd,
-            max_tokens=limits.tokens,
-            max_seconds=limits.seconds,
+            _limits(job.pipeline.budget),
+            stages={stage.name: _limits(stage.budget) for stage in job.pipeline.stages},
+            max_seconds=job.pipeline.budget.seconds,
             spent=spent,
         )
         route = route_to(endpoint, *fallbacks)
@@ -317,18 +317,22 @@ def _check_engine(job: Job, engine: str) -> None:
     """Check what is known of an engine before it is opened.
 
     Raises:
-        ConfigError: It lacks a key, prices, or what a stage wants.
+        ConfigError: It lacks a key, prices, the time of its GPUs, or what a stage wants.
     """
     profile, _ = _profile_and_key(engine)
-    if job.pipeline.budget.usd is not None and profile.prices is None:
-        raise ConfigError(
-            f"budget.usd is set, but engine {engine!r} has no prices; set budget.tokens"
-            " instead, or add `prices` to its profile"
-        )
+    budgets = {f"stages.{stage.name}.budget": stage.budget for stage in job.pipeline.stages}
+    for key, budget in {"budget": job.pipeline.budget, **budgets}.items():
+        problem = unknown_unit(key, _limits(budget), profile)
+        if problem is not None:
+            raise ConfigError(problem)
     if engine == job.pipeline.engine:
         for stage in job.pipeline.stages:
             if stage.compute is None:
                 check_fit(stage, profile)
+
+
+def _limits(budget: StageBudgetConfig) -> Limits:
+    return Limits(usd=budget.usd, tokens=budget.tokens, gpu_seconds=budget.gpu_seconds)
 
 
 def chunk_size_path(endpoint: Endpoint) -> str:
