@@ -95,6 +95,8 @@ class Bench(Room):
     copies: Copies
     family_numbers: Iterator[int] = field(default_factory=itertools.count)
     """Numbers of prefix families, in the order in which the shards begin them: the earlier goes first."""
+    large_families: Iterator[int] = field(default_factory=itertools.count)
+    """Counts the families that the engine's KV cache cannot hold."""
     cache_tokens: int | None = None
     """Tokens that the engine's KV cache holds; None where it does not tell."""
     commits: dict[str, Commit] = field(default_factory=dict)
@@ -110,11 +112,15 @@ class Bench(Room):
         return self.route.endpoint
 
     @property
+    def chunk_room(self) -> int | None:
+        """Return how many tokens of material the KV cache holds beside questions; None: not known."""
+        return None if self.cache_tokens is None else int(CACHE_SHARE * self.cache_tokens)
+
+    @property
     def family_tokens(self) -> int | None:
         """Return how many tokens of material one shard may have in the KV cache; None: not known."""
-        if self.cache_tokens is None:
-            return None
-        return int(CACHE_SHARE * self.cache_tokens) // self.in_work.num_expected
+        room = self.chunk_room
+        return None if room is None else room // self.in_work.num_expected
 
     @property
     def max_in_flight(self) -> int:
@@ -307,7 +313,7 @@ def open_bench(
             claims=claims,
             flights=Flights(),
             copies=Copies(room.lake),
-            cache_tokens=_cache_tokens(endpoint),
+            cache_tokens=cache_tokens_of(endpoint),
             reading_key=reading_key(job, rule),
             work_key=work_key(job, rule, asker),
         )
@@ -393,13 +399,13 @@ def _auto_chunk_tokens(endpoint: Endpoint, room: int) -> int:
     """
     growth = min(PROMPT_GROWTH_TOKENS, endpoint.context_tokens // 16)
     limits = [max(1, room - growth), endpoint.profile.max_chunk_tokens or room]
-    held = _cache_tokens(endpoint)
+    held = cache_tokens_of(endpoint)
     if held is not None:
         limits.append(max(1, int(CACHE_SHARE * held) // CHUNKS_IN_CACHE))
     return min(limits)
 
 
-def _cache_tokens(endpoint: Endpoint) -> int | None:
+def cache_tokens_of(endpoint: Endpoint) -> int | None:
     """Return what the KV cache of a vLLM server holds; None where it is none, or does not tell."""
     if endpoint.profile.capabilities.priority and endpoint.base_url:
         return cache_tokens(endpoint.base_url)

@@ -6,10 +6,12 @@ import polars as pl
 import pytest
 
 from config.errors import ConfigError
+from flows.artifacts import describe
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
+from flows.run.progress import Progress
 from flows.run.resume import reopen, with_pipeline
-from flows.terminal import summary_lines
+from flows.terminal import _counts, summary_lines
 from tests.fakes.engine_server import FakeEngine
 
 NUM_FILES = 24
@@ -177,7 +179,9 @@ def test_gpu_time_is_kept_to_when_the_profile_tells_it(corpus):
         profile = corpus / "timed.yaml"
         profile.write_text(PROFILE.format(url=engine.url), encoding="utf-8")
         limits = {"profile": str(profile), "budget_gpu_seconds": 40.0}
-        first = run_job(job(corpus, engine, "stages.kind.budget.usd=0.02", **limits))
+        progress = Progress()
+        asked = job(corpus, engine, "stages.kind.budget.usd=0.02", **limits)
+        first = run_job(asked, progress=progress)
         assert first["verdict"] == "budget_reached"
         assert first["spent"]["gpu_seconds"] <= 40
         tokens = first["stages"].values()
@@ -186,6 +190,8 @@ def test_gpu_time_is_kept_to_when_the_profile_tells_it(corpus):
         told = first["spent"]["gpu_seconds"]
         assert told == pytest.approx(4 * (computed / 1000 + generated / 100))
         assert summary_lines(first)["GPU time"] == f"{told:,.1f} GPU-seconds"
+        assert f" {told:,.1f} GPU-s" in _counts(progress.snapshot())
+        assert f"| GPU time | {told:,.1f} GPU-seconds |" in describe("run", progress.snapshot())
         more = Options(budget_gpu_seconds=10**6, settings=("stages.kind.budget.usd=9",))
         check_complete(corpus, run_job(reopen(None, None, "resume", more)), engine)
 
