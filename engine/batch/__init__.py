@@ -2,7 +2,7 @@
 
 from engine.batch.amount import Amount
 from engine.batch.breaker import BreakerRule
-from engine.batch.budget import Budget, Limits, unknown_unit
+from engine.batch.budget import Budget, Caps, unknown_unit
 from engine.batch.call import RetryRule
 from engine.batch.ledger import WINDOW, Log
 from engine.batch.route import Route, route_to
@@ -13,7 +13,7 @@ __all__ = [
     "Amount",
     "BreakerRule",
     "Budget",
-    "Limits",
+    "Caps",
     "Log",
     "RetryRule",
     "Route",

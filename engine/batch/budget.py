@@ -26,7 +26,7 @@ _UNITS: tuple[Unit, ...] = ("usd", "tokens", "gpu_seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Caps:
     """The most that a run, or one of its stages, may spend; None: no limit."""
 
     usd: float | None = None
@@ -58,7 +58,7 @@ class _Account:
     """Of the pipeline, under which the limits stand: `budget`, or `stages.NAME.budget`."""
     name: str
     """For messages."""
-    limits: Limits
+    limits: Caps
     spent: Amount = field(default_factory=Amount)
     reserved: Amount = field(default_factory=Amount)
     num_reserved: int = 0
@@ -124,13 +124,13 @@ class _Waiter:
 
 
 class Budget:
-    """Limits on dollars, tokens, GPU time and time, of a run and of its stages; without, it counts."""
+    """Caps on dollars, tokens, GPU time and time, of a run and of its stages; without, it counts."""
 
     def __init__(
         self,
-        limits: Limits | None = None,
+        limits: Caps | None = None,
         *,
-        stages: Mapping[str, Limits] | None = None,
+        stages: Mapping[str, Caps] | None = None,
         max_seconds: float | None = None,
         spent: Mapping[str, Amount] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -148,7 +148,7 @@ class Budget:
         self._clock, self._started = clock, clock()
         self._lock = threading.Lock()
         self._stage_limits = dict(stages or {})
-        self._run = _Account(key="budget", name="the run", limits=limits or Limits())
+        self._run = _Account(key="budget", name="the run", limits=limits or Caps())
         self._stages: dict[str, _Account] = {}
         for stage, amount in (spent or {}).items():
             self._of(stage).spent = amount
@@ -239,7 +239,7 @@ class Budget:
             self._stages[stage] = _Account(
                 key=f"stages.{stage}.budget",
                 name=f"stage {stage!r}",
-                limits=self._stage_limits.get(stage, Limits()),
+                limits=self._stage_limits.get(stage, Caps()),
             )
         return self._stages[stage]
 
@@ -292,7 +292,7 @@ class Budget:
     def _check_units(self, stage: str, profile: Profile) -> None:
         for key, limits in (
             ("budget", self._run.limits),
-            (f"stages.{stage}.budget", self._stage_limits.get(stage, Limits())),
+            (f"stages.{stage}.budget", self._stage_limits.get(stage, Caps())),
         ):
             problem = unknown_unit(key, limits, profile)
             if problem is not None:
@@ -304,7 +304,7 @@ def _resolve(told: asyncio.Future[None]) -> None:
         told.set_result(None)
 
 
-def unknown_unit(key: str, limits: Limits, profile: Profile) -> str | None:
+def unknown_unit(key: str, limits: Caps, profile: Profile) -> str | None:
     """Return what is wrong with a limit in a unit of which a profile knows nothing; None: nothing.
 
     Args:

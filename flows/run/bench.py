@@ -23,7 +23,7 @@ from connectors.document import Media
 from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
 from connectors.storage import STATE_PREFIX, Source
-from engine.batch import Amount, Budget, Limits, Route, route_to, unknown_unit
+from engine.batch import Amount, Budget, Caps, Route, route_to, unknown_unit
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint
 from engine.profile import Profile
 from engine.server import cache_tokens
@@ -282,8 +282,8 @@ def open_bench(
         )
         asker = Asker(job.pipeline, endpoint)
         budget = Budget(
-            _limits(job.pipeline.budget),
-            stages={stage.name: _limits(stage.budget) for stage in job.pipeline.stages},
+            _caps(job.pipeline.budget),
+            stages={stage.name: _caps(stage.budget) for stage in job.pipeline.stages},
             max_seconds=job.pipeline.budget.seconds,
             spent=spent,
         )
@@ -328,7 +328,7 @@ def _check_engine(job: Job, engine: str) -> None:
     profile, _ = _profile_and_key(engine)
     budgets = {f"stages.{stage.name}.budget": stage.budget for stage in job.pipeline.stages}
     for key, budget in {"budget": job.pipeline.budget, **budgets}.items():
-        problem = unknown_unit(key, _limits(budget), profile)
+        problem = unknown_unit(key, _caps(budget), profile)
         if problem is not None:
             raise ConfigError(problem)
     if engine == job.pipeline.engine:
@@ -337,8 +337,8 @@ def _check_engine(job: Job, engine: str) -> None:
                 check_fit(stage, profile)
 
 
-def _limits(budget: StageBudgetConfig) -> Limits:
-    return Limits(usd=budget.usd, tokens=budget.tokens, gpu_seconds=budget.gpu_seconds)
+def _caps(budget: StageBudgetConfig) -> Caps:
+    return Caps(usd=budget.usd, tokens=budget.tokens, gpu_seconds=budget.gpu_seconds)
 
 
 def chunk_size_path(endpoint: Endpoint) -> str:

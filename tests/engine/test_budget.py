@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import pytest
 
-from engine.batch import Amount, Budget, Limits
+from engine.batch import Amount, Budget, Caps
 from engine.batch.amount import (
     amount_of,
     cost_usd,
@@ -78,9 +78,9 @@ def test_gpu_time_is_that_of_all_gpus_when_tokens_are_computed_and_generated():
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        (Limits(tokens=1000), "of the run is reached: 110 of 1,000 tokens are spent.* 891 was not"),
-        (Limits(usd=0.001), r"0\.00011 of 0\.001 USD are spent.*higher budget\.usd"),
-        (Limits(gpu_seconds=3), r"2\.2 of 3 GPU-seconds are spent.*higher budget\.gpu_seconds"),
+        (Caps(tokens=1000), "of the run is reached: 110 of 1,000 tokens are spent.* 891 was not"),
+        (Caps(usd=0.001), r"0\.00011 of 0\.001 USD are spent.*higher budget\.usd"),
+        (Caps(gpu_seconds=3), r"2\.2 of 3 GPU-seconds are spent.*higher budget\.gpu_seconds"),
     ],
 )
 def test_call_is_turned_away_when_its_worst_case_does_not_fit(limits, message):
@@ -102,7 +102,7 @@ def test_call_is_turned_away_when_its_worst_case_does_not_fit(limits, message):
 
 def test_only_the_stage_ends_when_its_own_limit_is_reached():
     async def spend():
-        budget = Budget(Limits(tokens=1000), stages={"kind": Limits(tokens=200)})
+        budget = Budget(Caps(tokens=1000), stages={"kind": Caps(tokens=200)})
         held = await budget.reserve("kind", worst(150), PLAIN)
         budget.settle(held, tokens(150))
         told = (
@@ -124,7 +124,7 @@ def test_only_the_stage_ends_when_its_own_limit_is_reached():
 def test_what_was_spent_before_counts_when_a_run_goes_on():
     async def spend():
         spent = {"kind": tokens(150), "title": tokens(700)}
-        budget = Budget(Limits(tokens=1000), stages={"kind": Limits(tokens=200)}, spent=spent)
+        budget = Budget(Caps(tokens=1000), stages={"kind": Caps(tokens=200)}, spent=spent)
         with pytest.raises(BudgetReached, match="150 of 200"):
             await budget.reserve("kind", worst(51), PLAIN)
         with pytest.raises(BudgetReached, match="850 of 1,000"):
@@ -151,7 +151,7 @@ def test_call_is_turned_away_when_the_time_is_over():
 
 def test_call_waits_when_others_may_return_what_they_reserved():
     async def spend():
-        budget = Budget(Limits(tokens=600))
+        budget = Budget(Caps(tokens=600))
         first = await budget.reserve("kind", worst(400), PLAIN)
         second = asyncio.create_task(budget.reserve("kind", worst(400), PLAIN))
         assert await is_waiting(second)
@@ -163,7 +163,7 @@ def test_call_waits_when_others_may_return_what_they_reserved():
 
 def test_nobody_is_passed_when_smaller_calls_would_fit():
     async def spend():
-        budget = Budget(Limits(tokens=600))
+        budget = Budget(Caps(tokens=600))
         first = await budget.reserve("kind", worst(500), PLAIN)
         large = asyncio.create_task(budget.reserve("kind", worst(400), PLAIN))
         assert await is_waiting(large)
@@ -178,7 +178,7 @@ def test_nobody_is_passed_when_smaller_calls_would_fit():
 
 def test_other_stages_go_on_when_a_call_waits_for_its_own_stage():
     async def spend():
-        budget = Budget(Limits(tokens=1000), stages={"kind": Limits(tokens=200)})
+        budget = Budget(Caps(tokens=1000), stages={"kind": Caps(tokens=200)})
         first = await budget.reserve("kind", worst(150), PLAIN)
         waiting = asyncio.create_task(budget.reserve("kind", worst(100), PLAIN))
         assert await is_waiting(waiting)
@@ -198,7 +198,7 @@ def test_other_stages_go_on_when_a_call_waits_for_its_own_stage():
 
 def test_nothing_stays_reserved_when_a_waiting_call_is_cancelled():
     async def spend():
-        budget = Budget(Limits(tokens=600))
+        budget = Budget(Caps(tokens=600))
         first = await budget.reserve("kind", worst(500), PLAIN)
         gone = asyncio.create_task(budget.reserve("kind", worst(400), PLAIN))
         behind = asyncio.create_task(budget.reserve("kind", worst(100), PLAIN))
@@ -234,22 +234,22 @@ class Watched(Budget):
             name = "" if account is self._run else account.key.split(".")[1]
             used = account.spent + account.reserved
             for unit in UNITS:
-                cap, value = getattr(self.caps.get(name, Limits()), unit), getattr(used, unit)
+                cap, value = getattr(self.caps.get(name, Caps()), unit), getattr(used, unit)
                 assert cap is None or value <= cap * (1 + 1e-12), (name, unit, value, cap)
                 if name == "":
                     self.highest[unit] = max(self.highest[unit], value)
 
 
 def random_limits(chance):
-    limits = Limits(
+    limits = Caps(
         tokens=chance.randrange(5_000, 150_000),
         usd=chance.uniform(0.01, 0.5),
         gpu_seconds=chance.uniform(100, 6_000),
     )
     stages = {
-        "a": Limits(tokens=chance.randrange(2_000, 60_000)),
-        "b": Limits(usd=chance.uniform(0.002, 0.2)),
-        "c": Limits(gpu_seconds=chance.uniform(20, 2_000)),
+        "a": Caps(tokens=chance.randrange(2_000, 60_000)),
+        "b": Caps(usd=chance.uniform(0.002, 0.2)),
+        "c": Caps(gpu_seconds=chance.uniform(20, 2_000)),
     }
     return limits, stages
 
@@ -320,9 +320,9 @@ def test_no_limit_is_passed_and_all_end_when_many_loops_spend_at_once(seed):
 @pytest.mark.parametrize(
     ("limits", "lacking", "message"),
     [
-        (Limits(usd=1.0), "prices", "no prices; set budget.tokens instead, or add `prices`"),
-        (Limits(gpu_seconds=1.0), "gpus", "has no gpus; set budget.tokens instead, or add `gpus`"),
-        (Limits(gpu_seconds=1.0), "throughput", "has no throughput;.* add `throughput`"),
+        (Caps(usd=1.0), "prices", "no prices; set budget.tokens instead, or add `prices`"),
+        (Caps(gpu_seconds=1.0), "gpus", "has no gpus; set budget.tokens instead, or add `gpus`"),
+        (Caps(gpu_seconds=1.0), "throughput", "has no throughput;.* add `throughput`"),
     ],
 )
 def test_limit_is_refused_when_the_profile_does_not_know_its_unit(limits, lacking, message):
