@@ -203,16 +203,7 @@ def pipeline_from(
     for key, value in (overrides or {}).items():
         if value is not None:
             _assign(data, key, value, f"{path}: {key}")
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise ConfigError(
-                f"--set {setting!r}: expected key=value, such as chunk.max_tokens=500"
-            )
-        try:
-            _assign(data, key.strip(), parse_yaml(text), f"--set {setting!r}")
-        except YAMLError as exc:
-            raise ConfigError(f"--set {setting!r}: the value is not YAML") from exc
+    _apply(data, settings)
     # What is relative still comes from the command line.
     _resolve_paths(data, Path.cwd(), "--engine")
     for name, text in _mapping(data, "shared", path).items():
@@ -227,6 +218,30 @@ def pipeline_from(
         )
         data["report"] = {**report, "template": texts}
     return _validate(PipelineConfig, data, path)
+
+
+def with_settings(config: PipelineConfig, settings: Sequence[str]) -> PipelineConfig:
+    """Return a loaded pipeline with `key=value` pairs on top, which name no files.
+
+    Raises:
+        ConfigError: A key is wrong.
+    """
+    data = config.model_dump(mode="json")
+    _apply(data, settings)
+    return _validate(PipelineConfig, data, Path("--set"))
+
+
+def _apply(data: dict[str, Any], settings: Sequence[str]) -> None:
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                f"--set {setting!r}: expected key=value, such as chunk.max_tokens=500"
+            )
+        try:
+            _assign(data, key.strip(), parse_yaml(text), f"--set {setting!r}")
+        except YAMLError as exc:
+            raise ConfigError(f"--set {setting!r}: the value is not YAML") from exc
 
 
 def load_template(name: str, where: str) -> ReportTemplate | None:

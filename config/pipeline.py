@@ -152,6 +152,34 @@ class EscalateConfig(_Model):
     weak prompt cannot turn a cheap stage into a costly one. One question is always allowed."""
 
 
+class StageBudgetConfig(_Model):
+    """What one stage may spend, within the run's own budget.
+
+    When a call of the stage does not fit any more, only the stage's questions end there: other stages go
+    on, and what depends on the missing answers is skipped until a run with more goes on.
+    """
+
+    usd: float | None = Field(default=None, gt=0)
+    """US dollars, by the profile's prices. None: no limit."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Prompt and answer tokens together. None: no limit."""
+    gpu_seconds: float | None = Field(default=None, gt=0)
+    """Seconds of GPU time: the engine's `gpus` times the time that the tokens take at its `throughput`,
+    which the profile must both have. None: no limit."""
+
+
+class BudgetConfig(StageBudgetConfig):
+    """What a run may spend.
+
+    Each call reserves its worst case before it is sent; when that does not fit any more, the run
+    stops with what it has and can be resumed.
+    """
+
+    seconds: float | None = Field(default=None, gt=0)
+    """Time from when the engine is open until the last call is begun; each `--resume` has it anew. None:
+    no limit."""
+
+
 class StageConfig(_Model):
     """One question to the model."""
 
@@ -212,6 +240,7 @@ class StageConfig(_Model):
     """What the engine must be able to see: with `images` a text-only engine is refused."""
     adapter: str | None = None
     """LoRA adapter that answers this stage, by a name in the profile's `adapters`."""
+    budget: StageBudgetConfig = Field(default_factory=StageBudgetConfig)
 
     @model_validator(mode="after")
     def _check_output(self) -> Self:
@@ -264,26 +293,14 @@ class StageConfig(_Model):
         if not self.needs:
             raise ValueError("a stage with `compute` needs at least one stage in `needs`")
 
+    def asked(self) -> dict[str, Any]:
+        """Return what the stage's records follow from: all of it but what it may spend."""
+        return self.model_dump(mode="json", exclude={"budget"})
+
     @property
     def is_gathered(self) -> bool:
         """Return whether it can begin only when all documents have been asked about."""
         return self.over in {"group", "corpus"}
-
-
-class BudgetConfig(_Model):
-    """What a run may spend.
-
-    Each call reserves its worst case before it is sent; when that does not fit any more, the run
-    stops with what it has and can be resumed.
-    """
-
-    usd: float | None = Field(default=None, gt=0)
-    """US dollars, by the profile's prices. None: no limit."""
-    tokens: int | None = Field(default=None, gt=0)
-    """Prompt and answer tokens together. None: no limit."""
-    seconds: float | None = Field(default=None, gt=0)
-    """Time from when the engine is open until the last call is begun; each `--resume` has it anew. None:
-    no limit."""
 
 
 class StorageConfig(_Model):

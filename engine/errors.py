@@ -6,7 +6,7 @@ EngineError
 ├── EngineMisconfigured   the operator: 401, 403 or 404: the key, the URL or the model is wrong
 ├── RequestRejected       this request: another 4xx
 │   └── RequestTooLong    this request: prompt and answer exceed the endpoint's context
-└── BudgetReached         the operator: the run's budget does not cover this request
+└── BudgetReached         the operator: the budget of the run or the stage does not cover this request
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class EngineMisconfigured(EngineError):
 
 
 class BudgetReached(EngineError):
-    """The budget does not cover this call; the run stops and can be resumed with a larger one."""
+    """The budget does not cover this call; the run, or the stage, ends and can go on with a larger one."""
 
 
 class RequestRejected(EngineError):

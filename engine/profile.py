@@ -194,6 +194,9 @@ class Profile(_Model):
     """What tokens cost; None: not known, such as on own hardware."""
     throughput: Throughput | None = None
     """How fast it is; None: not measured."""
+    gpus: int | None = Field(default=None, ge=1)
+    """Number of GPUs that serve the model together, all replicas behind the address counted. With
+    `throughput` it says how many GPU-seconds a call takes; None: not known, such as at a host's API."""
     ask_fields: str = "answer: string, evidence: line"
     """What `headrace ask` asks for where no fields are given, in short. A model too small to write a
     sentence is asked for a line of the document only."""

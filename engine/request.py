@@ -96,6 +96,8 @@ class Result:
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = None
     """Price of the usage; None where the profile has no prices."""
+    gpu_seconds: float | None = None
+    """GPU time of the usage; None where the profile has no `gpus` or no `throughput`."""
     attempts: int = 0
     """HTTP calls made, repairs and retries included."""
     seconds: float = 0.0

@@ -25,7 +25,7 @@ from prefect.runtime import flow_run
 from config.load import load_surroundings
 from engine.errors import EngineError
 from engine.status import map_errors
-from flows.report.words import counted, mode_story
+from flows.report.words import cached_share, counted, mode_story
 from flows.run.progress import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,6 @@ def _label(labels: Mapping[str, str]) -> None:
 def describe(run_id: str, snapshot: Snapshot) -> str:
     """Return the counts as one line, which is all that a card shows, and a small Markdown table."""
     outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(snapshot.outcomes.items()))
-    cached = snapshot.cached_tokens / snapshot.prompt_tokens if snapshot.prompt_tokens else 0.0
     documents = f"{snapshot.num_documents_read:,} of {counted(snapshot.num_documents, 'document')}"
     rows = {
         "run": run_id,
@@ -129,11 +128,13 @@ def describe(run_id: str, snapshot: Snapshot) -> str:
         "chunks": f"{snapshot.num_chunks:,}",
         "records": f"{snapshot.num_results:,} of {snapshot.num_requests:,} asked"
         + (f": {outcomes}" if outcomes else ""),
-        "prompt tokens": f"{snapshot.prompt_tokens:,}, {cached:.0%} cached",
+        "prompt tokens": _prompt_tokens(snapshot.prompt_tokens, snapshot.cached_tokens),
         "output tokens": f"{snapshot.completion_tokens:,}",
     }
     if snapshot.cost_usd is not None:
         rows["cost"] = f"{snapshot.cost_usd:.4f} USD"
+    if snapshot.gpu_seconds is not None:
+        rows["GPU time"] = f"{snapshot.gpu_seconds:,.1f} GPU-seconds"
     rows["time"] = f"{snapshot.elapsed_s:,.0f} s"
     left = ""
     if snapshot.remaining_s is not None and snapshot.phase == "processing":
@@ -189,21 +190,31 @@ def _summary(manifest: Mapping[str, Any], address: str) -> str:
     documents = ", ".join(f"{count} {status}" for status, count in manifest["documents"].items())
     stages: Sequence[Mapping[str, Any]] = list(manifest["stages"].values())
     prompt = sum(stage["prompt_tokens"] for stage in stages)
-    cached = sum(stage["cached_tokens"] or 0 for stage in stages)
+    told = [stage["cached_tokens"] for stage in stages if stage["cached_tokens"] is not None]
     rows = {
         "run": manifest["run_id"],
         "documents": documents,
         "chunks": f"{manifest['chunks']:,} in {counted(manifest['shards'], 'shard')}",
         **mode_rows(manifest),
-        "prompt tokens": f"{prompt:,}, {cached / prompt if prompt else 0:.0%} cached",
+        "prompt tokens": _prompt_tokens(prompt, sum(told) if told else None),
         "output tokens": f"{sum(stage['completion_tokens'] for stage in stages):,}",
         "cost": _dollars(stages),
+        "GPU time": _gpu_time(manifest["spent"]),
         "seconds": f"{manifest['seconds']:.1f}",
         "sink": f"`{manifest['sink']}`",
         "records": ", ".join(f"`{stage['table']}`" for stage in stages),
         "report": f"[open]({address})" if address.startswith("http") else f"`{address}`",
     }
     return _table({name: value for name, value in rows.items() if value is not None})
+
+
+def _prompt_tokens(prompt: int, cached: int | None) -> str:
+    return f"{prompt:,}, {cached_share(cached, prompt)}" if prompt else "0"
+
+
+def _gpu_time(spent: Mapping[str, Any]) -> str | None:
+    seconds = spent.get("gpu_seconds")
+    return None if seconds is None else f"{seconds:,.1f} GPU-seconds"
 
 
 def mode_rows(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -50,7 +50,15 @@ DEFAULT_PIPELINE = "demo"
 RUN_LABEL, SINK_LABEL = "headrace.run", "headrace.sink"
 """Labels of a flow run that tell which run it works on; they outlive a killed process."""
 
-_KEPT = ("engine", "engine_url", "budget_usd", "budget_tokens", "failure_limit", "secret_blocks")
+_KEPT = (
+    "engine",
+    "engine_url",
+    "budget_usd",
+    "budget_tokens",
+    "budget_gpu_seconds",
+    "failure_limit",
+    "secret_blocks",
+)
 """Parameters that hold for what is left of a run, too."""
 
 
@@ -92,6 +100,7 @@ def process_corpus(
     limit: p.Limit = None,
     budget_usd: p.BudgetUsd = None,
     budget_tokens: p.BudgetTokens = None,
+    budget_gpu_seconds: p.BudgetGpuSeconds = None,
     failure_limit: p.FailureLimit = None,
     settings: p.Settings = None,
     secret_blocks: p.SecretBlocks = None,
@@ -114,6 +123,8 @@ def process_corpus(
         budget_usd: Most US dollars to spend, by the profile's prices; then the run stops and can be
             resumed. Empty: the pipeline's own.
         budget_tokens: Most tokens to spend, prompts and answers together. Empty: the pipeline's own.
+        budget_gpu_seconds: Most seconds of GPU time to spend, by the profile's throughput. Empty: the
+            pipeline's own.
         failure_limit: Share of requests, 0 to 1, that may end unanswered before the run counts as
             failed. Empty: the pipeline's own, 0.05 if it has none.
         settings: Any other keys of the pipeline, keys with dots, such as chunk.max_tokens=500.
@@ -123,7 +134,8 @@ def process_corpus(
         run_id: Name of the run in the sink. Empty: made up from the time.
         resume: Id of an earlier run to go on with, such as 20261123T093000Z-4f2a, a part of it, or
             latest; what it has is kept and not paid for again. Pipeline, source, mode, limit and
-            settings are that run's; engine, budgets, failure_limit and secret_blocks may be new.
+            settings are that run's; engine, budgets (a stage's by settings, such as
+            stages.kind.budget.usd=5), failure_limit and secret_blocks may be new.
             Empty: a new run.
     """
     options = Options(
@@ -134,6 +146,7 @@ def process_corpus(
         limit=limit,
         budget_usd=budget_usd,
         budget_tokens=budget_tokens,
+        budget_gpu_seconds=budget_gpu_seconds,
         failure_limit=failure_limit,
         settings=tuple(settings or ()),
     )
@@ -153,7 +166,6 @@ def _go_on(resume: str, pipeline: str, run_id: str | None, options: Options) -> 
         "source": options.source,
         "mode": options.mode,
         "limit": options.limit,
-        "settings": options.settings,
         "run_id": run_id,
     }
     given = [name for name, value in fixed.items() if value]
@@ -185,6 +197,7 @@ def retry_failed(
     engine_url: p.EngineUrl = None,
     budget_usd: p.BudgetUsd = None,
     budget_tokens: p.BudgetTokens = None,
+    budget_gpu_seconds: p.BudgetGpuSeconds = None,
     failure_limit: p.FailureLimit = None,
     secret_blocks: p.SecretBlocks = None,
 ) -> State[str]:
@@ -199,6 +212,8 @@ def retry_failed(
         engine_url: Any OpenAI-compatible endpoint, in place of a profile.
         budget_usd: Most US dollars to spend, what the run has spent included. Empty: the run's own.
         budget_tokens: Most tokens to spend, what the run has spent included. Empty: the run's own.
+        budget_gpu_seconds: Most seconds of GPU time, those that the run has spent included. Empty: the
+            run's own.
         failure_limit: Share of requests, 0 to 1, that may end unanswered. Empty: the run's own.
         secret_blocks: Names of Prefect Secret blocks, as for process-corpus.
     """
@@ -206,6 +221,7 @@ def retry_failed(
         engine=engine_url or engine or None,
         budget_usd=budget_usd,
         budget_tokens=budget_tokens,
+        budget_gpu_seconds=budget_gpu_seconds,
         failure_limit=failure_limit,
     )
     return _conduct(lambda: reopen(run or None, sink or None, "retry", options), secret_blocks)
@@ -310,6 +326,7 @@ def run_here(pipeline: str, options: Options, run_id: str, listener: Listener) -
                 limit=options.limit,
                 budget_usd=options.budget_usd,
                 budget_tokens=options.budget_tokens,
+                budget_gpu_seconds=options.budget_gpu_seconds,
                 failure_limit=options.failure_limit,
                 settings=[*options.settings],
                 run_id=run_id,

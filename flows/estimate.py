@@ -19,6 +19,8 @@ from engine.endpoint import Endpoint
 from flows.graph_drawing import graph_json
 from flows.run.ask import Asker
 from flows.run.bench import (
+    CACHE_SHARE,
+    cache_tokens_of,
     chunk_rule,
     endpoint_facts,
     open_room,
@@ -92,6 +94,20 @@ def _estimate(
         "chunk_max_tokens": rule.max_tokens,
         "documents": [_group_json(group) for group in groups],
         "rejected": rejected,
+        "cache": _cache(endpoint, [chunk for _, found in read.values() for chunk in found]),
+    }
+
+
+def _cache(endpoint: Endpoint, sampled: Sequence[Chunk]) -> dict[str, int] | None:
+    """Return what the engine's KV cache holds, and how many chunks it does not; None: not known."""
+    held = cache_tokens_of(endpoint)
+    if held is None:
+        return None
+    sizes = [chunk.num_tokens for chunk in sampled]
+    return {
+        "tokens": held,
+        "larger_of_sampled": sum(size > int(CACHE_SHARE * held) for size in sizes),
+        "largest_chunk_tokens": max(sizes, default=0),
     }
 
 

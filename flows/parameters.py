@@ -28,6 +28,7 @@ Mode = Annotated[ModeName | None, Field(json_schema_extra=_one_of([*get_args(Mod
 Limit = Annotated[int | None, Field(ge=1, examples=[20])]
 BudgetUsd = Annotated[float | None, Field(gt=0, examples=[5.0])]
 BudgetTokens = Annotated[int | None, Field(gt=0, examples=[1_000_000])]
+BudgetGpuSeconds = Annotated[float | None, Field(gt=0, examples=[3600.0])]
 FailureLimit = Annotated[float | None, Field(ge=0, le=1, examples=[0.05])]
 Settings = Annotated[list[str] | None, Field(examples=[["chunk.max_tokens=500"]])]
 SecretBlocks = Annotated[

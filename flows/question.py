@@ -83,7 +83,11 @@ def job_for(question: Question, options: Options, run_id: str) -> Job:
         "sink": options.sink or _default_sink(question.text, source, digest),
         "include": list(include),
         "chunk": {"max_per_document": question.chunks},
-        "budget": {"usd": options.budget_usd, "tokens": options.budget_tokens},
+        "budget": {
+            "usd": options.budget_usd,
+            "tokens": options.budget_tokens,
+            "gpu_seconds": options.budget_gpu_seconds,
+        },
         "stages": [
             {
                 "name": STAGE,

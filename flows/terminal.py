@@ -10,11 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flows.report.words import counted, mode_story
+from flows.report.words import cached_share, counted, mode_story
 from flows.run.progress import Snapshot
 
 NON_TERMINAL_INTERVAL_S = 10.0
 """Seconds between lines where the output is no terminal and cannot redraw a bar."""
+
+_OPTIONS = {f"budget.{name.replace('-', '_')}": name for name in ("usd", "tokens", "gpu-seconds")}
+"""Limits of a run that have an option of their own."""
 
 
 class ProgressBar:
@@ -84,9 +87,11 @@ def _counts(snapshot: Snapshot) -> str:
         parts.append(f"{snapshot.num_unanswered} without answer")
     if snapshot.prompt_tokens:
         parts.append(f"{snapshot.prompt_tokens:,} prompt tokens")
-        parts.append(f"{snapshot.cached_tokens / snapshot.prompt_tokens:.0%} cached")
+        parts.append(cached_share(snapshot.cached_tokens, snapshot.prompt_tokens))
     if snapshot.cost_usd is not None:
         parts.append(f"{dollars(snapshot.cost_usd)} USD")
+    if snapshot.gpu_seconds is not None:
+        parts.append(f"{snapshot.gpu_seconds:,.1f} GPU-s")
     if snapshot.remaining_s is not None and snapshot.phase == "processing":
         parts.append(f"about {snapshot.remaining_s:.0f} s left")
     return ", ".join(parts)
@@ -133,6 +138,8 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
     }
     if manifest["spent"]["usd"] is not None:
         lines["cost"] = f"{dollars(manifest['spent']['usd'])} USD"
+    if manifest["spent"].get("gpu_seconds") is not None:
+        lines["GPU time"] = f"{manifest['spent']['gpu_seconds']:,.1f} GPU-seconds"
     for name, stage in manifest["stages"].items():
         story = mode_story(stage)
         observed = story.pop("observed")
@@ -146,10 +153,7 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
         where = "\"status = 'rejected'\""
         lines["rejected"] = f"headrace records {run_id} documents --where {where}"
     if manifest["verdict"] == "budget_reached":
-        limits = manifest["config"]["budget"]
-        more = [
-            f" --budget-{name} <more>" for name in ("usd", "tokens") if limits[name] is not None
-        ]
+        more = [f" {_option(key)}" for key in manifest["spent"].get("reached", ())]
         lines["go on"] = f"headrace run --resume {run_id}{''.join(more)}"
     elif manifest["failures"]:
         lines["go on"] = f"headrace retry {run_id}"
@@ -157,6 +161,11 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
     lines["tables"] = _tables(manifest)
     lines["report"] = manifest["report"]["html"]
     return lines
+
+
+def _option(key: str) -> str:
+    """Return the option that raises a limit of a budget, given as a key of the pipeline."""
+    return f"--budget-{_OPTIONS[key]} <more>" if key in _OPTIONS else f"--set {key}=<more>"
 
 
 def _tables(manifest: Mapping[str, Any]) -> str:

@@ -14,13 +14,13 @@ from config.errors import ConfigError
 from config.pipeline import PipelineConfig
 from connectors.document import Document, SourceRef
 from connectors.storage import open_source
-from engine.batch import Amount
 from engine.endpoint import Endpoint
 from engine.prompt import user_text
 from engine.wire import body_of, opening
 from flows.run.ask import Asker
-from flows.run.bench import Bench, chunk_rule, endpoint_facts, open_bench, open_room, plan_engine
+from flows.run.bench import chunk_rule, endpoint_facts, open_bench, open_room, plan_engine
 from flows.run.job import Job, new_run_id
+from flows.run.manifest import spent_json
 from flows.run.plan import ShardPlan, list_sources
 from flows.run.progress import Progress
 from flows.run.rows import Answered, Inquiry
@@ -136,7 +136,7 @@ def _live(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None])
             for answered in _of_chunk(done.ends(stage.name), trial.chunk)
         ]
         head = _head(bench.endpoint, done.document, len(done.chunks))
-        return head | {"spent": _spent(bench.budget.spent, bench), "requests": shown}
+        return head | {"spent": spent_json(bench), "requests": shown}
 
 
 def _check_chunk(trial: Trial, num_chunks: int) -> None:
@@ -228,11 +228,4 @@ def _answer(answered: Answered) -> dict[str, Any]:
         "completion_tokens": result.usage.completion_tokens,
         "seconds": round(result.seconds, 3),
         "cost_usd": result.cost_usd,
-    }
-
-
-def _spent(spent: Amount, bench: Bench) -> Mapping[str, Any]:
-    return {
-        "tokens": spent.tokens,
-        "usd": round(spent.usd, 6) if bench.endpoint.profile.prices else None,
     }

@@ -1,7 +1,8 @@
 """A batch: requests in flight together. `run` is the seam between stages and the engine."""
 
+from engine.batch.amount import Amount
 from engine.batch.breaker import BreakerRule
-from engine.batch.budget import Amount, Budget
+from engine.batch.budget import Budget, Caps, unknown_unit
 from engine.batch.call import RetryRule
 from engine.batch.ledger import WINDOW, Log
 from engine.batch.pace import Limits, Pace
@@ -13,6 +14,7 @@ __all__ = [
     "Amount",
     "BreakerRule",
     "Budget",
+    "Caps",
     "Limits",
     "Line",
     "Log",
@@ -21,4 +23,5 @@ __all__ = [
     "Route",
     "route_to",
     "run",
+    "unknown_unit",
 ]

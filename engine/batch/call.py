@@ -11,14 +11,22 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.batch.budget import Amount, Budget, amount_of, cost_usd, worst_prompt_tokens
+from engine.batch.amount import (
+    Amount,
+    amount_of,
+    cost_usd,
+    gpu_seconds,
+    usage_of,
+    worst_prompt_tokens,
+    worst_usage,
+)
+from engine.batch.budget import Budget
 from engine.batch.pace import Place
 from engine.batch.route import Line
 from engine.client import Client
 from engine.errors import EngineUnavailable, RequestRejected
 from engine.reply import Reply
 from engine.request import Request, Usage, add_usage
-from engine.tokens import BYTES_PER_TOKEN
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +63,7 @@ class Account:
     attempts: int = 0
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = None
+    gpu_seconds: float | None = None
     first_token_s: float | None = None
     decoding_s: float | None = None
     queued_s: float = 0.0
@@ -96,23 +105,27 @@ class Caller:
             EngineUnavailable: It failed as often as the retry rule allows, or the circuit is open.
             RequestRejected: The endpoint refuses it.
             BudgetReached: The budget does not cover it.
+            EngineMisconfigured: A limit is in a unit of which the profile knows nothing.
         """
         profile = self.line.endpoint.profile
         if profile.capabilities.priority:
             body = {**body, "priority": priority}
+        worst = worst_usage(body, request)
         with account.queueing():
-            reserved = await self._budget.reserve(body, profile.prices)
+            reserved = await self._budget.reserve(request.stage, worst, profile)
         used = Amount()
         try:
             reply = await self._retried(body, request, account, priority=priority, is_last=is_last)
-            usage = reply.usage or _guessed(body, reply)
-            used = amount_of(usage, profile.prices)
+            usage = usage_of(reply, body, worst)
+            used = amount_of(usage, profile)
         finally:
             self._budget.settle(reserved, used)
         account.usage = add_usage(account.usage, usage)
-        cost = cost_usd(usage, profile.prices)
+        cost, time_s = cost_usd(usage, profile.prices), gpu_seconds(usage, profile)
         if cost is not None:
             account.cost_usd = cost + (account.cost_usd or 0.0)
+        if time_s is not None:
+            account.gpu_seconds = time_s + (account.gpu_seconds or 0.0)
         account.first_token_s, account.decoding_s = reply.first_token_s, reply.decoding_s
         await self._read_load()
         return replace(reply, usage=usage)
@@ -241,13 +254,3 @@ def _prompt_tokens(body: Mapping[str, Any], request: Request, account: Account) 
     if not request.prompt_tokens:
         return worst
     return request.prompt_tokens + max(0, worst - account.opening_tokens)
-
-
-def _guessed(body: Mapping[str, Any], reply: Reply) -> Usage:
-    """Return an estimate of the usage that an endpoint left out or got wrong."""
-    text = reply.reasoning + reply.content
-    return Usage(
-        prompt_tokens=worst_prompt_tokens(body),
-        completion_tokens=min(int(body["max_tokens"]), 1 + len(text.encode()) // BYTES_PER_TOKEN),
-        num_guessed=1,
-    )

@@ -177,6 +177,7 @@ class _Sender:
             finish_reason=ending.finish_reason,
             usage=account.usage,
             cost_usd=account.cost_usd,
+            gpu_seconds=account.gpu_seconds,
             attempts=account.attempts,
             seconds=time.monotonic() - started,
             first_token_s=account.first_token_s,

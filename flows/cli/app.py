@@ -113,6 +113,10 @@ BudgetTokensOption = Annotated[
     int | None,
     typer.Option("--budget-tokens", min=1, help="Most tokens to spend, prompts and answers."),
 ]
+BudgetGpuSecondsOption = Annotated[
+    float | None,
+    typer.Option("--budget-gpu-seconds", min=0.0, help="Most seconds of GPU time to spend."),
+]
 
 
 class Interrupted(KeyboardInterrupt):

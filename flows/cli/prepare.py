@@ -318,5 +318,13 @@ def _plan_lines(planned: Mapping[str, Any]) -> list[str]:
     usd = planned["budget"]["usd"]
     if usd is not None and cost is not None and cost["with_planned_cache"] > usd:
         lines.append(f"budget  {usd:.2f} USD may not do; the run would stop there, resumable")
+    cache = planned["cache"]
+    if cache is not None and cache["larger_of_sampled"]:
+        lines.append(
+            f"cache   {cache['larger_of_sampled']:,} of the chunks read, of up to"
+            f" {cache['largest_chunk_tokens']:,} tokens, are larger than the engine's KV cache of"
+            f" {cache['tokens']:,} tokens holds beside a question: each question computes them again;"
+            " lower chunk.max_tokens"
+        )
     lines += [f"turned down: {path}: {why}" for path, why in planned["rejected"].items()]
     return lines

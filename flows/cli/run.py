@@ -16,6 +16,7 @@ from flows.cli.app import (
     EXIT_INCOMPLETE,
     EXIT_OVER_LIMIT,
     AsJson,
+    BudgetGpuSecondsOption,
     BudgetTokensOption,
     BudgetUsdOption,
     EngineOption,
@@ -52,6 +53,7 @@ def run(
     limit: LimitOption = None,
     budget_usd: BudgetUsdOption = None,
     budget_tokens: BudgetTokensOption = None,
+    budget_gpu_seconds: BudgetGpuSecondsOption = None,
     failure_limit: Annotated[
         float | None,
         typer.Option(
@@ -111,6 +113,7 @@ def run(
         limit=limit,
         budget_usd=budget_usd,
         budget_tokens=budget_tokens,
+        budget_gpu_seconds=budget_gpu_seconds,
         failure_limit=failure_limit,
         settings=tuple(settings or ()),
     )
@@ -145,6 +148,7 @@ def retry(
     engine: EngineOption = None,
     budget_usd: BudgetUsdOption = None,
     budget_tokens: BudgetTokensOption = None,
+    budget_gpu_seconds: BudgetGpuSecondsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask again what a run left unanswered: failed, invalid and over-budget requests.
@@ -160,7 +164,12 @@ def retry(
     from flows.run.resume import reopen
 
     with exit_codes(lambda: f"interrupted; go on with: headrace retry {run or ''}"):
-        options = Options(engine=engine, budget_usd=budget_usd, budget_tokens=budget_tokens)
+        options = Options(
+            engine=engine,
+            budget_usd=budget_usd,
+            budget_tokens=budget_tokens,
+            budget_gpu_seconds=budget_gpu_seconds,
+        )
         job = reopen(run, sink, "retry", options)
         finish(_in_process(job, as_json=as_json), as_json=as_json)
 
@@ -196,6 +205,7 @@ def ask(
     limit: LimitOption = None,
     budget_usd: BudgetUsdOption = None,
     budget_tokens: BudgetTokensOption = None,
+    budget_gpu_seconds: BudgetGpuSecondsOption = None,
     as_json: AsJson = False,
 ) -> None:
     r"""Ask one question of a folder or bucket: a table here, Parquet in the sink, no YAML.
@@ -230,6 +240,7 @@ def ask(
             limit=limit,
             budget_usd=budget_usd,
             budget_tokens=budget_tokens,
+            budget_gpu_seconds=budget_gpu_seconds,
         )
         job = job_for(asked, options, run_id)
         manifest = _in_process(job, as_json=as_json)

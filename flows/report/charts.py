@@ -54,12 +54,17 @@ def _mark(name: str, value: float, top: float, base: int) -> str:
     )
 
 
-def token_bar(cached: int, computed: int, output: int, height: int = 26) -> str:
-    """Return one bar split into prompt tokens from the cache, prompt tokens computed, and output."""
-    total = cached + computed + output
+def token_bar(cached: int | None, prompt: int, output: int, height: int = 26) -> str:
+    """Return one bar split into prompt tokens from the cache, other prompt tokens, and output.
+
+    Where the cache's share is None, not reported, nothing is said of it.
+    """
+    total = prompt + output
     if not total:
         return ""
-    parts = (("cached", cached), ("computed", computed), ("output", output))
+    parts: tuple[tuple[str, int], ...] = (("prompt", prompt), ("output", output))
+    if cached is not None:
+        parts = (("cached", cached), ("computed", prompt - cached), ("output", output))
     x, pieces = 0.0, []
     for name, count in parts:
         width = WIDTH * count / total

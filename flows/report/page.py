@@ -79,12 +79,13 @@ def _figures(data: ReportData) -> list[tuple[str, str, str]]:
         outcomes.update(stage.outcomes)
     prompt = sum(stage.prompt_tokens for stage in data.stages)
     output = sum(stage.completion_tokens for stage in data.stages)
+    cached = _cached_ratio(data)
     return [
         (f"{data.num_documents:,}", "documents", _counts(data.statuses)),
         (words.compact(sum(outcomes.values())), "records", _counts(outcomes)),
         (words.compact(prompt), "prompt tokens", f"{prompt:,}, and {output:,} of output"),
         (
-            _percent(_cached_ratio(data)),
+            "not reported" if cached is None and prompt else _percent(cached),
             "from the prefix cache",
             f"{_percent(data.planned_cached_ratio)} planned",
         ),
@@ -108,7 +109,6 @@ def _cached_ratio(data: ReportData) -> float | None:
 
 def _stage(data: ReportData, index: int) -> dict[str, Any]:
     stage = data.stages[index]
-    cached = stage.cached_tokens or 0
     return {
         "stage": stage,
         "outcomes": _counts(stage.outcomes),
@@ -116,13 +116,13 @@ def _stage(data: ReportData, index: int) -> dict[str, Any]:
         "skipped": ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in stage.skipped.items()),
         "outcome_bar": Markup(charts.outcome_bar(stage.outcomes)),
         "token_bar": Markup(
-            charts.token_bar(cached, stage.prompt_tokens - cached, stage.completion_tokens)
+            charts.token_bar(stage.cached_tokens, stage.prompt_tokens, stage.completion_tokens)
         ),
         "histogram": Markup(charts.histogram(stage.latencies_s)),
-        "cached": _percent(
-            None
-            if stage.cached_tokens is None or not stage.prompt_tokens
-            else stage.cached_tokens / stage.prompt_tokens
+        "cached": "not reported"
+        if stage.cached_tokens is None and stage.prompt_tokens
+        else _percent(
+            (stage.cached_tokens or 0) / stage.prompt_tokens if stage.prompt_tokens else None
         ),
     }
 

@@ -132,3 +132,10 @@ def compact(count: float) -> str:
             scale = 1e3 if unit == "k" else limit
             return f"{count / scale:.1f} {unit}"
     return f"{count:,.0f}"
+
+
+def cached_share(cached_tokens: int | None, prompt_tokens: int) -> str:
+    """Return which share of the prompt tokens came from the prefix cache, in words."""
+    if cached_tokens is None:
+        return "cached not reported"
+    return f"{cached_tokens / prompt_tokens if prompt_tokens else 0:.0%} cached"

@@ -20,7 +20,7 @@ from engine.request import Request, content_key, request_key
 from flows.run.labels import Line, bind_labels
 from flows.run.prepare import PreparedStage, Way, prepare
 from flows.run.rows import Answered, Inquiry, origin
-from flows.run.units import WHEN, Input, Row, Subject, chunk_unit
+from flows.run.units import UNPAID, UPSTREAM_OVER_BUDGET, WHEN, Input, Row, Subject, chunk_unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +154,8 @@ class Asker:
         left_out = [n for n, answered in upstream.items() if answered.result.error_class == WHEN]
         if left_out:
             return WHEN, f"stage {left_out[0]!r} has left it out"
-        missing = [name for name, answered in upstream.items() if answered.output is None]
-        if missing:
-            return "upstream_unanswered", f"stage {missing[0]!r} has no answer"
+        if missing := _missing(upstream):
+            return missing
         outputs = {name: answered.output for name, answered in upstream.items()}
         when = self.stages[stage.name].when
         if when is not None and not when(outputs):
@@ -216,6 +215,18 @@ class Asker:
                 advice="use larger chunks or shorter answers, or an engine with a longer context",
             )
         return replace(inquiry, num_inputs=num_inputs, num_answered=num_answered)
+
+    def unpaid(self, unit: Subject, num_inputs: int) -> Inquiry:
+        """Return the inquiry of a unit that waits for answers which the budget did not cover."""
+        inquiry = self._unasked(
+            unit.stage,
+            unit.document,
+            None,
+            unit=unit.name,
+            error_class=UPSTREAM_OVER_BUDGET,
+            error="not all stages it needs have their answers yet: over budget",
+        )
+        return replace(inquiry, num_inputs=num_inputs, num_answered=0)
 
     def too_many(self, unit: Subject, inputs: Sequence[Input]) -> Inquiry:
         """Return the inquiry of a unit whose parts' answers are too long to be put together."""
@@ -392,6 +403,15 @@ def _shown_lines(document: Document, segments: Sequence[Segment]) -> tuple[list[
     """Return a document's segments as lines, alone and as one text."""
     lines = [Line(segment=s, origins=(origin(document, s),)) for s in segments]
     return lines, render(segments)
+
+
+def _missing(upstream: Mapping[str, Answered]) -> tuple[str, str] | None:
+    """Return the class and the reason where an answer is missing; None where all are there."""
+    missing = [name for name, answered in upstream.items() if answered.output is None]
+    unpaid = [name for name in missing if upstream[name].result.error_class in UNPAID]
+    if unpaid:
+        return UPSTREAM_OVER_BUDGET, f"stage {unpaid[0]!r} has no answer yet: over budget"
+    return ("upstream_unanswered", f"stage {missing[0]!r} has no answer") if missing else None
 
 
 def _disarmed(value: object) -> object:

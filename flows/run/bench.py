@@ -17,12 +17,13 @@ from typing import Any
 
 from config.errors import ConfigError
 from config.load import child_environment, load_profile, load_secret, load_surroundings
+from config.pipeline import StageBudgetConfig
 from connectors.chunker import ChunkRule
 from connectors.document import Media
 from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
 from connectors.storage import STATE_PREFIX, Source
-from engine.batch import Amount, Budget, Route, route_to
+from engine.batch import Amount, Budget, Caps, Route, route_to, unknown_unit
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint, replicas_of
 from engine.profile import Profile
 from engine.server import cache_tokens
@@ -97,6 +98,8 @@ class Bench(Room):
     family_numbers: Iterator[int] = field(default_factory=itertools.count)
     """Numbers of prefix families, in the order in which the shards begin them: the earlier goes first."""
     leaders: Leaders = field(default_factory=Leaders)
+    large_families: Iterator[int] = field(default_factory=itertools.count)
+    """Counts the families that the engine's KV cache cannot hold."""
     cache_tokens: int | None = None
     """Tokens that the engine's KV cache holds; None where it does not tell."""
     commits: dict[str, Commit] = field(default_factory=dict)
@@ -112,11 +115,15 @@ class Bench(Room):
         return self.route.endpoint
 
     @property
+    def chunk_room(self) -> int | None:
+        """Return how many tokens of material the KV cache holds beside questions; None: not known."""
+        return None if self.cache_tokens is None else int(CACHE_SHARE * self.cache_tokens)
+
+    @property
     def family_tokens(self) -> int | None:
         """Return how many tokens of material one shard may have in the KV cache; None: not known."""
-        if self.cache_tokens is None:
-            return None
-        return int(CACHE_SHARE * self.cache_tokens) // self.in_work.num_expected
+        room = self.chunk_room
+        return None if room is None else room // self.in_work.num_expected
 
     @property
     def max_in_flight(self) -> int:
@@ -251,7 +258,7 @@ def open_bench(
     progress: Progress,
     notify: Callable[[str], None],
     *,
-    spent: Amount | None = None,
+    spent: Mapping[str, Amount] | None = None,
     at_once: int = NUM_SHARDS_AT_ONCE,
 ) -> Iterator[Bench]:
     """Open storage, engine and readers, and close them again.
@@ -259,7 +266,7 @@ def open_bench(
     Args:
         job: What to run.
         progress: Counters that the shards add to.
-        spent: What earlier attempts of the run have taken from its budget.
+        spent: What earlier attempts of the run have taken from its budget, by stage.
         at_once: Shards that may be in work at the same time.
         notify: Called with a line whenever something slow begins, such as the engine's start.
 
@@ -268,7 +275,6 @@ def open_bench(
         StorageError: Source or sink cannot be reached.
         EngineError: The engine cannot be reached or started.
     """
-    limits = job.pipeline.budget
     engines = [job.pipeline.engine, *job.pipeline.fallback]
     for engine in engines:
         _check_engine(job, engine)
@@ -279,9 +285,9 @@ def open_bench(
         )
         asker = Asker(job.pipeline, endpoint)
         budget = Budget(
-            max_usd=limits.usd,
-            max_tokens=limits.tokens,
-            max_seconds=limits.seconds,
+            _caps(job.pipeline.budget),
+            stages={stage.name: _caps(stage.budget) for stage in job.pipeline.stages},
+            max_seconds=job.pipeline.budget.seconds,
             spent=spent,
         )
         replicas = replicas_of(endpoint, notify)
@@ -327,18 +333,22 @@ def _check_engine(job: Job, engine: str) -> None:
     """Check what is known of an engine before it is opened.
 
     Raises:
-        ConfigError: It lacks a key, prices, or what a stage wants.
+        ConfigError: It lacks a key, prices, the time of its GPUs, or what a stage wants.
     """
     profile, _ = _profile_and_key(engine)
-    if job.pipeline.budget.usd is not None and profile.prices is None:
-        raise ConfigError(
-            f"budget.usd is set, but engine {engine!r} has no prices; set budget.tokens"
-            " instead, or add `prices` to its profile"
-        )
+    budgets = {f"stages.{stage.name}.budget": stage.budget for stage in job.pipeline.stages}
+    for key, budget in {"budget": job.pipeline.budget, **budgets}.items():
+        problem = unknown_unit(key, _caps(budget), profile)
+        if problem is not None:
+            raise ConfigError(problem)
     if engine == job.pipeline.engine:
         for stage in job.pipeline.stages:
             if stage.compute is None:
                 check_fit(stage, profile)
+
+
+def _caps(budget: StageBudgetConfig) -> Caps:
+    return Caps(usd=budget.usd, tokens=budget.tokens, gpu_seconds=budget.gpu_seconds)
 
 
 def chunk_size_path(endpoint: Endpoint) -> str:
@@ -399,13 +409,13 @@ def _auto_chunk_tokens(endpoint: Endpoint, room: int) -> int:
     """
     growth = min(PROMPT_GROWTH_TOKENS, endpoint.context_tokens // 16)
     limits = [max(1, room - growth), endpoint.profile.max_chunk_tokens or room]
-    held = _cache_tokens(endpoint)
+    held = cache_tokens_of(endpoint)
     if held is not None:
         limits.append(max(1, int(CACHE_SHARE * held) // CHUNKS_IN_CACHE))
     return min(limits)
 
 
-def _cache_tokens(endpoint: Endpoint) -> int | None:
+def cache_tokens_of(endpoint: Endpoint) -> int | None:
     """Return what the KV cache of a vLLM server holds; None where it is none, or does not tell."""
     if endpoint.profile.capabilities.priority and endpoint.base_url:
         return cache_tokens(endpoint.base_url)
@@ -414,7 +424,7 @@ def _cache_tokens(endpoint: Endpoint) -> int | None:
 
 def _cache_of_all(servers: Sequence[Endpoint]) -> int | None:
     """Return what the KV caches of a model's servers hold together; None where none tells."""
-    held = [tokens for server in servers if (tokens := _cache_tokens(server)) is not None]
+    held = [tokens for server in servers if (tokens := cache_tokens_of(server)) is not None]
     return sum(held) if held else None
 
 

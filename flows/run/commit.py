@@ -15,7 +15,14 @@ from connectors.sinks.lake import PartInfo, chunk_row
 from engine.request import Result
 from flows.run import commits
 from flows.run.bench import Bench
-from flows.run.counts import CountMismatch, ShardReport, count_stage, left_alone
+from flows.run.counts import (
+    CountMismatch,
+    ShardReport,
+    add_amounts,
+    count_stage,
+    left_alone,
+    report_from_json,
+)
 from flows.run.held import READ_AGAIN
 from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
@@ -108,7 +115,9 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
         shard.bench.job.run_id,
     )
     path = marker_path(run_id, name)
-    report = _with_paid(done.report, ledger, bench.lake.find_json(path))
+    marker = bench.lake.find_json(path)
+    earlier = report_from_json(marker) if marker else left_alone(name, 0)
+    report = _with_paid(done.report, ledger, earlier)
     put: dict[str, PartInfo] = {}
 
     def put_all(parts: Iterable[tuple[str, bytes]]) -> None:
@@ -127,19 +136,13 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     return report
 
 
-def _with_paid(
-    report: ShardReport, ledger: Ledger, earlier: Mapping[str, Any] | None
-) -> ShardReport:
+def _with_paid(report: ShardReport, ledger: Ledger, earlier: ShardReport) -> ShardReport:
     """Return the report with what this run has paid, earlier commits of the shard included."""
-    if earlier is None:
-        earlier = asdict(left_alone(report.shard, 0))
-    paid = ledger.paid(earlier["claims"])
     return replace(
         report,
-        num_sent_again=earlier["num_sent_again"] + ledger.num_sent_again,
-        paid_tokens=earlier["paid_tokens"] + paid.tokens,
-        paid_usd=earlier["paid_usd"] + paid.usd,
-        claims=tuple(sorted({*earlier["claims"], *ledger.claims()})),
+        num_sent_again=earlier.num_sent_again + ledger.num_sent_again,
+        paid=add_amounts([earlier.paid, ledger.paid(earlier.claims)]),
+        claims=tuple(sorted({*earlier.claims, *ledger.claims()})),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from engine.batch import Amount
 from flows.run.rows import Answered
 
 
@@ -76,9 +77,8 @@ class ShardReport:
     """Documents that were not begun, since the budget was reached before."""
     num_sent_again: int = 0
     """Requests that an earlier attempt sent without learning their end."""
-    paid_tokens: int = 0
-    """Tokens that this run took for the shard; answers of earlier runs are not among them."""
-    paid_usd: float = 0.0
+    paid: Mapping[str, Amount] = field(default_factory=dict)
+    """What this run spent on the shard, by stage; answers of earlier runs are not among it."""
     claims: tuple[str, ...] = ()
     """Tokens of the claims under which it was paid."""
 
@@ -92,7 +92,18 @@ def report_from_json(value: Mapping[str, Any]) -> ShardReport:
         })
         for name, stage in value["stages"].items()
     }
-    return ShardReport(**{**value, "stages": stages, "claims": tuple(value["claims"])})
+    paid = {name: Amount(**amount) for name, amount in value["paid"].items()}
+    given = {**value, "stages": stages, "paid": paid, "claims": tuple(value["claims"])}
+    return ShardReport(**given)
+
+
+def add_amounts(each: Iterable[Mapping[str, Amount]]) -> dict[str, Amount]:
+    """Return the sum of what was spent, by stage."""
+    total: dict[str, Amount] = {}
+    for amounts in each:
+        for stage, amount in amounts.items():
+            total[stage] = total.get(stage, Amount()) + amount
+    return total
 
 
 def left_alone(shard: str, num_documents: int) -> ShardReport:
@@ -198,8 +209,7 @@ def add_up(reports: Sequence[ShardReport]) -> ShardReport:
         },
         num_left=sum(report.num_left for report in reports),
         num_sent_again=sum(report.num_sent_again for report in reports),
-        paid_tokens=sum(report.paid_tokens for report in reports),
-        paid_usd=sum(report.paid_usd for report in reports),
+        paid=add_amounts(report.paid for report in reports),
     )
 
 

@@ -153,6 +153,7 @@ class Scheduler:
 
     def _begin(self, family: Family) -> None:
         number = next(self._shard.bench.family_numbers)
+        self._warn_of_size(family)
         self._beginning.add(number)
 
         async def work() -> None:
@@ -166,6 +167,21 @@ class Scheduler:
         task = asyncio.create_task(work())
         self._open[task] = family.tokens
         task.add_done_callback(lambda _: self._changed.set())
+
+    def _warn_of_size(self, family: Family) -> None:
+        """Say once in a run that a chunk does not fit the KV cache, so that each question computes it."""
+        bench = self._shard.bench
+        room = bench.chunk_room
+        if room is None or family.tokens <= room or next(bench.large_families):
+            return
+        logger.warning(
+            "run_id=%s: a chunk of %s tokens is larger than the engine's KV cache of %s tokens holds"
+            " beside a question: it is asked about alone, and computed again for each question; lower"
+            " chunk.max_tokens (said once)",
+            bench.job.run_id,
+            f"{family.tokens:,}",
+            f"{bench.cache_tokens:,}",
+        )
 
     def _asked(self, family: int) -> None:
         """Take down that a family has asked something, or ended."""

@@ -36,7 +36,7 @@ from flows.run.reduce import Members, reduce_all
 from flows.run.rows import Answered, given_of_row, record_row
 from flows.run.shard import open_shard, until_cancelled
 from flows.run.spool import Group, Spool
-from flows.run.units import CORPUS, Reply, Subject, inputs_of, upstream_of
+from flows.run.units import CORPUS, UNPAID, Reply, Subject, inputs_of, upstream_of
 
 if TYPE_CHECKING:
     from flows.run.bench import Bench
@@ -91,7 +91,7 @@ def _work_key(bench: Bench, stage: StageConfig) -> str:
     prepared = bench.asker.stages.get(stage.name)
     ways = [way.fingerprint for way in (prepared.way, prepared.again) if way] if prepared else []
     reference = tables_key(bench.lake, stage) if stage.tables else None
-    return content_key("gather", stage.model_dump(mode="json"), ways, parts, reference)
+    return content_key("gather", stage.asked(), ways, parts, reference)
 
 
 def process_stage(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> ShardReport:
@@ -124,7 +124,11 @@ def _process(shard: Shard, stage: StageConfig, work_key: str) -> ShardReport:
         replies = _fill(spool, shard, stage)
         ends = _Ends(stage=stage)
         groups = list(_groups(spool, stage))
-        subjects = [_subject(stage, group, left_out=bool(replies)) for group in groups]
+        unpaid = _is_unpaid(bench, stage)
+        subjects = [
+            replace(_subject(stage, group, left_out=bool(replies)), is_unpaid=unpaid)
+            for group in groups
+        ]
         bench.progress.add(expected=len(subjects) * stage.samples)
         members = (
             Members(subject=subject, marks=group.marks, tokens=group.tokens, load=group.load)
@@ -251,6 +255,22 @@ def _replies(bench: Bench, needs: Sequence[str]) -> Iterator[list[Reply]]:
                 by_path[reply.path].append(reply)
         for path in sorted(by_path):
             yield by_path[path]
+
+
+def _is_unpaid(bench: Bench, stage: StageConfig) -> bool:
+    """Tell whether an answer that the stage needs, through SQL too, is missing for want of budget."""
+    if not any(commit.outcomes.get("over_budget") for commit in bench.commits.values()):
+        return False
+    stages = {one.name: one for one in bench.job.pipeline.stages}
+    for need in stage.needs:
+        if stages[need].compute is not None:
+            if _is_unpaid(bench, stages[need]):
+                return True
+            continue
+        classes = bench.lake.iter_table(bench.record_tables[need], ["error_class"])
+        if any(frame["error_class"].is_in(UNPAID).any() for frame in classes):
+            return True
+    return False
 
 
 def _read(lake: Lake, path: str, stage: StageConfig) -> Iterator[Reply]:

@@ -36,6 +36,7 @@ class Options:
     """Most documents, in path order."""
     budget_usd: float | None = None
     budget_tokens: int | None = None
+    budget_gpu_seconds: float | None = None
     failure_limit: float | None = None
     settings: tuple[str, ...] = ()
     """`key=value` pairs, keys with dots, such as `chunk.max_tokens=500`."""
@@ -119,6 +120,7 @@ def load_config(pipeline: str | Path, options: Options) -> PipelineConfig:
         "failure_limit": options.failure_limit,
         "budget.usd": options.budget_usd,
         "budget.tokens": options.budget_tokens,
+        "budget.gpu_seconds": options.budget_gpu_seconds,
         "stages.*.mode": options.mode,
     }
     return load_pipeline(find_pipeline(pipeline), overrides, options.settings)

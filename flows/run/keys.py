@@ -31,7 +31,7 @@ def work_key(job: Job, rule: ChunkRule, asker: Asker) -> str:
     """Return the key of what a document's rows follow from: its chunks, the stages, the engine."""
     stages = [
         [
-            stage.model_dump(mode="json"),
+            stage.asked(),
             asker.stages[stage.name].way.fingerprint,
             again.fingerprint if (again := asker.stages[stage.name].again) else None,
         ]

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -62,7 +62,8 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         self._results: dict[str, Result] = {}
         self._this_attempt: dict[str, Result] = {}
         self._sent: set[str] = set()
-        self._paid: list[tuple[str, Amount]] = []
+        self._paid: list[tuple[str, Result]] = []
+        """By claim."""
         self.num_sent_again = 0
         """Requests that earlier attempts sent without learning their end, and this one sent again."""
         for _, result in self._kept:
@@ -81,7 +82,7 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
             self._sent.discard(result.request_key)
             self._take(result)
             if value["run"] == self._by["run"]:
-                self._paid.append((value["claim"], amount_spent(result)))
+                self._paid.append((value["claim"], result))
 
     def _take(self, result: Result) -> None:
         if result.outcome in self._stands:
@@ -102,7 +103,7 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
     def note(self, result: Result) -> None:
         """Take a result down; it is in this machine's file at once, and in the sink soon after."""
         self._this_attempt[result.request_key] = result
-        self._paid.append((self._by["claim"], amount_spent(result)))
+        self._paid.append((self._by["claim"], result))
         line = json.dumps({**self._by, "result": asdict(result)}, default=dict)
         if self._journal.add([line]) >= WINDOW:
             self._full.set()
@@ -167,10 +168,9 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         """Return the claims under which this run has paid for the shard and not committed it."""
         return {self._by["claim"], *(claim for claim, _ in self._paid)}
 
-    def paid(self, counted: Collection[str]) -> Amount:
-        """Return what this run has paid under its claims, but for those counted already."""
-        new = (amount for claim, amount in self._paid if claim not in counted)
-        return sum(new, start=Amount())
+    def paid(self, counted: Collection[str]) -> dict[str, Amount]:
+        """Return what this run has paid under its claims, by stage, but for those counted already."""
+        return _spent(result for claim, result in self._paid if claim not in counted)
 
     def remove_journal(self) -> None:
         """Remove the journal, after the commit."""
@@ -189,20 +189,30 @@ def load_answers(lake: Lake, shard: str) -> list[tuple[str, Result]]:
     return [(value["document_key"], result_from_json(value["result"])) for value in values]
 
 
-def amount_spent(result: Result) -> Amount:
-    """Return what a result took of the budget."""
-    usage = result.usage
-    return Amount(tokens=usage.prompt_tokens + usage.completion_tokens, usd=result.cost_usd or 0.0)
-
-
-def journal_spent(lake: Lake, shard: str, run_id: str, counted: Collection[str]) -> Amount:
-    """Return what a run has paid for a shard by its journal, but for the claims counted already."""
-    total = Amount()
-    for line in open_journal(lake, shard).lines():
-        value = json.loads(line)
-        if value.get("run") == run_id and value["claim"] not in counted:
-            total += amount_spent(result_from_json(value["result"]))
+def _spent(results: Iterable[Result]) -> dict[str, Amount]:
+    """Return what results took of the budget, by stage."""
+    total: dict[str, Amount] = {}
+    for result in results:
+        usage = result.usage
+        amount = Amount(
+            tokens=usage.prompt_tokens + usage.completion_tokens,
+            usd=result.cost_usd or 0.0,
+            gpu_seconds=result.gpu_seconds or 0.0,
+        )
+        total[result.stage] = total.get(result.stage, Amount()) + amount
     return total
+
+
+def journal_spent(
+    lake: Lake, shard: str, run_id: str, counted: Collection[str]
+) -> dict[str, Amount]:
+    """Return what a run has paid for a shard, by stage, by its journal, but for the claims counted."""
+    values = map(json.loads, open_journal(lake, shard).lines())
+    return _spent(
+        result_from_json(value["result"])
+        for value in values
+        if value.get("run") == run_id and value["claim"] not in counted
+    )
 
 
 def journaled(lake: Lake) -> set[str]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Literal
 
+from engine.batch import Amount
 from flows.run.bench import Bench
 from flows.run.counts import ShardReport, StageCount, failures
 from flows.run.plan import Planner, Retry
@@ -43,7 +44,7 @@ def manifest(
     stages = {stage.name: StageCount() for stage in job.pipeline.stages} | dict(total.stages)
     asked, unanswered = failures(total)
     finished = datetime.now(UTC)
-    spent = bench.budget.spent
+    by_stage = bench.budget.spent_by_stage
     return {
         "run_id": job.run_id,
         "pipeline": job.pipeline.name,
@@ -105,13 +106,29 @@ def manifest(
             "failure_rate": round(_rate(total), 6),
         },
         "failure_limit": job.pipeline.failure_limit,
-        "spent": {
-            "tokens": spent.tokens,
-            "usd": round(spent.usd, 6) if endpoint.profile.prices else None,
+        "spent": spent_json(bench)
+        | {
+            "stages": {name: _amount(bench, one) for name, one in sorted(by_stage.items())},
+            "reached": bench.budget.reached,
         },
         "config": config,
         "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in VERSIONED},
+    }
+
+
+def spent_json(bench: Bench) -> dict[str, Any]:
+    """Return what the run has spent; None in a unit that the engine's profile knows nothing of."""
+    return _amount(bench, bench.budget.spent)
+
+
+def _amount(bench: Bench, amount: Amount) -> dict[str, Any]:
+    profile = bench.endpoint.profile
+    timed = profile.gpus is not None and profile.throughput is not None
+    return {
+        "tokens": amount.tokens,
+        "usd": round(amount.usd, 6) if profile.prices else None,
+        "gpu_seconds": round(amount.gpu_seconds, 3) if timed else None,
     }
 
 

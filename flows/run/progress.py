@@ -26,7 +26,8 @@ class Snapshot:
     num_results: int
     num_unanswered: int
     prompt_tokens: int
-    cached_tokens: int
+    cached_tokens: int | None
+    """None where no endpoint has told it."""
     completion_tokens: int
     outcomes: Mapping[str, int]
     """Results by outcome."""
@@ -34,6 +35,8 @@ class Snapshot:
     """Requests to expect of the documents read so far."""
     cost_usd: float | None
     """Price of the tokens so far; None where the profile has no prices."""
+    gpu_seconds: float | None
+    """GPU time of the tokens so far; None where the profile has no `gpus` or no `throughput`."""
     elapsed_s: float
     remaining_s: float | None
     """Estimate from the pace so far; None until there is one."""
@@ -79,13 +82,14 @@ class Progress:
                 "results",
                 "unanswered",
                 "prompt",
-                "cached",
                 "output",
             ),
             0,
         )
         self._outcomes: Counter[str] = Counter()
         self._cost_usd: float | None = None
+        self._gpu_seconds: float | None = None
+        self._cached_tokens: int | None = None
 
     def listen(self, listener: Listener) -> None:
         """Tell this listener too."""
@@ -112,11 +116,14 @@ class Progress:
             self._outcomes[result.outcome] += 1
             if result.cost_usd is not None:
                 self._cost_usd = (self._cost_usd or 0.0) + result.cost_usd
+            if result.gpu_seconds is not None:
+                self._gpu_seconds = (self._gpu_seconds or 0.0) + result.gpu_seconds
+            if result.usage.cached_tokens is not None:
+                self._cached_tokens = (self._cached_tokens or 0) + result.usage.cached_tokens
         self.add(
             results=1,
             unanswered=int(result.outcome != "succeeded"),
             prompt=result.usage.prompt_tokens,
-            cached=result.usage.cached_tokens or 0,
             output=result.usage.completion_tokens,
         )
 
@@ -131,6 +138,7 @@ class Progress:
         with self._lock:
             counts, phase = dict(self._counts), self._phase
             outcomes, cost_usd = dict(self._outcomes), self._cost_usd
+            cached_tokens, gpu_seconds = self._cached_tokens, self._gpu_seconds
         elapsed = time.monotonic() - self._started
         snapshot = Snapshot(
             phase=phase,
@@ -141,11 +149,12 @@ class Progress:
             num_results=counts["results"],
             num_unanswered=counts["unanswered"],
             prompt_tokens=counts["prompt"],
-            cached_tokens=counts["cached"],
+            cached_tokens=cached_tokens,
             completion_tokens=counts["output"],
             outcomes=outcomes,
             num_expected=counts["expected"],
             cost_usd=cost_usd,
+            gpu_seconds=gpu_seconds,
             elapsed_s=elapsed,
             remaining_s=None,
         )

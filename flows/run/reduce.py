@@ -159,11 +159,15 @@ def _take(ended: _Level, node: _Node, end: Answered, part: Callable[[int, Answer
 
 
 def _nodes(shard: Shard, number: int, members: Members, level: int) -> Iterator[_Node]:
-    room = shard.bench.asker.room(members.subject.stage)
+    asker, subject = shard.bench.asker, members.subject
+    if subject.is_unpaid:
+        yield _Node(number=number, mark=0, inquiry=asker.unpaid(subject, len(members.marks)))
+        return
+    room = asker.room(subject.stage)
     # Without inputs there still is one question, whose end says so.
     runs = cut(members.marks, members.tokens, room) or [range(0)]
     for ordinal, (run, inquiry) in enumerate(_inquiries(shard, members, runs, level)):
-        name = f"{members.subject.name}~{level}-{ordinal:05d}"
+        name = f"{subject.name}~{level}-{ordinal:05d}"
         mark = members.marks[run.start] if run else 0
         yield _Node(number=number, mark=mark, inquiry=replace(inquiry, unit=name))
 

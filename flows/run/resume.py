@@ -5,6 +5,7 @@ What the run has done is read from its folder in the sink; the machine that made
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from config.errors import ConfigError
-from config.load import find_pipeline, load_pipeline, resolve_engine
+from config.load import find_pipeline, load_pipeline, resolve_engine, with_settings
 from connectors.sinks.lake import Lake
 from engine.batch import Amount
-from flows.run.counts import ShardReport, report_from_json
+from flows.run.counts import ShardReport, add_amounts, report_from_json
 from flows.run.job import Job, Options, job_from_json
 from flows.run.ledger import journal_spent, journaled
 from flows.run.registry import find_run, known_runs, open_sink
@@ -95,7 +96,7 @@ def reopen(
         run: The run's id or a part of it; None for the latest.
         sink: Where to look; None for the sinks this machine knows of.
         start: `resume` or `retry`, see `Job.start`.
-        options: Budget, failure limit and engine may be changed; the rest is the run's.
+        options: Budgets, failure limit and engine may be changed; the rest is the run's.
 
     Raises:
         ConfigError: There is no such run, it is still going on, or another option is given.
@@ -127,7 +128,10 @@ def with_pipeline(job: Job, pipeline: str, *, accept_changes: bool) -> Job:
     """
     now = load_pipeline(find_pipeline(pipeline), {}, ())
     before, after = (
-        config.model_dump(mode="json", include=set(_FIXED)) for config in (job.pipeline, now)
+        config.model_dump(
+            mode="json", include=set(_FIXED), exclude={"stages": {"__all__": {"budget"}}}
+        )
+        for config in (job.pipeline, now)
     )
     differing = sorted(_differing(before, after))
     if not differing:
@@ -144,6 +148,11 @@ def with_pipeline(job: Job, pipeline: str, *, accept_changes: bool) -> Job:
             " change re-plan what it touches with --accept-changes"
         )
     update = {name: getattr(now, name) for name in _FIXED}
+    budgets = {stage.name: stage.budget for stage in job.pipeline.stages}
+    update["stages"] = tuple(
+        stage.model_copy(update={"budget": budgets.get(stage.name, stage.budget)})
+        for stage in now.stages
+    )
     return replace(job, pipeline=job.pipeline.model_copy(update=update))
 
 
@@ -161,15 +170,25 @@ def _differing(before: object, after: object, key: str = "") -> Iterator[str]:
         yield key
 
 
+_OF_A_BUDGET = re.compile(r"(stages\.[^.=]+\.)?budget\.\w+\s*=")
+"""Settings that may change when a run goes on."""
+
+
 def _changed(job: Job, options: Options) -> Job:
     fixed = {"source": options.source, "mode": options.mode, "limit": options.limit}
     given = [name for name, value in fixed.items() if value is not None]
-    if given or options.settings:
+    fixed_settings = [one for one in options.settings if not _OF_A_BUDGET.match(one)]
+    if given or fixed_settings:
         raise ConfigError(
             f"--{given[0] if given else 'set'}: cannot change when a run goes on; start a new run"
         )
-    pipeline, budget = job.pipeline, job.pipeline.budget
-    changes = {"usd": options.budget_usd, "tokens": options.budget_tokens}
+    pipeline = with_settings(job.pipeline, options.settings)
+    budget = pipeline.budget
+    changes = {
+        "usd": options.budget_usd,
+        "tokens": options.budget_tokens,
+        "gpu_seconds": options.budget_gpu_seconds,
+    }
     changed = {name: value for name, value in changes.items() if value is not None}
     update: dict[str, object] = {"budget": budget.model_copy(update=changed)} if changed else {}
     if options.engine is not None:
@@ -190,14 +209,12 @@ def load_markers(job: Job, lake: Lake) -> dict[str, ShardReport]:
     return {report.shard: report for report in reports}
 
 
-def spent_before(job: Job, lake: Lake, markers: Mapping[str, ShardReport]) -> Amount:
-    """Return what earlier attempts of the run took of its budget, shards in the middle included."""
+def spent_before(job: Job, lake: Lake, markers: Mapping[str, ShardReport]) -> dict[str, Amount]:
+    """Return what earlier attempts of the run spent, by stage, shards in the middle included."""
     if job.start == "new":
-        return Amount()
-    total = Amount()
-    for report in markers.values():
-        total += Amount(tokens=report.paid_tokens, usd=report.paid_usd)
+        return {}
+    spent = [report.paid for report in markers.values()]
     for shard in journaled(lake):
         counted = markers[shard].claims if shard in markers else ()
-        total += journal_spent(lake, shard, job.run_id, counted)
-    return total
+        spent.append(journal_spent(lake, shard, job.run_id, counted))
+    return add_amounts(spent)

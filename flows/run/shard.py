@@ -37,7 +37,7 @@ from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
 from flows.run.reduce import Ask, Members, members_of, reduce_all
 from flows.run.rows import Answered, Inquiry
-from flows.run.units import DOCUMENT, Reply, Row, Subject, inputs_of, rows_of
+from flows.run.units import DOCUMENT, UNPAID, Reply, Row, Subject, inputs_of, rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -392,6 +392,7 @@ async def _reduce(
                 name=DOCUMENT,
                 document=read.document,
                 left_out=bool(replies) and not inputs,
+                is_unpaid=any(reply.error_class in UNPAID for reply in replies),
             )
             yield members_of(shard, subject, inputs)
 

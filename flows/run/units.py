@@ -15,6 +15,12 @@ from flows.run.lines import Given, heading, lines_of
 WHEN = "when"
 """Error class of what a stage's `when` leaves out: it is not missing."""
 
+UPSTREAM_OVER_BUDGET = "upstream_over_budget"
+"""Error class of what needs an answer that the budget did not cover: a run with more will ask it."""
+
+UNPAID = frozenset({"budget_reached", UPSTREAM_OVER_BUDGET})
+"""Error classes of what is missing only until there is a larger budget."""
+
 DOCUMENT, CORPUS = "document", "corpus"
 
 
@@ -61,6 +67,8 @@ class Subject:
     """What the members of a group have in common."""
     left_out: bool = False
     """Whether there are answers, and `when` leaves all of them out."""
+    is_unpaid: bool = False
+    """Whether an answer is missing for want of budget, so that it would be asked, and paid, again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

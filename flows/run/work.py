@@ -116,7 +116,9 @@ class Work:
     def _is_hopeless(self) -> bool:
         """Tell whether the failure limit cannot be kept any more, whatever the rest gives."""
         total = add_up(self._reports)
-        asked, unanswered = failures(total)
+        # What the budget did not cover has not failed: a run with more will ask it.
+        unpaid = sum(stage.outcomes.get("over_budget", 0) for stage in total.stages.values())
+        asked, unanswered = (count - unpaid for count in failures(total))
         if asked < MIN_ASKED:
             return False
         limit = self.bench.job.pipeline.failure_limit

@@ -12,10 +12,12 @@ import hashlib
 import itertools
 import json
 import re
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,6 +64,31 @@ class _Server(ThreadingHTTPServer):
     # With the default of 5, connections beyond it wait a second for their next try.
     request_queue_size = 256
 
+    def __init__(self, port: int, engine: FakeEngine) -> None:
+        self.connections: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", port), _handler(engine))
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of connections that are gone: tests break them."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+    def die(self) -> None:
+        """Take no more connections, and drop those there are."""
+        self.shutdown()
+        self.server_close()
+        for connection in list(self.connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
 
 class FakeEngine:
     """The server; `calls` keeps every request body in order of arrival."""
@@ -76,6 +103,7 @@ class FakeEngine:
         latency_s: float = 0.0,
         log: Path | None = None,
         bursts_miss: bool = False,
+        kv_cache_tokens: int | None = None,
     ) -> None:
         """Serve on a port of 127.0.0.1, any free one where 0.
 
@@ -86,6 +114,7 @@ class FakeEngine:
             api_key: Key that it asks for.
             latency_s: Seconds that every answer takes.
             bursts_miss: Whether its cache knows a prompt only after it has been answered.
+            kv_cache_tokens: Size of its KV cache, which it tells as vLLM does; None: it does not.
             log: File that gets one JSON line per call as it arrives, which is when it is paid.
         """
         self.calls: list[dict[str, Any]] = []
@@ -102,7 +131,15 @@ class FakeEngine:
         self.prefixes: set[str] = set()
         self.cached: list[tuple[str, int]] = []
         """Prompts with the tokens of each that the cache had, in order of arrival."""
-        self._server = _Server(("127.0.0.1", port), _handler(self))
+        self.kv_cache_tokens = kv_cache_tokens
+        self.tells_cached = True
+        self.answered: set[int] = set()
+        """Numbers of the calls that were answered, or are just being."""
+        self.lost: set[int] = set()
+        """Numbers of the calls that were dropped by a restart."""
+        self.life = 0
+        self._is_dying = False
+        self._server = _Server(port, self)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
@@ -116,6 +153,34 @@ class FakeEngine:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def restart(self, down_s: float) -> None:
+        """Drop all connections, be away for so long, and come back at the same port, the cache cold."""
+        port = self._server.server_address[1]
+        with self.lock:
+            self._is_dying = True
+        # Answers that are being written come to their end, further ones are not begun.
+        time.sleep(0.1)
+        self._server.die()
+        with self.lock:
+            self.lost |= set(range(len(self.calls))) - self.answered
+            self.prefixes.clear()
+            self.life += 1
+            self._is_dying = False
+        time.sleep(down_s)
+        self._server = _Server(port, self)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def begin_answer(self, number: int, life: int) -> None:
+        """Take down that a call is answered now.
+
+        Raises:
+            ConnectionResetError: The engine has been restarted since the call came.
+        """
+        with self.lock:
+            if self._is_dying or life != self.life:
+                raise ConnectionResetError
+            self.answered.add(number)
 
     def note(self, body: Mapping[str, Any]) -> None:
         """Write down a call; the caller holds the lock."""
@@ -167,6 +232,9 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             if self.path == "/v1/models":
                 model = {"id": MODEL, "object": "model", "max_model_len": engine.max_model_len}
                 self._send(200, {"object": "list", "data": [model]})
+            elif self.path == "/metrics" and engine.kv_cache_tokens is not None:
+                info = f'block_size="16",num_gpu_blocks="{engine.kv_cache_tokens // 16}"'
+                self._send_text(200, f"vllm:cache_config_info{{{info}}} 1.0\n".encode())
             else:
                 self._send(404, {"error": {"message": f"no such path {self.path}"}})
 
@@ -211,11 +279,13 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             engine.cached.append((prompt, cached))
             if not engine.bursts_miss:
                 _keep_prefixes(engine, prompt)
+            life = engine.life
             time.sleep(engine.latency_s)
             _keep_prefixes(engine, prompt)
             fault = engine.script(number, body) if engine.script else None
             if fault is not None and fault.hang_s:
                 time.sleep(fault.hang_s)
+            engine.begin_answer(number, life)
             if fault is not None and not (fault.answers or (fault.hang_s and not fault.cut)):
                 self._fail(fault)
                 return
@@ -269,10 +339,12 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             self.wfile.write(fault.body)
 
         def _send(self, status: int, value: Mapping[str, Any]) -> None:
-            data = json.dumps(value).encode()
             self._leave()
+            self._send_text(status, json.dumps(value).encode(), "application/json")
+
+        def _send_text(self, status: int, data: bytes, kind: str = "text/plain") -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -301,11 +373,13 @@ def _completion(
         message["content"], finish_reason = fault.content, fault.finish_reason
     if fault is not None and fault.message is not None:
         message, finish_reason = {"role": "assistant", **fault.message}, fault.finish_reason
-    usage: object = {
+    usage: Any = {
         "prompt_tokens": num_tokens,
         "completion_tokens": len(json.dumps(message)) // 4 + 1,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
+    if not engine.tells_cached:
+        del usage["prompt_tokens_details"]
     if fault is not None and fault.usage is not ...:
         usage = fault.usage
     return {

@@ -1,0 +1,155 @@
+"""What a call takes: its tokens, their price, and the time of the GPUs that serve it.
+
+All three follow from the usage and the host's profile, so that the worst case is known before a call is
+sent, and what it took is counted in the same units afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.profile import Prices, Profile
+from engine.reply import Reply
+from engine.request import Request, Usage
+from engine.tokens import BYTES_PER_TOKEN, MOST_IMAGE_TOKENS
+
+_MARGIN_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """What calls take of a budget."""
+
+    tokens: int = 0
+    """Prompt and answer together."""
+    usd: float = 0.0
+    """Price of the tokens; 0 where prices are not known."""
+    gpu_seconds: float = 0.0
+    """See `gpu_seconds`; 0 where it is not known."""
+
+    def __add__(self, other: Amount) -> Amount:
+        """Return the sum."""
+        return Amount(
+            tokens=self.tokens + other.tokens,
+            usd=self.usd + other.usd,
+            gpu_seconds=self.gpu_seconds + other.gpu_seconds,
+        )
+
+    def __sub__(self, other: Amount) -> Amount:
+        """Return the difference."""
+        return Amount(
+            tokens=self.tokens - other.tokens,
+            usd=self.usd - other.usd,
+            gpu_seconds=self.gpu_seconds - other.gpu_seconds,
+        )
+
+
+def amount_of(usage: Usage, profile: Profile) -> Amount:
+    """Return what a call takes, 0 in a unit that the profile knows nothing of."""
+    return Amount(
+        tokens=usage.prompt_tokens + usage.completion_tokens,
+        usd=cost_usd(usage, profile.prices) or 0.0,
+        gpu_seconds=gpu_seconds(usage, profile) or 0.0,
+    )
+
+
+def cost_usd(usage: Usage, prices: Prices | None) -> float | None:
+    """Return the price of a call's tokens in dollars; None where prices are not known."""
+    if prices is None:
+        return None
+    return prices.usd(
+        prompt=usage.prompt_tokens,
+        cached=usage.cached_tokens or 0,
+        output=usage.completion_tokens,
+    )
+
+
+def gpu_seconds(usage: Usage, profile: Profile) -> float | None:
+    """Return the seconds of GPU time that a call's tokens take; None where it is not known.
+
+    That is the share of a full engine: the number of its GPUs times the time in which it computes so
+    many prompt tokens and generates so many others at its measured throughput. Seconds in which the
+    engine idles, or is less than full, are nobody's.
+    """
+    pace = profile.throughput
+    if pace is None or profile.gpus is None:
+        return None
+    computed = usage.prompt_tokens - (usage.cached_tokens or 0)
+    return profile.gpus * (
+        computed / pace.prompt_tokens_per_s + usage.completion_tokens / pace.output_tokens_per_s
+    )
+
+
+def worst_usage(body: Mapping[str, Any], request: Request) -> Usage:
+    """Return the most that a call can take: nothing of it cached, and the longest answer.
+
+    The prompt is taken by its length in bytes or, where that is more, as it was counted when the
+    request was made, with what later turns add.
+    """
+    counted = 0
+    if request.prompt_tokens:
+        counted = request.prompt_tokens + _MARGIN_TOKENS + _tokens(_later(body["messages"]))
+    return Usage(
+        prompt_tokens=max(worst_prompt_tokens(body), counted),
+        completion_tokens=int(body["max_tokens"]),
+    )
+
+
+def worst_prompt_tokens(body: Mapping[str, Any]) -> int:
+    """Return more tokens than the messages of a language in words have, by their length in bytes."""
+    return _MARGIN_TOKENS + _tokens(body["messages"])
+
+
+def _later(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Return the messages from the first answer on; those before are the request's own."""
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            return messages[number:]
+    return ()
+
+
+def _tokens(messages: Sequence[Mapping[str, Any]], bytes_per_token: int = BYTES_PER_TOKEN) -> int:
+    tokens = 0
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        for part in parts:
+            if part["type"] == "text":
+                tokens += -(-len(part["text"].encode()) // bytes_per_token)
+            else:
+                tokens += MOST_IMAGE_TOKENS
+    return tokens
+
+
+def usage_of(reply: Reply, body: Mapping[str, Any], worst: Usage) -> Usage:
+    """Return a call's usage: as the endpoint told it, or an estimate where it told none that can be.
+
+    A token has at least one byte, so that no prompt has more of them than bytes, and no answer more
+    than it was allowed or than it has bytes. Without this one wrong number would end a budget.
+
+    Args:
+        reply: What came back.
+        body: What was sent.
+        worst: What was set aside for it; no estimate is larger.
+    """
+    size = len(reply.reasoning.encode()) + len(reply.content.encode())
+    told, allowed = reply.usage, worst.completion_tokens
+    if told is not None and told.completion_tokens <= max(allowed, size) + _MARGIN_TOKENS:
+        prompt = told.prompt_tokens
+        if prompt <= worst.prompt_tokens or prompt <= _most_prompt_tokens(body):
+            return told
+    return Usage(
+        prompt_tokens=worst.prompt_tokens,
+        completion_tokens=min(allowed, 1 + size // BYTES_PER_TOKEN),
+        num_guessed=1,
+    )
+
+
+def _most_prompt_tokens(body: Mapping[str, Any]) -> int:
+    """Return the tokens of a prompt of which every byte is one; some hosts show the schema as well."""
+    schema = len(str(body.get("response_format", "")).encode())
+    tools = len(str(body.get("tools", "")).encode())
+    margin = _MARGIN_TOKENS * (1 + len(body["messages"]))
+    return margin + schema + tools + _tokens(body["messages"], 1)
