@@ -25,7 +25,8 @@ from prefect.runtime import flow_run
 from config.load import load_surroundings
 from engine.errors import EngineError
 from engine.status import map_errors
-from flows.report.words import counted, mode_story
+from flows.report.took import took
+from flows.report.words import counted, mode_story, share
 from flows.run.progress import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,6 @@ def _label(labels: Mapping[str, str]) -> None:
 def describe(run_id: str, snapshot: Snapshot) -> str:
     """Return the counts as one line, which is all that a card shows, and a small Markdown table."""
     outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(snapshot.outcomes.items()))
-    cached = snapshot.cached_tokens / snapshot.prompt_tokens if snapshot.prompt_tokens else 0.0
     documents = f"{snapshot.num_documents_read:,} of {counted(snapshot.num_documents, 'document')}"
     rows = {
         "run": run_id,
@@ -129,7 +129,7 @@ def describe(run_id: str, snapshot: Snapshot) -> str:
         "chunks": f"{snapshot.num_chunks:,}",
         "records": f"{snapshot.num_results:,} of {snapshot.num_requests:,} asked"
         + (f": {outcomes}" if outcomes else ""),
-        "prompt tokens": f"{snapshot.prompt_tokens:,}, {cached:.0%} cached",
+        "prompt tokens": f"{snapshot.prompt_tokens:,}, {share(snapshot.cached_tokens, snapshot.prompt_tokens)} cached",
         "output tokens": f"{snapshot.completion_tokens:,}",
     }
     if snapshot.cost_usd is not None:
@@ -179,6 +179,11 @@ def _publish(manifest: Mapping[str, Any]) -> None:
     create_table_artifact(
         table=_outcomes(manifest), key="outcomes", description="Every input has one outcome"
     )
+    create_table_artifact(
+        table=took(manifest).as_rows(),
+        key="took",
+        description="What it took, beside what was planned",
+    )
     if manifest["failures"] or manifest["rejected"]:
         create_table_artifact(
             table=_failures(manifest), key="failures", description="What has no answer, by class"
@@ -188,16 +193,13 @@ def _publish(manifest: Mapping[str, Any]) -> None:
 def _summary(manifest: Mapping[str, Any], address: str) -> str:
     documents = ", ".join(f"{count} {status}" for status, count in manifest["documents"].items())
     stages: Sequence[Mapping[str, Any]] = list(manifest["stages"].values())
-    prompt = sum(stage["prompt_tokens"] for stage in stages)
-    cached = sum(stage["cached_tokens"] or 0 for stage in stages)
+    table = took(manifest)
     rows = {
         "run": manifest["run_id"],
         "documents": documents,
         "chunks": f"{manifest['chunks']:,} in {counted(manifest['shards'], 'shard')}",
         **mode_rows(manifest),
-        "prompt tokens": f"{prompt:,}, {cached / prompt if prompt else 0:.0%} cached",
-        "output tokens": f"{sum(stage['completion_tokens'] for stage in stages):,}",
-        "cost": _dollars(stages),
+        "plan": table.note or None,
         "seconds": f"{manifest['seconds']:.1f}",
         "sink": f"`{manifest['sink']}`",
         "records": ", ".join(f"`{stage['table']}`" for stage in stages),
@@ -213,11 +215,6 @@ def mode_rows(manifest: Mapping[str, Any]) -> dict[str, str]:
         + "; ".join(f"{what}: {told}" for what, told in mode_story(stage).items())
         for name, stage in manifest["stages"].items()
     }
-
-
-def _dollars(stages: Sequence[Mapping[str, Any]]) -> str | None:
-    costs = [stage["cost_usd"] for stage in stages if stage["cost_usd"] is not None]
-    return f"{sum(costs):.4f} USD" if costs else None
 
 
 def _outcomes(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

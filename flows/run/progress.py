@@ -26,7 +26,8 @@ class Snapshot:
     num_results: int
     num_unanswered: int
     prompt_tokens: int
-    cached_tokens: int
+    cached_tokens: int | None
+    """None as long as the endpoint has told none."""
     completion_tokens: int
     outcomes: Mapping[str, int]
     """Results by outcome."""
@@ -86,6 +87,7 @@ class Progress:
         )
         self._outcomes: Counter[str] = Counter()
         self._cost_usd: float | None = None
+        self._tells_cached = False
 
     def listen(self, listener: Listener) -> None:
         """Tell this listener too."""
@@ -110,6 +112,7 @@ class Progress:
         """Count one result, its tokens and their price."""
         with self._lock:
             self._outcomes[result.outcome] += 1
+            self._tells_cached |= result.usage.cached_tokens is not None
             if result.cost_usd is not None:
                 self._cost_usd = (self._cost_usd or 0.0) + result.cost_usd
         self.add(
@@ -131,6 +134,7 @@ class Progress:
         with self._lock:
             counts, phase = dict(self._counts), self._phase
             outcomes, cost_usd = dict(self._outcomes), self._cost_usd
+            cached = counts["cached"] if self._tells_cached else None
         elapsed = time.monotonic() - self._started
         snapshot = Snapshot(
             phase=phase,
@@ -141,7 +145,7 @@ class Progress:
             num_results=counts["results"],
             num_unanswered=counts["unanswered"],
             prompt_tokens=counts["prompt"],
-            cached_tokens=counts["cached"],
+            cached_tokens=cached,
             completion_tokens=counts["output"],
             outcomes=outcomes,
             num_expected=counts["expected"],
