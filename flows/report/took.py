@@ -157,13 +157,17 @@ def _note(manifest: Mapping[str, Any]) -> str:
     estimate = manifest.get("estimate")
     if estimate is None:
         return ""
-    parts = [
-        f"Planned on {estimate['made'][:16].replace('T', ' ')} UTC: what was {estimate['basis']}"
-    ]
-    if (seconds := estimate["seconds"]) is not None:
-        parts.append(f"in {duration(seconds)}, and it took {duration(manifest['seconds'])}")
-    if estimate.get("already"):
-        parts.append("less what its pilot had asked")
+    already = estimate.get("already", {})
+    basis = f"{estimate['basis']}, less what the pilot had asked" if already else estimate["basis"]
+    told = [f"Planned on {estimate['made'][:16].replace('T', ' ')} UTC: {basis}"]
+    if estimate["seconds"] is not None:
+        asked, before = (
+            sum(stage["requests"] for stage in stages.values())
+            for stages in (estimate["stages"], already)
+        )
+        # By the share of requests that the pilot left.
+        seconds = estimate["seconds"] * (max(0, asked - before) / asked if asked else 1.0)
+        told.append(f"planned to take {duration(seconds)}, it took {duration(manifest['seconds'])}")
     if unchanged := manifest["documents"].get("unchanged"):
-        parts.append(f"{unchanged:,} documents were unchanged and are not in the run's figures")
-    return "; ".join(parts) + "."
+        told.append(f"of {unchanged:,} unchanged documents nothing is in the run's own figures")
+    return "; ".join(told) + "."

@@ -148,7 +148,7 @@ def count_stage(
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         reasoning_tokens=_sum_known(usage.reasoning_tokens for usage in usages),
         cost_usd=_sum_known(result.cost_usd for result in sent.values()),
-        saved_usd=_sum_known(_saved_usd(result, prices or {}) for result in sent.values()),
+        saved_usd=_sum_known(saved_usd_of(result, prices or {}) for result in sent.values()),
         modes=dict(Counter(result.mode_observed or "none" for result in results)),
         mode_notes=dict(Counter(note for result in results for note in result.mode_notes)),
         num_mismatched=sum(result.mode_observed not in {None, result.mode} for result in results),
@@ -164,7 +164,7 @@ def count_stage(
     )
 
 
-def _saved_usd(result: Result, prices: Mapping[str, Prices | None]) -> float | None:
+def saved_usd_of(result: Result, prices: Mapping[str, Prices | None]) -> float | None:
     """Return what a request's cached tokens would have cost more without the cache."""
     known, cached = prices.get(result.engine), result.usage.cached_tokens
     if known is None or cached is None:
