@@ -27,8 +27,8 @@ def chat_tokens(counter: TokenCounter, template: Path | None) -> int:
         counter: Counts the texts; one that asks a server asks it for the whole chat too.
         template: The model's own chat template; None where it is not on this machine.
     """
-    texts = sum(counter.count_many([message["content"] for message in _MESSAGES]))
     try:
+        texts = sum(counter.count_many([message["content"] for message in _MESSAGES]))
         if template is not None:
             return max(0, counter.count(_rendered(template)) - texts)
         if isinstance(counter, ServerCounter):

@@ -21,9 +21,6 @@ from flows.run.resume import manifest_path
 _BESIDE = frozenset({"budget", "failure_limit", "fallback", "report", "sink", "source"})
 """Keys of a pipeline that change nothing of what is asked; the places are in the key as the job has them."""
 
-FIGURES = ("requests", "prompt_tokens", "cached_tokens", "output_tokens", "cost_usd")
-"""What is estimated of each stage."""
-
 
 def keep_plan(job: Job, plan: Mapping[str, Any]) -> None:
     """Keep a plan for the run that follows it; a state folder that cannot be written keeps none."""
@@ -60,7 +57,7 @@ def _already(job: Job, lake: Lake, pilot: str) -> dict[str, Any]:
 
 
 def taken(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stage's entry in the manifest by the names of `FIGURES`."""
+    """Return a stage's entry in the manifest under the names that a plan has for its figures."""
     return {
         "requests": stage.get("requests", 0),
         "prompt_tokens": stage["prompt_tokens"],

@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from typer.testing import CliRunner
@@ -152,6 +154,39 @@ def test_adapter_is_named_with_its_price_when_it_breaks_the_prefix(here):
     )
 
 
+class Metrics(BaseHTTPRequestHandler):
+    """A vLLM server that lists its model and tells of a KV cache of 128 tokens."""
+
+    def do_GET(self):
+        model = {"id": "fake-model", "max_model_len": 8192}
+        facts = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="8"} 1.0\n'
+        text = json.dumps({"data": [model]}) if self.path == "/v1/models" else facts
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_chunk_size_is_named_when_the_cache_holds_no_chunk(here):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Metrics)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    text = PROFILE.format(url=url).replace("capabilities: {", "capabilities: {priority: true, ")
+    (here / "priced.yaml").write_text(text, encoding="utf-8")
+    plan = planned("--set", "chunk.max_tokens=100")
+    server.shutdown()
+    server.server_close()
+    (finding,) = plan["layout"]
+    assert (finding["kind"], finding["where"]) == ("cache", "chunk.max_tokens")
+    chunk_tokens = sum(group["tokens"] for group in plan["documents"])
+    # The second stage finds nothing of the chunk; instructions are few enough to stay.
+    assert finding["tokens_lost"] == chunk_tokens
+    cached = by_stage(plan, "planned_cached_tokens")
+    assert cached["kind"] == cached["why"]
+
+
 def test_date_in_a_shared_text_is_named_with_what_an_edit_costs(here):
     plan = planned(
         "--set", "shared.rules=Today is 2031-05-03, and you are to be brief about it all."
@@ -172,6 +207,12 @@ def test_run_is_held_against_the_plan_made_for_it(here):
     assert told["already"]["kind"]["requests"] == 4
     assert "sum" not in told["already"]
     assert manifest["stages"]["kind"]["requests"] == NUM - 4
+    shown = CliRunner().invoke(app, ["status", manifest["run_id"]]).stdout
+    assert f"planned {NUM - 4}" in shown
+    assert "Planned on" in shown
+    assert "less what the pilot had asked" in shown
+    page = (here / "lake" / "reports" / manifest["run_id"] / "index.html").read_text("utf-8")
+    assert f"planned {NUM - 4}<" in page
     # The next run is another one, and nothing was planned for it.
     assert run()["estimate"] is None
 
@@ -181,3 +222,27 @@ def test_cache_saves_the_difference_of_prices_when_tokens_come_from_it(here):
     for stage in stages:
         assert stage["saved_usd"] == pytest.approx(stage["cached_tokens"] * 90 / 1e6)
     assert sum(stage["cached_tokens"] for stage in stages) > 0
+
+
+MORE = """
+  - {name: entry, over: rows, prompt: "Which thing?", output: {thing: rope|anchor}, samples: 2, temperature: 0.7}
+  - {name: things, over: group, needs: [entry], by: thing, prompt: "What is it?", output: {about: string}}
+  - {name: sums, over: corpus, needs: [entry], output: {thing: string, n: integer},
+     compute: "SELECT thing, COUNT(*) AS n FROM entry GROUP BY thing"}
+  - {name: late, over: corpus, needs: [kind, sums], prompt: "What?", output: {text: string}}
+"""
+
+
+def test_every_kind_of_stage_is_expected_as_measured_when_answers_are_there(here):
+    (here / "notes.yaml").write_text(PIPELINE.rstrip() + MORE, encoding="utf-8")
+    rows = "\n".join(f"thing {number},{number}" for number in range(20))
+    (here / "papers" / "list.csv").write_text(f"name,amount\n{rows}\n", encoding="utf-8")
+    actual = run()["stages"]
+    plan = planned("--all")
+    for stage in plan["stages"]:
+        name = stage["stage"]
+        assert stage["requests_expected"] == actual[name]["requests"], name
+        told = actual[name]["completion_tokens"]
+        assert stage["output_tokens_expected"] == pytest.approx(told, abs=1), name
+    assert actual["entry"]["requests"] == 40
+    assert plan["total"]["output_tokens_expected"] is not None
