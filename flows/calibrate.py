@@ -6,6 +6,7 @@ An answer counts where it was asked for as the pipeline asks now: by the fingerp
 from __future__ import annotations
 
 import io
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ MOST_RECORDS = 2_000
 MOST_QUESTIONS = 64
 """Questions with earlier answers in them that are counted."""
 
-NEVER_ASKED = ("no_modality", "beyond_limit")
-"""Error classes of chunks that no stage is asked about, whatever it says."""
+NEVER_ASKED = ("no_modality", "beyond_limit", "upstream_unanswered")
+"""Error classes that say nothing of a stage: no chunk like that is planned for, or another stage failed."""
 
 Row = Mapping[str, Any]
 
@@ -60,15 +61,27 @@ _Records = Mapping[str, tuple[StageConfig, Sequence[Row]]]
 """The records of each stage, by its name."""
 
 
-def calibrate(lake: Lake, asker: Asker, stages: Sequence[StageConfig]) -> dict[str, Calibration]:
+def calibrate(
+    lake: Lake, asker: Asker, stages: Sequence[StageConfig], *, most: int = MOST_RECORDS
+) -> dict[str, Calibration]:
     """Return by stage what the sink's records say of it; stages without any are missing.
+
+    Args:
+        lake: The sink.
+        asker: The pipeline on its engine.
+        stages: Of the pipeline.
+        most: Records of a stage that are looked at.
 
     Raises:
         StorageError: The sink cannot be read.
     """
     tables = find_record_tables(lake, stages)
     found = {
-        stage.name: (stage, [*_records(lake, asker, stage, tables[stage.name])]) for stage in stages
+        stage.name: (
+            stage,
+            [*itertools.islice(_records(lake, asker, stage, tables[stage.name]), most)],
+        )
+        for stage in stages
     }
     return {
         stage.name: _calibration(asker, stage, found)
@@ -78,26 +91,21 @@ def calibrate(lake: Lake, asker: Asker, stages: Sequence[StageConfig]) -> dict[s
 
 
 def _records(lake: Lake, asker: Asker, stage: StageConfig, table: str) -> Iterator[Row]:
-    """Yield the records that were asked for as the pipeline asks now, at most MOST_RECORDS."""
+    """Yield the records that were asked for as the pipeline asks now, part by part."""
     names = [
         "path", "unit", "outcome", "error_class", "escalated", "fingerprint", "completion_tokens",
-        "citations", "claims", *stage.output["properties"],
+        "num_inputs", "citations", "claims", *stage.output["properties"],
     ]  # fmt: skip
-    left = MOST_RECORDS
     wanted = asker.stages[stage.name].way.fingerprint if stage.compute is None else None
     for item in lake.storage.list(table):
-        if left <= 0:
-            return
         held = lake.storage.find(item.path) if item.path.endswith(".parquet") else None
         if held is None:
             continue
         frame = pl.read_parquet(io.BytesIO(held.data), columns=names)
         if wanted is not None:
             frame = frame.filter(fingerprint=wanted)
-        # A plan counts neither as something to ask about.
-        frame = frame.filter(pl.col("error_class").is_in(NEVER_ASKED).fill_null(value=False).not_())
-        frame = frame.head(left)
-        left -= len(frame)
+        unasked = pl.col("error_class").is_in(NEVER_ASKED).fill_null(value=False)
+        frame = frame.filter(~unasked & (pl.col("outcome") != "over_budget"))
         yield from frame.iter_rows(named=True)
 
 
@@ -105,14 +113,17 @@ def _calibration(asker: Asker, stage: StageConfig, found: _Records) -> Calibrati
     _, rows = found[stage.name]
     asked = [row for row in rows if row["outcome"] != "skipped"]
     needed = sum(len(found[need][1]) for need in stage.needs)
+    num_inputs, tokens = _inputs(asker, stage, found)
+    # Not by the number of groups: a sample of their inputs may have them all.
+    each = _mean(row["num_inputs"] or 0 for row in rows)
     return Calibration(
         num_records=len(rows),
         asked_share=len(asked) / len(rows),
         output_tokens=_mean(row["completion_tokens"] or 0 for row in asked),
         again_share=_mean(row["escalated"] is not None for row in asked),
         overhead_tokens=_overhead_tokens(asker, stage, found),
-        input_tokens=_input_tokens(asker, stage, found) / needed if needed else 0.0,
-        units_per_input=len(rows) / needed if needed else 0.0,
+        input_tokens=tokens / needed if needed else 0.0,
+        units_per_input=num_inputs / needed / each if needed and each else 0.0,
     )
 
 
@@ -141,17 +152,18 @@ def _replies(stage: StageConfig, found: _Records) -> dict[str, list[Reply]]:
     return by_path
 
 
-def _input_tokens(asker: Asker, stage: StageConfig, found: _Records) -> float:
-    """Return the tokens of all that a reduce is shown of the records it rests on."""
+def _inputs(asker: Asker, stage: StageConfig, found: _Records) -> tuple[int, int]:
+    """Return what a reduce is shown of the records it rests on: inputs, and the tokens of their lines."""
     if stage.over in {"chunk", "rows"}:
-        return 0.0
+        return 0, 0
     when = asker.stages[stage.name].when
-    texts = []
+    num_inputs, texts = 0, []
     for replies in _replies(stage, found).values():
-        inputs = inputs_of(replies, when, titled=stage.is_gathered)
+        inputs = [*inputs_of(replies, when, titled=stage.is_gathered)]
         lines = relabelled([line for one in inputs for line in one.lines])
         texts.append(render(line.segment for line in lines))
-    return sum(asker.endpoint.counter.count_many(texts))
+        num_inputs += len(inputs)
+    return num_inputs, sum(asker.endpoint.counter.count_many(texts))
 
 
 def _overhead_tokens(asker: Asker, stage: StageConfig, found: _Records) -> float | None:

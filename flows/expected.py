@@ -57,6 +57,7 @@ def expect_stages(
     is_first = True
     for stage in pipeline.stages:
         told = known.get(stage.name)
+        leads, is_first = is_first, is_first and stage.over != "chunk"
         if told is None or (stage.over in REDUCES and not _reads(stage, pipeline) <= known.keys()):
             units[stage.name] = _all_units(stage, material, units)
             continue
@@ -64,8 +65,7 @@ def expect_stages(
         units[stage.name] = load.units
         if stage.over == "chunk":
             kept = max(0.0, load.tokens - lost.get(stage.name, 0))
-            load = load._replace(shared=0.0 if is_first else kept)
-            is_first = False
+            load = load._replace(shared=0.0 if leads else kept)
         found[stage.name] = _expected(asker, stage, told, load)
     return found
 

@@ -8,7 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from typer.testing import CliRunner
 
+from flows.calibrate import calibrate
 from flows.cli import app
+from flows.run.ask import Asker
+from flows.run.bench import plan_engine
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
 
@@ -246,3 +249,19 @@ def test_every_kind_of_stage_is_expected_as_measured_when_answers_are_there(here
         assert stage["output_tokens_expected"] == pytest.approx(told, abs=1), name
     assert actual["entry"]["requests"] == 40
     assert plan["total"]["output_tokens_expected"] is not None
+
+
+def test_groups_are_expected_by_their_size_when_only_a_part_of_the_records_is_looked_at(here):
+    (here / "notes.yaml").write_text(PIPELINE.rstrip() + MORE, encoding="utf-8")
+    for name in ("x", "y", "z"):
+        rows = "\n".join(f"thing {number},{name}{number}" for number in range(10))
+        (here / "papers" / f"{name}.csv").write_text(f"name,amount\n{rows}\n", encoding="utf-8")
+    actual = run()["stages"]["things"]["requests"]
+    job = make_job("notes.yaml", Options(engine="priced.yaml"))
+    with plan_engine(job.pipeline.engine, lambda _: None) as endpoint:
+        asker = Asker(job.pipeline, endpoint)
+        known = calibrate(job.open_lake(), asker, job.pipeline.stages, most=10)
+    assert known["entry"].num_records == 10
+    # All groups are among their records, and a third of the inputs.
+    assert known["things"].num_records == actual
+    assert known["things"].units_per_input * 30 == pytest.approx(actual)
