@@ -97,13 +97,16 @@ def _sums(stages: Sequence[Stage], names: Iterable[str]) -> dict[str, Any]:
 def _cells(stage: Stage, plan: Stage | None) -> dict[str, Cell]:
     planned = plan or {}
     prompt = stage.get("prompt_tokens") or 0
-    layout = stage.get("planned_cached_tokens")
+    # By the plan made before, where there was one; else by what this run's layout allowed.
+    layout, of = stage.get("planned_cached_tokens"), prompt
+    if planned.get("cached_tokens") is not None and planned["prompt_tokens"]:
+        layout, of = planned["cached_tokens"], planned["prompt_tokens"]
     row = {
         "requests": _count(stage.get("requests"), planned.get("requests")),
         "prompt tokens": _count(prompt, planned.get("prompt_tokens")),
         "from the cache": Cell(
             share(stage.get("cached_tokens"), stage.get("_of_cached", prompt)) if prompt else "-",
-            f"planned {share(layout, prompt)}" if prompt and layout is not None else "",
+            f"planned {share(layout, of)}" if prompt and layout is not None else "",
         ),
     }
     if stage.get("reasoning_tokens") is not None:

@@ -84,8 +84,10 @@ def test_thinking_and_what_the_cache_saved_are_shown_when_they_are_known():
 
 
 def test_plan_stands_beside_each_figure_when_there_was_one():
-    told = took(manifest(kind=stage(cost_usd=0.4), estimate=planned(kind=PLAN)))
+    plan = {**PLAN, "cached_tokens": 900}
+    told = took(manifest(kind=stage(cost_usd=0.4), estimate=planned(kind=plan)))
     (row,) = told.as_rows()
+    assert row["from the cache"] == "40% (planned 75%)"
     assert row["requests"] == "10 (planned 12)"
     assert row["prompt tokens"] == "1,000 (planned 1,200)"
     assert row["output tokens"] == "80 (planned 90)"
