@@ -265,3 +265,14 @@ def test_groups_are_expected_by_their_size_when_only_a_part_of_the_records_is_lo
     # All groups are among their records, and a third of the inputs.
     assert known["things"].num_records == actual
     assert known["things"].units_per_input * 30 == pytest.approx(actual)
+
+
+def test_no_hit_is_planned_of_a_chunk_when_another_adapter_is_asked(here):
+    plain, adapted = (
+        run(sink=sink, settings=settings)["stages"]["why"]
+        for sink, settings in (("a", ()), ("b", ("stages.why.adapter=legal",)))
+    )
+    assert plain["requests"] == adapted["requests"]
+    # What is left are the instructions, once per request.
+    assert adapted["planned_cached_tokens"] % adapted["requests"] == 0
+    assert adapted["planned_cached_tokens"] < plain["planned_cached_tokens"]
