@@ -15,9 +15,10 @@ from engine.errors import EngineMisconfigured, EngineUnavailable, PrerequisiteEr
 from engine.local_models import LOCAL_MODELS
 from engine.profile import Profile
 from engine.prompt import repair_text, user_text
-from engine.server import Server, ensure_server
+from engine.server import Server, ensure_server, find_server
 from engine.status import authorization, map_errors, raise_for_status
 from engine.tokens import TokenCounter
+from engine.tokens.chat import CHAT_TOKENS, chat_tokens
 from engine.tokens.opening import load_counter, open_counter
 
 TEMPLATE_MARGIN_TOKENS = 64
@@ -37,6 +38,8 @@ class Endpoint:
     api_key: str | None = None
     server: Server | None = None
     """The engine behind it, where this machine runs it."""
+    chat_tokens: int = CHAT_TOKENS
+    """Tokens that the chat template puts around a prompt's texts; measured for a plan only."""
 
     def __repr__(self) -> str:
         """Return the address and model; never the key."""
@@ -154,19 +157,27 @@ def plan_endpoint(
         PrerequisiteError: The profile's tokenizer is missing.
     """
     model, served_context, reached = profile.model or profile.name, None, ""
-    if profile.serve is None:
+    base_url, template = profile.base_url or "", None
+    if profile.serve is not None:
+        template = LOCAL_MODELS[profile.serve].model_folder(cache) / "chat_template.jinja"
+        # One that runs tells how much its cache holds, by which a run cuts chunks.
+        running = find_server(profile, cache)
+        base_url = running.base_url if running is not None else ""
+    else:
         try:
             model, served_context = _describe(profile.base_url or "", profile, api_key)
             reached = profile.base_url or ""
         except EngineUnavailable as exc:
             notify(f"planning without the engine: {exc}")
     known = [n for n in (profile.context_tokens, served_context) if n is not None]
+    counter = _counter(profile, reached, model, api_key, cache=cache, notify=notify)
     return Endpoint(
         profile=profile,
-        base_url=profile.base_url or "",
+        base_url=base_url,
         model=model,
         context_tokens=min(known, default=DEFAULT_CONTEXT_TOKENS),
-        counter=_counter(profile, reached, model, api_key, cache=cache, notify=notify),
+        counter=counter,
+        chat_tokens=chat_tokens(counter, template),
     )
 
 

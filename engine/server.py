@@ -132,8 +132,18 @@ def end_server(profile: Profile, cache: Path) -> bool:
     return state is not None and state.mark.stop()
 
 
-def cache_tokens(base_url: str) -> int | None:
-    """Return how many tokens the KV cache of a vLLM server holds; None where it does not tell."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheFacts:
+    """The KV cache of a vLLM server."""
+
+    num_tokens: int
+    """What it holds."""
+    block_tokens: int
+    """What it keeps or drops as one."""
+
+
+def cache_facts(base_url: str) -> CacheFacts | None:
+    """Return what a vLLM server says of its KV cache; None where it does not tell."""
     try:
         text = httpx.get(f"{base_url.removesuffix('/v1')}/metrics", timeout=5.0).text
     except httpx.HTTPError:
@@ -141,9 +151,16 @@ def cache_tokens(base_url: str) -> int | None:
     line = next((row for row in text.splitlines() if row.startswith(_CACHE_METRIC)), "")
     facts = dict(re.findall(r'(\w+)="([^"]*)"', line))
     try:
-        return int(facts["num_gpu_blocks"]) * int(facts["block_size"])
+        block = int(facts["block_size"])
+        return CacheFacts(num_tokens=int(facts["num_gpu_blocks"]) * block, block_tokens=block)
     except (KeyError, ValueError):
         return None
+
+
+def cache_tokens(base_url: str) -> int | None:
+    """Return how many tokens the KV cache of a vLLM server holds; None where it does not tell."""
+    facts = cache_facts(base_url)
+    return facts.num_tokens if facts is not None else None
 
 
 def _state_file(profile: Profile, cache: Path) -> Path:

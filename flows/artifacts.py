@@ -25,6 +25,7 @@ from prefect.runtime import flow_run
 from config.load import load_surroundings
 from engine.errors import EngineError
 from engine.status import map_errors
+from flows.report.took import took
 from flows.report.words import cached_share, counted, mode_story
 from flows.run.progress import Snapshot
 
@@ -180,6 +181,11 @@ def _publish(manifest: Mapping[str, Any]) -> None:
     create_table_artifact(
         table=_outcomes(manifest), key="outcomes", description="Every input has one outcome"
     )
+    create_table_artifact(
+        table=took(manifest).as_rows(),
+        key="took",
+        description="What it took, beside what was planned",
+    )
     if manifest["failures"] or manifest["rejected"]:
         create_table_artifact(
             table=_failures(manifest), key="failures", description="What has no answer, by class"
@@ -189,17 +195,14 @@ def _publish(manifest: Mapping[str, Any]) -> None:
 def _summary(manifest: Mapping[str, Any], address: str) -> str:
     documents = ", ".join(f"{count} {status}" for status, count in manifest["documents"].items())
     stages: Sequence[Mapping[str, Any]] = list(manifest["stages"].values())
-    prompt = sum(stage["prompt_tokens"] for stage in stages)
-    told = [stage["cached_tokens"] for stage in stages if stage["cached_tokens"] is not None]
+    table = took(manifest)
     rows = {
         "run": manifest["run_id"],
         "documents": documents,
         "chunks": f"{manifest['chunks']:,} in {counted(manifest['shards'], 'shard')}",
         **mode_rows(manifest),
-        "prompt tokens": _prompt_tokens(prompt, sum(told) if told else None),
-        "output tokens": f"{sum(stage['completion_tokens'] for stage in stages):,}",
-        "cost": _dollars(stages),
         "GPU time": _gpu_time(manifest["spent"]),
+        "plan": table.note or None,
         "seconds": f"{manifest['seconds']:.1f}",
         "sink": f"`{manifest['sink']}`",
         "records": ", ".join(f"`{stage['table']}`" for stage in stages),
@@ -224,11 +227,6 @@ def mode_rows(manifest: Mapping[str, Any]) -> dict[str, str]:
         + "; ".join(f"{what}: {told}" for what, told in mode_story(stage).items())
         for name, stage in manifest["stages"].items()
     }
-
-
-def _dollars(stages: Sequence[Mapping[str, Any]]) -> str | None:
-    costs = [stage["cost_usd"] for stage in stages if stage["cost_usd"] is not None]
-    return f"{sum(costs):.4f} USD" if costs else None
 
 
 def _outcomes(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from connectors.chunker import Counter
-from connectors.document import Chunk, Document, SourceRef
+from connectors.document import Chunk, SourceRef
 from engine.endpoint import Endpoint
+from engine.server import CacheFacts, cache_facts
+from flows.calibrate import Calibration, calibrate
+from flows.expected import as_columns, expect_stages
 from flows.graph_drawing import graph_json
+from flows.layout_lint import Looked, Read, look, lost_usd, specimens, volatile
+from flows.plan_totals import cost, for_run, totals, with_seconds
 from flows.run.ask import Asker
 from flows.run.bench import (
-    CACHE_SHARE,
-    cache_tokens_of,
     chunk_rule,
     endpoint_facts,
     open_room,
@@ -28,10 +31,11 @@ from flows.run.bench import (
 )
 from flows.run.job import Job
 from flows.run.plan import list_sources, require_match
+from flows.run.plans import keep_plan
 from flows.run.shard import read_chunks
 from flows.stage_estimate import Material, estimate_stages, num_rows, row_tokens
 
-_Read = Mapping[str, tuple[Document, list[Chunk]]]
+_Sample = Mapping[str, Read]
 """What was read of the sample, by path."""
 
 
@@ -52,25 +56,43 @@ class _Group:
     row_tokens: float
 
 
-def estimate(job: Job, *, sample: int | None, notify: Callable[[str], None]) -> dict[str, Any]:
-    """Return the plan of a run as one JSON object.
+def estimate(
+    job: Job,
+    *,
+    sample: int | None,
+    notify: Callable[[str], None],
+    pilot: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the plan of a run as one JSON object, and keep it for the run that follows.
 
     Args:
-        job: What would be run; nothing is written to its sink.
+        job: What would be run; nothing is written to its sink. Answers that are there say how long
+            those to come will be.
         sample: Most documents to read, spread over types; None reads all.
         notify: Called with a line per slow step.
+        pilot: What a pilot took; None where there was none.
 
     Raises:
         ConfigError: Nothing matches, or chunk, question and answer do not fit the context.
     """
     with plan_engine(job.pipeline.engine, notify) as endpoint:
-        return _estimate(job, endpoint, sample=sample, notify=notify)
+        asker = Asker(job.pipeline, endpoint)
+        known = calibrate(job.open_lake(), asker, job.pipeline.stages)
+        plan = _estimate(job, asker, sample=sample, known=known, notify=notify)
+    plan = with_seconds({**plan, "pilot": pilot}, endpoint.profile)
+    keep_plan(job, for_run(plan, endpoint.profile.prices))
+    return plan
 
 
 def _estimate(
-    job: Job, endpoint: Endpoint, *, sample: int | None, notify: Callable[[str], None]
+    job: Job,
+    asker: Asker,
+    *,
+    sample: int | None,
+    known: Mapping[str, Calibration],
+    notify: Callable[[str], None],
 ) -> dict[str, Any]:
-    asker = Asker(job.pipeline, endpoint)
+    endpoint = asker.endpoint
     rule = chunk_rule(job, endpoint, asker, job.open_lake())
     with (
         tempfile.TemporaryDirectory(prefix="headrace-plan-") as sink,
@@ -82,33 +104,42 @@ def _estimate(
         require_match(refs, job.source, job.pipeline.include)
         chosen = _sample(refs, sample)
         notify(f"reading {len(chosen)} of {len(refs)} documents")
-        read = {ref.path: read_chunks(room, "plan", ref, rule)[:2] for ref in chosen}
+        read = {ref.path: Read(*read_chunks(room, "plan", ref, rule)) for ref in chosen}
+        # While the pictures are there.
+        sent = specimens(job.pipeline, endpoint, [*read.values()])
     has_rows = any(stage.over == "rows" for stage in job.pipeline.stages)
+    read = {path: _asked_about(job, endpoint, one) for path, one in read.items()}
     groups = _groups(refs, read, rule.counter if has_rows else None)
+    material = _material(groups, read)
+    looked = look(job.pipeline, asker, sent, material=material, cache=_cache(endpoint))
     rejected = {
-        path: f"{document.error_class}: {document.error}"
-        for path, (document, _) in read.items()
-        if document.status == "rejected"
+        path: f"{one.document.error_class}: {one.document.error}"
+        for path, one in read.items()
+        if one.document.status == "rejected"
     }
-    return _plan(job, endpoint, asker, _material(groups, read)) | {
+    return _plan(job, asker, material, looked=looked, known=known) | {
         "chunk_max_tokens": rule.max_tokens,
         "documents": [_group_json(group) for group in groups],
         "rejected": rejected,
-        "cache": _cache(endpoint, [chunk for _, found in read.values() for chunk in found]),
     }
 
 
-def _cache(endpoint: Endpoint, sampled: Sequence[Chunk]) -> dict[str, int] | None:
-    """Return what the engine's KV cache holds, and how many chunks it does not; None: not known."""
-    held = cache_tokens_of(endpoint)
-    if held is None:
-        return None
-    sizes = [chunk.num_tokens for chunk in sampled]
-    return {
-        "tokens": held,
-        "larger_of_sampled": sum(size > int(CACHE_SHARE * held) for size in sizes),
-        "largest_chunk_tokens": max(sizes, default=0),
-    }
+def _asked_about(job: Job, endpoint: Endpoint, one: Read) -> Read:
+    """Return the document with the chunks that are asked about."""
+    chunks = one.chunks[: job.pipeline.chunk.max_per_document]
+    if not endpoint.profile.capabilities.images:
+        chunks = [chunk for chunk in chunks if not _has_image(chunk)]
+    return one._replace(chunks=chunks)
+
+
+def _has_image(chunk: Chunk) -> bool:
+    return any(segment.kind == "image" and segment.media for segment in chunk.segments)
+
+
+def _cache(endpoint: Endpoint) -> CacheFacts | None:
+    if endpoint.profile.capabilities.priority and endpoint.base_url:
+        return cache_facts(endpoint.base_url)
+    return None
 
 
 def _sample(refs: Sequence[SourceRef], sample: int | None) -> list[SourceRef]:
@@ -130,7 +161,7 @@ def _by_suffix(refs: Iterable[SourceRef]) -> dict[str, list[SourceRef]]:
     return dict(sorted(found.items()))
 
 
-def _groups(refs: Sequence[SourceRef], read: _Read, counter: Counter | None) -> list[_Group]:
+def _groups(refs: Sequence[SourceRef], read: _Sample, counter: Counter | None) -> list[_Group]:
     """Return the documents by suffix; `counter` counts the rows of tables, where they are asked about."""
     groups = []
     for suffix, members in _by_suffix(refs).items():
@@ -138,14 +169,14 @@ def _groups(refs: Sequence[SourceRef], read: _Read, counter: Counter | None) -> 
         sampled_bytes = sum(ref.size_bytes for ref in members if ref.path in read)
         size_bytes = sum(ref.size_bytes for ref in members)
         factor = size_bytes / sampled_bytes if sampled_bytes else 1.0
-        chunks = [chunk for _, found in known for chunk in found]
+        chunks = [chunk for one in known for chunk in one.chunks]
         groups.append(
             _Group(
                 suffix=suffix,
                 count=len(members),
                 size_bytes=size_bytes,
                 num_sampled=len(known),
-                num_rejected=sum(document.status == "rejected" for document, _ in known),
+                num_rejected=sum(one.document.status == "rejected" for one in known),
                 num_chunks=len(chunks) * factor,
                 num_tokens=sum(chunk.num_tokens for chunk in chunks) * factor,
                 num_rows=num_rows(chunks) * factor,
@@ -167,7 +198,7 @@ def _group_json(group: _Group) -> dict[str, Any]:
     }
 
 
-def _material(groups: Sequence[_Group], read: _Read) -> Material:
+def _material(groups: Sequence[_Group], read: _Sample) -> Material:
     return Material(
         num_documents=sum(
             group.count * (1 - group.num_rejected / max(1, group.num_sampled)) for group in groups
@@ -177,19 +208,30 @@ def _material(groups: Sequence[_Group], read: _Read) -> Material:
         num_rows=sum(group.num_rows for group in groups),
         row_tokens=sum(group.row_tokens for group in groups),
         sampled=tuple(
-            (len(chunks), num_rows(chunks))
-            for document, chunks in read.values()
-            if document.status != "rejected"
+            (len(one.chunks), num_rows(one.chunks))
+            for one in read.values()
+            if one.document.status != "rejected"
         ),
+        chunk_sizes=tuple(chunk.num_tokens for one in read.values() for chunk in one.chunks),
     )
 
 
-def _plan(job: Job, endpoint: Endpoint, asker: Asker, material: Material) -> dict[str, Any]:
-    stages = estimate_stages(job.pipeline, endpoint, asker, material)
-    total = {
-        name: sum(stage[name] for stage in stages)
-        for name in ("requests", "prompt_tokens", "planned_cached_tokens", "output_tokens_at_most")
-    }
+def _plan(
+    job: Job,
+    asker: Asker,
+    material: Material,
+    *,
+    looked: Looked,
+    known: Mapping[str, Calibration],
+) -> dict[str, Any]:
+    endpoint, pipeline, lost = asker.endpoint, job.pipeline, looked.lost
+    expected = expect_stages(pipeline, asker, material, known=known, lost=lost)
+    stages = [
+        stage | as_columns(expected.get(stage["stage"]), computed=stage["mode"] == "sql")
+        for stage in estimate_stages(pipeline, asker, material, lost)
+    ]
+    total = totals(stages)
+    findings = [*looked.findings, *volatile(job.pipeline, asker, total["prompt_tokens"] or 0)]
     return {
         "pipeline": job.pipeline.name,
         "source": job.source,
@@ -197,31 +239,7 @@ def _plan(job: Job, endpoint: Endpoint, asker: Asker, material: Material) -> dic
         "graph": graph_json(job.pipeline),
         "stages": stages,
         "total": total,
-        "cost_usd": _cost(endpoint, total),
-        "seconds_at_most": _seconds(endpoint, total),
+        "cost_usd": cost(endpoint.profile.prices, total),
         "budget": job.pipeline.budget.model_dump(),
+        "layout": [asdict(one) | {"usd_lost": lost_usd(endpoint, one)} for one in findings],
     }
-
-
-def _cost(endpoint: Endpoint, total: Mapping[str, int]) -> dict[str, float] | None:
-    prices = endpoint.profile.prices
-    if prices is None:
-        return None
-    prompt, output = total["prompt_tokens"], total["output_tokens_at_most"]
-    cached = total["planned_cached_tokens"]
-    return {
-        "with_planned_cache": round(prices.usd(prompt=prompt, cached=cached, output=output), 4),
-        "without_cache": round(prices.usd(prompt=prompt, cached=0, output=output), 4),
-    }
-
-
-def _seconds(endpoint: Endpoint, total: Mapping[str, int]) -> float | None:
-    pace = endpoint.profile.throughput
-    if pace is None:
-        return None
-    computed = total["prompt_tokens"] - total["planned_cached_tokens"]
-    return round(
-        computed / pace.prompt_tokens_per_s
-        + total["output_tokens_at_most"] / pace.output_tokens_per_s,
-        1,
-    )

@@ -1,7 +1,7 @@
 """What each stage of a pipeline would send, from what a sample says of the corpus.
 
 Every answer is taken to quote QUOTED_TOKENS, and every `when` to hold: a plan is rather too high than
-too low.
+too low. What earlier answers teach of both is in flows.expected.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from config.pipeline import PipelineConfig, StageConfig
 from connectors.chunker import Counter, render
-from connectors.document import Chunk, Segment
-from engine.endpoint import Endpoint
+from connectors.document import Chunk, Segment, Span
+from engine.prompt import user_text
 from flows.run.ask import Asker
+from flows.run.labels import bind_labels
 from flows.run.prepare import PreparedStage
 
 QUOTED_TOKENS = 40
@@ -23,6 +24,8 @@ QUOTED_TOKENS = 40
 
 ANSWERS_PER_GROUP = 10
 """Answers that a group is taken to have: how many say the same is not known before they are there."""
+
+_MANY_LINES = 20
 
 _GROUPED = f"one group per {ANSWERS_PER_GROUP} answers"
 _COMPUTED = f"one row per {ANSWERS_PER_GROUP} records"
@@ -40,9 +43,11 @@ class Material:
     row_tokens: float
     sampled: tuple[tuple[int, int], ...]
     """Chunks and rows of each document that was read."""
+    chunk_sizes: tuple[int, ...] = ()
+    """Tokens of each chunk that was read."""
 
 
-class _Load(NamedTuple):
+class Load(NamedTuple):
     """What one stage sends."""
 
     units: float
@@ -70,25 +75,34 @@ def _table_lines(chunks: Iterable[Chunk]) -> Iterator[Segment]:
 
 
 def estimate_stages(
-    pipeline: PipelineConfig, endpoint: Endpoint, asker: Asker, material: Material
+    pipeline: PipelineConfig, asker: Asker, material: Material, lost: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    """Return each stage's estimate, in the order of the pipeline."""
+    """Return each stage's estimate, in the order of the pipeline.
+
+    Args:
+        pipeline: What is asked.
+        asker: The pipeline on its engine.
+        material: What there is to ask about.
+        lost: Material tokens by stage that it cannot share with the stages before it.
+    """
     overs = {stage.name: stage.over for stage in pipeline.stages}
-    loads: dict[str, _Load] = {}
+    loads: dict[str, Load] = {}
     found, is_first = [], True
     for stage in pipeline.stages:
         if stage.compute is not None:
             inputs = sum(loads[need].units for need in stage.needs)
-            loads[stage.name] = _Load(inputs / ANSWERS_PER_GROUP, 0.0, 0.0)
+            loads[stage.name] = Load(inputs / ANSWERS_PER_GROUP, 0.0, 0.0)
             found.append(_computed(stage))
             continue
         room = asker.room(stage)
         load = _load(stage, material, loads=loads, overs=overs, room=room)
         if stage.over == "chunk":
-            load = load._replace(shared=0.0 if is_first else load.tokens)
+            load = load._replace(
+                shared=0.0 if is_first else max(0.0, load.tokens - lost.get(stage.name, 0))
+            )
             is_first = False
         loads[stage.name] = load
-        overhead = endpoint.prompt_overhead(asker.instructions, stage.prompt, stage.output)
+        overhead = overhead_tokens(asker, stage, stage.prompt)
         found.append(
             _asked(
                 asker.stages[stage.name],
@@ -100,32 +114,48 @@ def estimate_stages(
     return found
 
 
+def overhead_tokens(asker: Asker, stage: StageConfig, question: str) -> int:
+    """Return the tokens of a prompt beside its material, as they are sent."""
+    endpoint, schema = asker.endpoint, None
+    if not endpoint.profile.capabilities.structured_output:
+        # The choice of a label is put in words where there are many.
+        lines = [Segment(kind="paragraph", text="", span=Span()) for _ in range(_MANY_LINES)]
+        schema = bind_labels(stage.output, [line.with_label("L10") for line in lines])
+    tail = endpoint.counter.count(user_text("", question, schema))
+    return asker.instructions_tokens + tail + endpoint.chat_tokens
+
+
 def _load(
     stage: StageConfig,
     material: Material,
     *,
-    loads: Mapping[str, _Load],
+    loads: Mapping[str, Load],
     overs: Mapping[str, str],
     room: int,
-) -> _Load:
+) -> Load:
     if stage.over == "chunk":
-        return _Load(material.num_chunks, material.num_chunks, material.chunk_tokens)
+        return Load(material.num_chunks, material.num_chunks, material.chunk_tokens)
     if stage.over == "rows":
-        return _Load(material.num_rows, material.num_rows, material.row_tokens)
+        return Load(material.num_rows, material.num_rows, material.row_tokens)
     inputs = sum(loads[need].units for need in stage.needs)
     if stage.over == "document":
-        requests, growth = _document_trees(stage, material, overs=overs, room=room)
+        requests, growth = document_trees(stage, material, overs=overs, room=room)
         documents = material.num_documents
-        return _Load(documents, documents * requests, inputs * QUOTED_TOKENS * growth)
+        return Load(documents, documents * requests, inputs * QUOTED_TOKENS * growth)
     if stage.over == "corpus":
-        return _Load(1.0, *tree(inputs, room))
+        return Load(1.0, *tree(inputs, room))
     groups = math.ceil(inputs / ANSWERS_PER_GROUP)
     requests, tokens = tree(inputs / max(1, groups), room)
-    return _Load(groups, groups * requests, groups * tokens)
+    return Load(groups, groups * requests, groups * tokens)
 
 
-def _document_trees(
-    stage: StageConfig, material: Material, *, overs: Mapping[str, str], room: int
+def document_trees(
+    stage: StageConfig,
+    material: Material,
+    *,
+    overs: Mapping[str, str],
+    room: int,
+    answer_tokens: float = QUOTED_TOKENS,
 ) -> tuple[float, float]:
     """Return requests per document, and how much more is read than the answers by themselves.
 
@@ -135,30 +165,32 @@ def _document_trees(
     for chunks, rows in material.sampled:
         units = {"chunk": chunks, "rows": rows, "document": 1}
         counts.append(sum(units.get(overs[need], 0) for need in stage.needs))
-    trees = [tree(count, room) for count in counts]
-    plain = sum(counts) * QUOTED_TOKENS
+    trees = [tree(count, room, answer_tokens) for count in counts]
+    plain = sum(counts) * answer_tokens
     if not plain:
         return 1.0, 1.0
     requests = sum(requests for requests, _ in trees) / len(trees)
     return requests, sum(tokens for _, tokens in trees) / plain
 
 
-def tree(num_answers: float, room: int) -> tuple[float, float]:
+def tree(
+    num_answers: float, room: int, answer_tokens: float = QUOTED_TOKENS
+) -> tuple[float, float]:
     """Return requests and material tokens of one question about so many answers.
 
     Where they exceed the room for material, each part gets an answer, and those are put together the
     same way until one is left.
     """
-    tokens = num_answers * QUOTED_TOKENS
+    tokens = num_answers * answer_tokens
     requests, total = 0.0, 0.0
     # A question about two answers at least, or no level would be smaller than the one below it.
-    room = max(room, 2 * QUOTED_TOKENS)
+    room = max(room, math.ceil(2 * answer_tokens), 1)
     while True:
         parts = max(1, math.ceil(tokens / room))
         requests, total = requests + parts, total + tokens
         if parts == 1:
             return requests, total
-        tokens = parts * QUOTED_TOKENS
+        tokens = parts * answer_tokens
 
 
 def _assumed(stage: StageConfig) -> list[str]:
@@ -184,7 +216,7 @@ def _computed(stage: StageConfig) -> dict[str, Any]:
 
 
 def _asked(
-    prepared: PreparedStage, load: _Load, *, prompt_tokens: float, cached_tokens: float
+    prepared: PreparedStage, load: Load, *, prompt_tokens: float, cached_tokens: float
 ) -> dict[str, Any]:
     """Return one stage's estimate: its samples, and at most as much asked again as it allows."""
     stage, requests = prepared.config, load.requests

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from flows.report.took import Took, took
 from flows.report.words import cached_share, counted, mode_story
 from flows.run.progress import Snapshot
 
@@ -102,21 +103,25 @@ def print_summary(manifest: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     title = f"{manifest['pipeline']}: {manifest['verdict'].replace('_', ' ')}"
     table = Table(title=title, title_justify="left")
-    for name in ("stage", "inputs", "outcomes", "prompt tokens", "cached", "output tokens", "USD"):
-        table.add_column(name, justify="left" if name in {"stage", "outcomes"} else "right")
+    for name in ("stage", "inputs", "outcomes"):
+        table.add_column(name, justify="right" if name == "inputs" else "left")
     for name, stage in manifest["stages"].items():
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in stage["outcomes"].items())
-        table.add_row(
-            name,
-            f"{stage['inputs']:,}",
-            outcomes,
-            f"{stage['prompt_tokens']:,}",
-            _ratio(stage["cached_tokens"], stage["prompt_tokens"]),
-            f"{stage['completion_tokens']:,}",
-            dollars(stage["cost_usd"]),
-        )
+        table.add_row(name, f"{stage['inputs']:,}", outcomes)
     console.print(table)
+    _print_took(console, took(manifest))
     print_facts(summary_lines(manifest))
+
+
+def _print_took(console: Console, told: Took) -> None:
+    table = Table()
+    for name in ("stage", *told.columns):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for name, cells in told.rows:
+        table.add_row(name, *("\n".join(filter(None, cell)) for cell in cells))
+    console.print(table)
+    if told.note:
+        console.print(told.note, markup=False, soft_wrap=True)
 
 
 def print_facts(facts: Mapping[str, object], width: int = 10) -> None:
@@ -179,7 +184,3 @@ def _tables(manifest: Mapping[str, Any]) -> str:
 def dollars(value: float | None) -> str:
     """Return a sum of US dollars, a dash where it is not known."""
     return "-" if value is None else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
-
-
-def _ratio(part: int | None, whole: int) -> str:
-    return "not reported" if part is None else f"{part / whole:.0%}" if whole else "-"

@@ -152,40 +152,57 @@ class Lake:
             return _frame(data.to_table(columns=list(columns) if columns else None, filter=keep))
 
     def _read_part(
-        self, path: str, columns: Sequence[str] | None, paths: Sequence[str] | None
+        self,
+        path: str,
+        columns: Sequence[str] | None,
+        paths: Sequence[str] | None,
+        optional: Sequence[str] = (),
     ) -> pl.DataFrame | None:
         held = self.storage.find(path)
         if held is None:
             return None
         with self._reading(path):
             file = pa.BufferReader(held.data)
+            if columns and optional:
+                there = {*pq.read_schema(file).names}
+                columns = [*columns, *(name for name in optional if name in there)]
+                file.seek(0)
             # Read by Arrow, as the whole table is, so that types are the same.
             frame = _frame(
                 pq.read_table(file, columns=list(columns) if columns else None, use_threads=False)
             )
         return frame if paths is None else frame.filter(pl.col("path").is_in(list(paths)))
 
-    def iter_table(self, table: str, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    def iter_table(
+        self, table: str, columns: Sequence[str], optional: Sequence[str] = ()
+    ) -> Iterator[pl.DataFrame]:
         """Yield the rows of `table`, about a thousand at a time: memory does not grow with the table.
+
+        Args:
+            table: Folder of the table.
+            columns: Columns to read.
+            optional: Columns to read where a part has them; null in the others.
 
         Raises:
             StorageError: The parts cannot be listed or read.
         """
         # Part by part: what Arrow keeps of each file of a dataset is more than these files hold.
         parts: list[pl.DataFrame] = []
-        for part in self._read_ahead(self._parts(table), columns):
+        for part in self._read_ahead(self._parts(table), columns, optional):
             parts.append(part)
             if sum(map(len, parts)) >= _ROWS_AT_ONCE:
-                yield pl.concat(parts)
+                yield pl.concat(parts, how="diagonal")
                 parts = []
         if parts:
-            yield pl.concat(parts)
+            yield pl.concat(parts, how="diagonal")
 
-    def _read_ahead(self, paths: Iterable[str], columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    def _read_ahead(
+        self, paths: Iterable[str], columns: Sequence[str], optional: Sequence[str]
+    ) -> Iterator[pl.DataFrame]:
         coming: deque[Future[pl.DataFrame | None]] = deque()
         with ThreadPoolExecutor(_PARTS_AHEAD) as threads:
             for path in paths:
-                coming.append(threads.submit(self._read_part, path, columns, None))
+                coming.append(threads.submit(self._read_part, path, columns, None, optional))
                 if len(coming) >= _PARTS_AHEAD:
                     yield from _there(coming.popleft())
             while coming:

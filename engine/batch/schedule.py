@@ -25,6 +25,9 @@ from engine.modes.mode import Ending
 from engine.reply import Reply
 from engine.request import Outcome, Request, Result
 
+LEAST_AHEAD = 8
+"""Requests that may be on record ahead of the places: fewer would wait for the log."""
+
 _DEFAULT_RETRY = RetryRule()
 _END = object()
 
@@ -108,7 +111,9 @@ async def _feed(
 
     places_taken = itertools.count()
     try:
-        async with aclosing(on_record(requests, log, ahead=limit)) as recorded:
+        async with aclosing(
+            on_record(requests, log, ahead=max(LEAST_AHEAD, limit // 2))
+        ) as recorded:
             async for request in recorded:
                 await places.acquire()
                 place = next(places_taken)

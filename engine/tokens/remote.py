@@ -119,13 +119,16 @@ class RemoteCounter(ABC):
         raise AssertionError  # pragma: no cover - the last try returns or raises
 
     def _ask_once(self, text: str) -> int:
+        return self._post(self._body(text))
+
+    def _post(self, body: Mapping[str, Any]) -> int:
         """Return the host's count.
 
         Raises:
             EngineUnavailable: No answer, or one that is not a count.
         """
         with map_errors(self._url):
-            answer = self._http.post(self._url, json=self._body(text))
+            answer = self._http.post(self._url, json=body)
         raise_for_status(answer, self._url)
         try:
             return self._read(answer.json())
@@ -159,6 +162,15 @@ class ServerCounter(RemoteCounter):
         )
         self.name = f"server/{model}"
         self._model = model
+
+    def count_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
+        """Return the tokens of a whole chat, the template's marks included.
+
+        Raises:
+            EngineUnavailable: The server does not answer, or counts no chats.
+            EngineMisconfigured: It refuses all counts.
+        """
+        return self._post({"model": self._model, "messages": list(messages)})
 
     def _body(self, text: str) -> Mapping[str, Any]:
         return {"model": self._model, "prompt": text, "add_special_tokens": False}

@@ -1,4 +1,4 @@
-"""Commands before a run: init, try, plan."""
+"""Commands before a run: init, try."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from config.errors import ConfigError
 from config.load import REPOSITORY
 from flows.cli.app import (
     AsJson,
     EngineOption,
-    LimitOption,
     ModeOption,
     PipelineArgument,
     SetOption,
@@ -189,142 +187,3 @@ def _shorten(text: str, *, full: bool) -> list[str]:
     half = _MAX_LINES // 2
     hidden = len(lines) - 2 * half
     return [*lines[:half], f"    ... {hidden} lines more; --full shows them", *lines[-half:]]
-
-
-@app.command(rich_help_panel="Prepare")
-def plan(
-    pipeline: PipelineArgument,
-    source: SourceOption = None,
-    engine: EngineOption = None,
-    mode: ModeOption = None,
-    limit: LimitOption = None,
-    sample: Annotated[
-        int, typer.Option("--sample", min=1, help="Most documents to read for the estimate.")
-    ] = 24,
-    whole: Annotated[
-        bool, typer.Option("--all", help="Read all documents: no estimate of sizes.")
-    ] = False,
-    svg: Annotated[
-        Path | None, typer.Option("--svg", help="Write the graph of the stages to this file.")
-    ] = None,
-    settings: SetOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the graph of a run, and estimate documents, tokens, cost and time, before anything is sent.
-
-    Examples:
-      headrace plan pipeline.yaml
-
-      headrace plan pipeline.yaml --svg graph.svg
-
-      headrace plan demo --source s3://lake/in --engine moonshot --all --json
-    """
-    from flows.estimate import estimate
-    from flows.graph_drawing import draw_svg, draw_text
-    from flows.run.job import Options, job_of, load_config
-
-    with exit_codes():
-        options = Options(
-            source=source, engine=engine, mode=mode, settings=tuple(settings or ())  # type: ignore[arg-type]
-        )  # fmt: skip
-        config = load_config(pipeline, options)
-        config = config.model_copy(update={"sink": config.sink or "(none)"})
-        if svg is not None:
-            _write(svg, draw_svg(config))
-            note(f"wrote {svg}")
-        job = job_of(config, origin=pipeline, limit=limit)
-        planned = estimate(job, sample=None if whole else sample, notify=note)
-        if as_json:
-            print_json(planned)
-            return
-        Console(highlight=False).print(draw_text(config), markup=False, soft_wrap=True)
-        _print_plan(planned)
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(f"{file} cannot be written: {exc.strerror}; check the path") from exc
-
-
-def _print_plan(planned: Mapping[str, Any]) -> None:
-    console = Console(highlight=False)
-    documents = Table(title=f"{planned['pipeline']}: {planned['source']}", title_justify="left")
-    for name in ("type", "documents", "MB", "read for this", "chunks", "tokens"):
-        documents.add_column(name, justify="left" if name == "type" else "right")
-    for group in planned["documents"]:
-        documents.add_row(
-            group["type"],
-            f"{group['count']:,}",
-            f"{group['bytes'] / 1e6:.1f}",
-            f"{group['sampled']:,}",
-            f"{group['chunks']:,}",
-            f"{group['tokens']:,}",
-        )
-    console.print(documents)
-    stages = Table()
-    for name in ("stage", "over", "requests", "prompt tokens", "from cache", "output at most"):
-        stages.add_column(name, justify="left" if name in {"stage", "over"} else "right")
-    names = ("requests", "prompt_tokens", "planned_cached_tokens", "output_tokens_at_most")
-    for stage in planned["stages"]:
-        stages.add_row(stage["stage"], stage["over"], *(f"{stage[name]:,}" for name in names))
-    stages.add_section()
-    stages.add_row("all", "", *(f"{planned['total'][name]:,}" for name in names))
-    console.print(stages)
-    for line in _plan_lines(planned):
-        console.print(line, markup=False, soft_wrap=True)
-
-
-def _plan_lines(planned: Mapping[str, Any]) -> list[str]:
-    from flows.run.prepare import AS_GIVEN
-
-    lines = [
-        f"engine  {planned['model']} ({planned['engine']}); chunks of at most"
-        f" {planned['chunk_max_tokens']:,} tokens, counted {planned['tokens_counted']}"
-    ]
-    lines += [
-        f"mode    {stage['stage']}: {stage['mode']}; {stage['mode_reason']}"
-        for stage in planned["stages"]
-        if stage["mode"] != "instant" or stage["mode_reason"] != AS_GIVEN
-    ]
-    lines += [
-        f"again   {stage['stage']}: at most {stage['escalated_at_most']:,} questions a second time, in"
-        " thinking"
-        for stage in planned["stages"]
-        if stage["escalated_at_most"]
-    ]
-    lines += [
-        f"assumed {stage['stage']}: {assumed}"
-        for stage in planned["stages"]
-        for assumed in stage["assumed"]
-    ]
-    cost = planned["cost_usd"]
-    if cost is None:
-        lines.append("cost    not known: the profile has no prices")
-    else:
-        lines.append(
-            f"cost    at most {cost['without_cache']:.2f} USD;"
-            f" {cost['with_planned_cache']:.2f} USD with the planned cache hits"
-        )
-    seconds = planned["seconds_at_most"]
-    lines.append(
-        "time    not known: the profile has no throughput; a run with --limit measures it"
-        if seconds is None
-        else f"time    at most about {seconds / 60:.0f} min, reading apart"
-        if seconds >= 90
-        else f"time    at most about {seconds:.0f} s, reading apart"
-    )
-    usd = planned["budget"]["usd"]
-    if usd is not None and cost is not None and cost["with_planned_cache"] > usd:
-        lines.append(f"budget  {usd:.2f} USD may not do; the run would stop there, resumable")
-    cache = planned["cache"]
-    if cache is not None and cache["larger_of_sampled"]:
-        lines.append(
-            f"cache   {cache['larger_of_sampled']:,} of the chunks read, of up to"
-            f" {cache['largest_chunk_tokens']:,} tokens, are larger than the engine's KV cache of"
-            f" {cache['tokens']:,} tokens holds beside a question: each question computes them again;"
-            " lower chunk.max_tokens"
-        )
-    lines += [f"turned down: {path}: {why}" for path, why in planned["rejected"].items()]
-    return lines

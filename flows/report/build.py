@@ -13,6 +13,7 @@ from config.load import load_template
 from config.pipeline import ReportTemplate, StageConfig
 from connectors.document import Span
 from connectors.sinks.parquet import RESERVED_COLUMNS, span_from_row
+from flows.report.charts import quantile
 from flows.report.data import Answer, Citation, DocumentCard, Field, Flaw, ReportData, StageSummary
 from flows.report.evidence import Context, Pictures
 from flows.report.figures import throughput
@@ -22,6 +23,7 @@ from flows.report.overview import load_overview
 from flows.report.page import render_html
 from flows.report.sources import backing, top_field
 from flows.report.templates import TemplateFailed
+from flows.report.took import SPAN_COLUMNS, took
 from flows.report.words import claim_verdict, counted, mode_story, unit_name
 from flows.run.bench import Room, open_room
 from flows.run.record_tables import find_record_tables
@@ -98,6 +100,7 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
     # In front of the cards, which take the pictures that are left.
     listed = references.resolve(room, documents.shards, pictures)
     engine = manifest["engine"]
+    seconds = _seconds(room)
     return ReportData(
         title=pipeline.report.title or pipeline.name,
         run_id=room.job.run_id,
@@ -111,7 +114,11 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
         documents=_cards(room, documents.first, tables, pictures),
         flawed=tuple(_flaw(row) for row in documents.flawed),
         statuses=documents.statuses,
-        stages=_stages(room, manifest),
+        stages=tuple(
+            _stage(stage, manifest["stages"].get(stage.name, {}), seconds[stage.name]["seconds"])
+            for stage in pipeline.stages
+        ),
+        took=took(manifest, {name: _quantiles(told) for name, told in seconds.items()}),
         planned_cached_ratio=_planned_ratio(manifest),
         notes=pipeline.report.notes,
         previews=pictures.jpegs,
@@ -165,16 +172,25 @@ def _planned_ratio(manifest: Mapping[str, Any]) -> float | None:
     return planned / prompt if prompt else None
 
 
-def _stages(room: Room, manifest: Mapping[str, Any]) -> tuple[StageSummary, ...]:
-    # Four bytes for each request of the run.
-    seconds: dict[str, array[float]] = defaultdict(lambda: array("f"))
-    for frame in room.lake.iter_table(f"runs/{room.job.run_id}/usage", ["stage", "seconds"]):
+_Seconds = dict[str, dict[str, "array[float]"]]
+"""By stage and column of the usage table; four bytes for each request of the run."""
+
+
+def _seconds(room: Room) -> _Seconds:
+    """Return what the run's requests waited for, as far as its usage table has it."""
+    found: _Seconds = defaultdict(lambda: defaultdict(lambda: array("f")))
+    table = f"runs/{room.job.run_id}/usage"
+    for frame in room.lake.iter_table(table, ["stage", "seconds"], optional=SPAN_COLUMNS):
         for (stage,), rows in frame.group_by("stage"):
-            seconds[str(stage)].extend(rows["seconds"])
-    return tuple(
-        _stage(stage, manifest["stages"].get(stage.name, {}), seconds[stage.name])
-        for stage in room.job.pipeline.stages
-    )
+            for name in {"seconds", *SPAN_COLUMNS} & {*rows.columns}:
+                found[str(stage)][name].extend(rows[name].drop_nulls())
+    return found
+
+
+def _quantiles(told: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    """Return the median and the 95th percentile of each column that has values."""
+    ordered = {name: sorted(told[name]) for name in SPAN_COLUMNS if told.get(name)}
+    return {name: (quantile(all_, 0.5), quantile(all_, 0.95)) for name, all_ in ordered.items()}
 
 
 def _stage(stage: StageConfig, told: Mapping[str, Any], seconds: Sequence[float]) -> StageSummary:

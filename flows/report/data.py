@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from connectors.document import Span
+from flows.report.took import Took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +255,8 @@ class ReportData:
     references: tuple[Reference, ...] = ()
     num_unlisted: int = 0
     """Citations that the reference list has no room for."""
+    took: Took = field(default_factory=Took)
+    """Requests, tokens, cost and seconds per stage, beside what was planned."""
     throughput: Mapping[str, str] = field(default_factory=dict)
     """Figures of speed and cost over the run, by name."""
 

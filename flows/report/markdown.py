@@ -25,9 +25,6 @@ def _stage(stage: StageSummary) -> dict[str, Any]:
         "name": stage.name,
         "outcomes": ", ".join(f"{count} {name}" for name, count in stage.outcomes.items()),
         "modes": _modes(stage),
-        "prompt_tokens": stage.prompt_tokens,
-        "cached": "not reported" if stage.cached_tokens is None else f"{stage.cached_tokens:,}",
-        "completion_tokens": stage.completion_tokens,
         "claims": ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in stage.claims.items()),
         "skipped": ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in stage.skipped.items()),
     }

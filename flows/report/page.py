@@ -79,13 +79,12 @@ def _figures(data: ReportData) -> list[tuple[str, str, str]]:
         outcomes.update(stage.outcomes)
     prompt = sum(stage.prompt_tokens for stage in data.stages)
     output = sum(stage.completion_tokens for stage in data.stages)
-    cached = _cached_ratio(data)
     return [
         (f"{data.num_documents:,}", "documents", _counts(data.statuses)),
         (words.compact(sum(outcomes.values())), "records", _counts(outcomes)),
         (words.compact(prompt), "prompt tokens", f"{prompt:,}, and {output:,} of output"),
         (
-            "not reported" if cached is None and prompt else _percent(cached),
+            _cached(data),
             "from the prefix cache",
             f"{_percent(data.planned_cached_ratio)} planned",
         ),
@@ -101,10 +100,10 @@ def _percent(ratio: float | None) -> str:
     return "n/a" if ratio is None else f"{ratio:.0%}"
 
 
-def _cached_ratio(data: ReportData) -> float | None:
+def _cached(data: ReportData) -> str:
     known = [stage for stage in data.stages if stage.cached_tokens is not None]
-    prompt = sum(stage.prompt_tokens for stage in known)
-    return sum(stage.cached_tokens or 0 for stage in known) / prompt if prompt else None
+    cached = sum(stage.cached_tokens or 0 for stage in known) if known else None
+    return words.share(cached, sum(stage.prompt_tokens for stage in known))
 
 
 def _stage(data: ReportData, index: int) -> dict[str, Any]:
@@ -119,11 +118,6 @@ def _stage(data: ReportData, index: int) -> dict[str, Any]:
             charts.token_bar(stage.cached_tokens, stage.prompt_tokens, stage.completion_tokens)
         ),
         "histogram": Markup(charts.histogram(stage.latencies_s)),
-        "cached": "not reported"
-        if stage.cached_tokens is None and stage.prompt_tokens
-        else _percent(
-            (stage.cached_tokens or 0) / stage.prompt_tokens if stage.prompt_tokens else None
-        ),
     }
 
 

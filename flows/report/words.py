@@ -27,6 +27,11 @@ def claim_verdict(name: str) -> str:
     return _CLAIM_VERDICTS.get(name, name)
 
 
+def share(part: int | None, whole: int) -> str:
+    """Return a part of a whole in percent; in words where nobody told it, and a dash of nothing."""
+    return "not reported" if part is None else f"{part / whole:.0%}" if whole else "-"
+
+
 def rests_on(num_answered: int | None, num_inputs: int | None, noun: str) -> str:
     """Return on how many inputs an answer rests: `Rests on 97 of 100 documents`; empty if unknown."""
     if num_answered is None or num_inputs is None:
@@ -136,6 +141,5 @@ def compact(count: float) -> str:
 
 def cached_share(cached_tokens: int | None, prompt_tokens: int) -> str:
     """Return which share of the prompt tokens came from the prefix cache, in words."""
-    if cached_tokens is None:
-        return "cached not reported"
-    return f"{cached_tokens / prompt_tokens if prompt_tokens else 0:.0%} cached"
+    told = share(cached_tokens, prompt_tokens)
+    return "cached not reported" if cached_tokens is None else f"{told} cached"

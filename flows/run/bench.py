@@ -25,7 +25,7 @@ from connectors.sinks.lake import Lake
 from connectors.storage import STATE_PREFIX, Source
 from engine.batch import Amount, Budget, Caps, Route, route_to, unknown_unit
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint, replicas_of
-from engine.profile import Profile
+from engine.profile import Prices, Profile
 from engine.server import cache_tokens
 from engine.tokens import image_tokens
 from flows.run.ask import Asker
@@ -113,6 +113,12 @@ class Bench(Room):
     def endpoint(self) -> Endpoint:
         """Return the pipeline's own engine."""
         return self.route.endpoint
+
+    @property
+    def prices(self) -> dict[str, Prices | None]:
+        """Return the prices of all engines that may answer, by profile."""
+        profiles = (line.endpoint.profile for line in self.route.lines)
+        return {profile.name: profile.prices for profile in profiles}
 
     @property
     def chunk_room(self) -> int | None:

@@ -265,6 +265,7 @@ def _report(shard: Shard, documents: Sequence[ReadDocument], ends: _Ends) -> Sha
                 ends.answers[stage.name],
                 planned[stage.name],
                 ends.parts[stage.name],
+                prices=bench.prices,
             )
             for stage in bench.job.pipeline.stages
             if stage.name in ends.answers
@@ -279,7 +280,7 @@ def _planned_cached_tokens(
 
     Instructions repeat in every request, and material in every stage after the first that shows it.
     """
-    shown: set[str] = set()
+    shown: set[tuple[str | None, str]] = set()
     planned: dict[str, int] = {}
     for stage, group in answers.items():
         sent: dict[str, int] = {}
@@ -288,7 +289,8 @@ def _planned_cached_tokens(
             for result in answered.results:
                 if result.request_key in sent:
                     continue
-                material = inquiry.requests[0].material
+                # An engine keeps a cache for each adapter.
+                material = inquiry.requests[0].adapter, inquiry.requests[0].material
                 again = inquiry.material_tokens if material in shown else 0
                 shown.add(material)
                 sent[result.request_key] = bench.asker.instructions_tokens + again

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from engine.batch import Amount
+from engine.profile import Prices
+from engine.request import Result
 from flows.run.rows import Answered
 
 
@@ -31,6 +33,8 @@ class StageCount:
     """One stage's figures over a shard or a run."""
 
     num_inputs: int = 0
+    num_requests: int = 0
+    """Requests that its answers rest on: samples, parts and those asked again among them."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
     cached_tokens: int | None = None
@@ -38,8 +42,13 @@ class StageCount:
     planned_cached_tokens: int = 0
     """Prompt tokens that repeat what an earlier request began with: what a prefix cache can save."""
     completion_tokens: int = 0
+    reasoning_tokens: int | None = None
+    """Those of them that were thinking; None where the endpoint does not report it."""
     cost_usd: float | None = None
     """None where the profile has no prices."""
+    saved_usd: float | None = None
+    """What the cached tokens would have cost more without the cache; None where prices or cached tokens
+    are not known."""
     modes: Mapping[str, int] = field(default_factory=dict)
     """Answers by the mode that was observed, and `none`."""
     mode_notes: Mapping[str, int] = field(default_factory=dict)
@@ -124,6 +133,8 @@ def count_stage(
     answers: Sequence[Answered],
     planned: int,
     parts: Sequence[Answered] = (),
+    *,
+    prices: Mapping[str, Prices | None] | None = None,
 ) -> StageCount:
     """Return one stage's figures.
 
@@ -132,6 +143,7 @@ def count_stage(
         answers: What became of them.
         planned: Prompt tokens that a prefix cache can save.
         parts: Answers to parts of units, on which theirs rest.
+        prices: By the profile that answered.
     """
     every = [*parts, *answers]
     sent = {result.request_key: result for a in every for result in a.results}
@@ -139,12 +151,15 @@ def count_stage(
     results = [answered.result for answered in every if answered.inquiry.requests]
     return StageCount(
         num_inputs=num_inputs,
+        num_requests=len(sent),
         outcomes=dict(Counter(answered.result.outcome for answered in answers)),
         prompt_tokens=sum(usage.prompt_tokens for usage in usages),
         cached_tokens=_sum_known(usage.cached_tokens for usage in usages),
         planned_cached_tokens=planned,
         completion_tokens=sum(usage.completion_tokens for usage in usages),
+        reasoning_tokens=_sum_known(usage.reasoning_tokens for usage in usages),
         cost_usd=_sum_known(result.cost_usd for result in sent.values()),
+        saved_usd=_sum_known(saved_usd_of(result, prices or {}) for result in sent.values()),
         modes=dict(Counter(result.mode_observed or "none" for result in results)),
         mode_notes=dict(Counter(note for result in results for note in result.mode_notes)),
         num_mismatched=sum(result.mode_observed not in {None, result.mode} for result in results),
@@ -158,6 +173,14 @@ def count_stage(
         ),
         failures=_failures(_failure_of(a) for a in every if a.result.outcome in UNANSWERED),
     )
+
+
+def saved_usd_of(result: Result, prices: Mapping[str, Prices | None]) -> float | None:
+    """Return what a request's cached tokens would have cost more without the cache."""
+    known, cached = prices.get(result.engine), result.usage.cached_tokens
+    if known is None or cached is None:
+        return None
+    return cached * (known.input_usd - known.cached_input_usd) / 1e6
 
 
 UNANSWERED = frozenset({"invalid_output", "rejected", "failed", "over_budget"})
@@ -223,12 +246,15 @@ def _add(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
 def _add_stage(counts: Sequence[StageCount]) -> StageCount:
     return StageCount(
         num_inputs=sum(count.num_inputs for count in counts),
+        num_requests=sum(count.num_requests for count in counts),
         outcomes=_add([count.outcomes for count in counts]),
         prompt_tokens=sum(count.prompt_tokens for count in counts),
         cached_tokens=_sum_known(count.cached_tokens for count in counts),
         planned_cached_tokens=sum(count.planned_cached_tokens for count in counts),
         completion_tokens=sum(count.completion_tokens for count in counts),
+        reasoning_tokens=_sum_known(count.reasoning_tokens for count in counts),
         cost_usd=_sum_known(count.cost_usd for count in counts),
+        saved_usd=_sum_known(count.saved_usd for count in counts),
         modes=_add([count.modes for count in counts]),
         mode_notes=_add([count.mode_notes for count in counts]),
         num_mismatched=sum(count.num_mismatched for count in counts),

@@ -192,7 +192,11 @@ class _Ends:
         planned = len(sent) * shard.bench.asker.instructions_tokens
         report = replace(
             left_alone(shard.plan.shard, 0),
-            stages={self.stage.name: count_stage(num_units, answers, planned, parts)},
+            stages={
+                self.stage.name: count_stage(
+                    num_units, answers, planned, parts, prices=shard.bench.prices
+                )
+            },
         )
         return Done(
             report=report,

@@ -14,6 +14,7 @@ from engine.batch import Amount
 from flows.run.bench import Bench
 from flows.run.counts import ShardReport, StageCount, failures
 from flows.run.plan import Planner, Retry
+from flows.run.plans import take_plan
 
 Verdict = Literal["complete", "over_failure_limit", "budget_reached", "incomplete"]
 
@@ -76,12 +77,15 @@ def manifest(
             name: {
                 "table": bench.record_tables[name],
                 "inputs": stage.num_inputs,
+                "requests": stage.num_requests,
                 "outcomes": dict(stage.outcomes),
                 "prompt_tokens": stage.prompt_tokens,
                 "cached_tokens": stage.cached_tokens,
                 "planned_cached_tokens": stage.planned_cached_tokens,
                 "completion_tokens": stage.completion_tokens,
+                "reasoning_tokens": stage.reasoning_tokens,
                 "cost_usd": stage.cost_usd,
+                "saved_usd": stage.saved_usd,
                 "parts": stage.num_parts,
                 "claims": dict(stage.claims),
                 "skipped": dict(stage.skipped),
@@ -106,6 +110,7 @@ def manifest(
             "failure_rate": round(_rate(total), 6),
         },
         "failure_limit": job.pipeline.failure_limit,
+        "estimate": take_plan(job, bench.lake),
         "spent": spent_json(bench)
         | {
             "stages": {name: _amount(bench, one) for name, one in sorted(by_stage.items())},

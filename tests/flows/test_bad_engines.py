@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from flows.artifacts import _summary, describe
-from flows.cli.prepare import _plan_lines
+from flows.cli.preview import _plan_lines
 from flows.estimate import estimate
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
@@ -100,10 +100,10 @@ def test_chunk_is_asked_about_alone_when_it_is_larger_than_the_engines_cache(cor
     told = [record.getMessage() for record in caplog.records if "KV cache" in record.getMessage()]
     assert len(told) == 1
     assert "larger than the engine's KV cache of 800 tokens holds beside a question" in told[0]
-    assert any("2 of the chunks read" in line for line in _plan_lines(planned))
-    assert planned["cache"]["tokens"] == 800
-    assert planned["cache"]["larger_of_sampled"] == 2
-    assert planned["cache"]["largest_chunk_tokens"] > 800
+    (found,) = (one for one in planned["layout"] if one["kind"] == "cache")
+    assert found["where"] == "chunk.max_tokens"
+    assert found["tokens_lost"] > 0
+    assert any("engine's KV cache holds" in line for line in _plan_lines(planned))
 
 
 def test_cached_tokens_are_not_reported_when_the_engine_tells_none(corpus, capsys, monkeypatch):

@@ -152,7 +152,7 @@ def test_run_is_shown_in_prefect_when_an_api_is_configured(finished_run, prefect
     artifacts = api(prefect, "artifacts/filter", mine)
     # Two documents were rejected, so there is a table of failures.
     assert {artifact["key"] for artifact in artifacts} == {
-        "progress", "summary", "outcomes", "failures", "report",
+        "progress", "summary", "outcomes", "took", "failures", "report",
     }  # fmt: skip
     tasks = api(prefect, "task_runs/filter", mine)
     assert len(tasks) == manifest["shards"]

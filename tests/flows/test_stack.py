@@ -118,7 +118,7 @@ def test_run_completes_when_its_schedule_fires(stack, tmp_path, engine):
     assert run["state"]["name"] == "Completed", run["state"]
     assert run["name"].startswith("demo 20")
     artifacts = stack.artifacts(run["id"])
-    assert set(artifacts) == {"progress", "report", "summary", "outcomes"}
+    assert set(artifacts) == {"progress", "report", "summary", "outcomes", "took"}
     assert artifacts["progress"]["data"] == 100.0
     assert "| documents | 4 of 4 read |" in artifacts["progress"]["description"]
     report = artifacts["report"]["data"]

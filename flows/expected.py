@@ -1,0 +1,142 @@
+"""What a run will probably send and get, where earlier answers of the pipeline's stages are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from config.pipeline import REDUCES, PipelineConfig, StageConfig
+from flows.calibrate import Calibration
+from flows.run.ask import Asker
+from flows.stage_estimate import (
+    ANSWERS_PER_GROUP,
+    Load,
+    Material,
+    document_trees,
+    overhead_tokens,
+    tree,
+)
+
+TOKENS = ("requests", "prompt_tokens", "planned_cached_tokens", "output_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What one stage will probably take."""
+
+    requests: float
+    prompt_tokens: float
+    planned_cached_tokens: float
+    output_tokens: float
+    num_records: int
+    """Records that this rests on."""
+
+
+def expect_stages(
+    pipeline: PipelineConfig,
+    asker: Asker,
+    material: Material,
+    *,
+    known: Mapping[str, Calibration],
+    lost: Mapping[str, int],
+) -> dict[str, Expected]:
+    """Return by stage what it will probably take; stages are missing where nothing is known.
+
+    Args:
+        pipeline: What is asked.
+        asker: The pipeline on its engine.
+        material: What there is to ask about.
+        known: What earlier answers say of each stage.
+        lost: Material tokens by stage that it cannot share with the stages before it.
+    """
+    overs = {stage.name: stage.over for stage in pipeline.stages}
+    units: dict[str, float] = {}
+    found: dict[str, Expected] = {}
+    is_first = True
+    for stage in pipeline.stages:
+        told = known.get(stage.name)
+        leads, is_first = is_first, is_first and stage.over != "chunk"
+        if told is None or (stage.over in REDUCES and not _reads(stage, pipeline) <= known.keys()):
+            units[stage.name] = _all_units(stage, material, units)
+            continue
+        load = _load(stage, material, told, units=units, overs=overs, room=asker.room(stage))
+        units[stage.name] = load.units
+        if stage.over == "chunk":
+            kept = max(0.0, load.tokens - lost.get(stage.name, 0))
+            load = load._replace(shared=0.0 if leads else kept)
+        found[stage.name] = _expected(asker, stage, told, load)
+    return found
+
+
+def _reads(stage: StageConfig, pipeline: PipelineConfig) -> set[str]:
+    """Return the stages whose answers it is shown, but for computed ones."""
+    computed = {one.name for one in pipeline.stages if one.compute is not None}
+    return {*stage.needs} - computed
+
+
+def _all_units(stage: StageConfig, material: Material, units: Mapping[str, float]) -> float:
+    """Return the units of a stage of which no answer is known."""
+    known = {
+        "chunk": material.num_chunks,
+        "rows": material.num_rows,
+        "document": material.num_documents,
+    }
+    inputs = sum(units[need] for need in stage.needs)
+    return known.get(stage.over, inputs / ANSWERS_PER_GROUP)
+
+
+def _load(
+    stage: StageConfig,
+    material: Material,
+    told: Calibration,
+    *,
+    units: Mapping[str, float],
+    overs: Mapping[str, str],
+    room: int,
+) -> Load:
+    share = told.asked_share
+    if stage.over == "chunk":
+        chunks = material.num_chunks
+        return Load(chunks, chunks * share, material.chunk_tokens * share)
+    if stage.over == "rows":
+        return Load(material.num_rows, material.num_rows * share, material.row_tokens * share)
+    inputs = sum(units[need] for need in stage.needs)
+    tokens = inputs * told.input_tokens
+    if stage.over == "document":
+        each, growth = document_trees(
+            stage, material, overs=overs, room=room, answer_tokens=told.input_tokens
+        )
+        documents = material.num_documents
+        return Load(documents, documents * share * each, tokens * growth)
+    if stage.over == "corpus":
+        return Load(1.0, *tree(inputs, room, told.input_tokens))
+    groups = max(1, math.ceil(inputs * told.units_per_input))
+    requests, of_each = tree(inputs / groups, room, told.input_tokens)
+    return Load(groups, groups * requests * share, groups * of_each)
+
+
+def _expected(asker: Asker, stage: StageConfig, told: Calibration, load: Load) -> Expected:
+    overhead = told.overhead_tokens or overhead_tokens(asker, stage, stage.prompt)
+    once = load.requests * overhead + load.tokens
+    again = load.requests * told.again_share
+    times = stage.samples + told.again_share
+    instructions = load.requests * asker.instructions_tokens
+    return Expected(
+        requests=load.requests * stage.samples + again,
+        prompt_tokens=once * times,
+        planned_cached_tokens=instructions + load.shared + once * (times - 1),
+        output_tokens=load.requests * told.output_tokens,
+        num_records=told.num_records,
+    )
+
+
+def as_columns(expected: Expected | None, *, computed: bool) -> dict[str, Any]:
+    """Return what a stage's entry in a plan says of it; a computed one takes nothing, for certain."""
+    if expected is None:
+        nothing = 0 if computed else None
+        return {f"{name}_expected": nothing for name in TOKENS} | {"calibrated_by": 0}
+    return {f"{name}_expected": round(getattr(expected, name)) for name in TOKENS} | {
+        "calibrated_by": expected.num_records
+    }
