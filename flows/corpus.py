@@ -93,6 +93,8 @@ def process_corpus(
     budget_usd: p.BudgetUsd = None,
     budget_tokens: p.BudgetTokens = None,
     failure_limit: p.FailureLimit = None,
+    cache: p.Cache = None,
+    fresh: bool = False,
     settings: p.Settings = None,
     secret_blocks: p.SecretBlocks = None,
     run_id: p.NewRunId = None,
@@ -116,14 +118,17 @@ def process_corpus(
         budget_tokens: Most tokens to spend, prompts and answers together. Empty: the pipeline's own.
         failure_limit: Share of requests, 0 to 1, that may end unanswered before the run counts as
             failed. Empty: the pipeline's own, 0.05 if it has none.
+        cache: Folder or bucket of answers that pipelines share, such as s3://lake/shared. Empty: the
+            pipeline's own.
+        fresh: Whether every stage is asked anew, whatever earlier runs have been answered.
         settings: Any other keys of the pipeline, keys with dots, such as chunk.max_tokens=500.
         secret_blocks: Names of Prefect Secret blocks. Each is put into the environment variable of its
             name, moonshot-api-key into MOONSHOT_API_KEY. Never write a secret itself here, parameters
             are stored in plain text.
         run_id: Name of the run in the sink. Empty: made up from the time.
         resume: Id of an earlier run to go on with, such as 20261123T093000Z-4f2a, a part of it, or
-            latest; what it has is kept and not paid for again. Pipeline, source, mode, limit and
-            settings are that run's; engine, budgets, failure_limit and secret_blocks may be new.
+            latest; what it has is kept and not paid for again. Pipeline, source, mode, limit, fresh and
+            settings are that run's; engine, budgets, failure_limit, cache and secret_blocks may be new.
             Empty: a new run.
     """
     options = Options(
@@ -135,6 +140,8 @@ def process_corpus(
         budget_usd=budget_usd,
         budget_tokens=budget_tokens,
         failure_limit=failure_limit,
+        cache=cache or None,
+        fresh=fresh,
         settings=tuple(settings or ()),
     )
     if resume:
@@ -153,6 +160,7 @@ def _go_on(resume: str, pipeline: str, run_id: str | None, options: Options) -> 
         "source": options.source,
         "mode": options.mode,
         "limit": options.limit,
+        "fresh": options.fresh,
         "settings": options.settings,
         "run_id": run_id,
     }
@@ -311,6 +319,8 @@ def run_here(pipeline: str, options: Options, run_id: str, listener: Listener) -
                 budget_usd=options.budget_usd,
                 budget_tokens=options.budget_tokens,
                 failure_limit=options.failure_limit,
+                cache=options.cache,
+                fresh=options.fresh,
                 settings=[*options.settings],
                 run_id=run_id,
                 return_state=True,

@@ -131,6 +131,12 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
         "chunks": f"{manifest['chunks']:,} in {counted(manifest['shards'], 'shard')}",
         "seconds": f"{manifest['seconds']:.1f}",
     }
+    replayed, cached = (
+        sum(stage[name] for stage in manifest["stages"].values())
+        for name in ("replayed", "from_cache")
+    )
+    if replayed:
+        lines["replayed"] = f"{counted(replayed, 'answer')} at no cost, {cached} from the cache"
     if manifest["spent"]["usd"] is not None:
         lines["cost"] = f"{dollars(manifest['spent']['usd'])} USD"
     for name, stage in manifest["stages"].items():
@@ -173,4 +179,6 @@ def dollars(value: float | None) -> str:
 
 
 def _ratio(part: int | None, whole: int) -> str:
-    return "not reported" if part is None else f"{part / whole:.0%}" if whole else "-"
+    if not whole:
+        return "-"
+    return "not reported" if part is None else f"{part / whole:.0%}"

@@ -18,6 +18,7 @@ from flows.cli.app import (
     AsJson,
     BudgetTokensOption,
     BudgetUsdOption,
+    CacheOption,
     EngineOption,
     LimitOption,
     ModeOption,
@@ -58,6 +59,11 @@ def run(
             "--failure-limit", min=0, max=1, help="Share of requests that may end unanswered."
         ),
     ] = None,
+    cache: CacheOption = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Ask every stage anew: no answer of an earlier run counts."),
+    ] = False,
     settings: SetOption = None,
     resume: Annotated[
         str | None,
@@ -112,6 +118,8 @@ def run(
         budget_usd=budget_usd,
         budget_tokens=budget_tokens,
         failure_limit=failure_limit,
+        cache=cache,
+        fresh=fresh,
         settings=tuple(settings or ()),
     )
     run_id = new_run_id()
@@ -193,6 +201,7 @@ def ask(
     ] = None,
     engine: EngineOption = None,
     sink: SinkOption = None,
+    cache: CacheOption = None,
     limit: LimitOption = None,
     budget_usd: BudgetUsdOption = None,
     budget_tokens: BudgetTokensOption = None,
@@ -227,6 +236,7 @@ def ask(
         options = Options(
             sink=sink,
             engine=engine,
+            cache=cache,
             limit=limit,
             budget_usd=budget_usd,
             budget_tokens=budget_tokens,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ class Asker:
             stage.name: prepare(stage, endpoint, self.instructions)
             for stage in pipeline.stages
             if stage.compute is None
+        }
+        # By the question: a stage that shares it with a fresh one has the same answer.
+        self._fresh = {
+            prepared.way.fingerprint for prepared in self.stages.values() if prepared.config.fresh
         }
 
     def about_chunk(
@@ -104,14 +108,15 @@ class Asker:
             images=images,
         )
         outputs = {name: answered.output for name, answered in upstream.items()}
+        question = self._render(stage, self.stages[stage.name].question, upstream=outputs)
         inquiry = self._ask(
             stage,
             shown,
             unit=unit,
-            question=self._render(stage, self.stages[stage.name].question, upstream=outputs),
+            question=question,
             input_keys=[
-                content_key("row", row.segment.text) if row else chunk.chunk_key,
-                *_result_keys(upstream.values()),
+                content_key("row", row.segment.text) if row else _chunk_key(chunk, images),
+                *([content_key("question", question)] if stage.needs else []),
             ],
         )
         saw = "text" if not images else "text+image" if readable else "image"
@@ -264,6 +269,7 @@ class Asker:
             again=by(prepared.again, 0) if prepared.again else None,
             lines=shown.lines,
             material_tokens=shown.tokens,
+            is_fresh=prepared.way.fingerprint in self._fresh,
         )
         too_long = self._too_long(prepared, request, advice)
         if too_long is not None:
@@ -337,17 +343,9 @@ def _disarmed(value: object) -> object:
     return [_disarmed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _result_keys(answers: Iterable[Answered]) -> list[str]:
-    """Return the keys of earlier answers: by what they say, so that a change asks anew and no other.
-
-    An answer names lines by their labels, so it counts with what it was about.
-    """
-    return [
-        content_key(
-            "result",
-            answered.inquiry.stage.name,
-            answered.inquiry.input_keys,
-            answered.result.output,
-        )
-        for answered in answers
-    ]
+def _chunk_key(chunk: Chunk, images: Sequence[Path]) -> str:
+    """Return the key of what the model is shown of a chunk, whichever document it stands in."""
+    # Pictures are no text: they are what the document's reader made of it.
+    pictures = chunk.chunk_key if images else None
+    shown = [[segment.label, segment.kind, segment.text] for segment in chunk.segments]
+    return content_key("chunk", shown, pictures)

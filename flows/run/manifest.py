@@ -81,6 +81,8 @@ def manifest(
                 "planned_cached_tokens": stage.planned_cached_tokens,
                 "completion_tokens": stage.completion_tokens,
                 "cost_usd": stage.cost_usd,
+                "replayed": stage.num_replayed,
+                "from_cache": stage.num_from_cache,
                 "parts": stage.num_parts,
                 "claims": dict(stage.claims),
                 "skipped": dict(stage.skipped),

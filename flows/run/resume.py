@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from config.errors import ConfigError
-from config.load import find_pipeline, load_pipeline, resolve_engine
+from config.load import find_pipeline, load_pipeline, resolve_engine, resolve_folder
 from connectors.sinks.lake import Lake
 from engine.batch import Amount
 from flows.run.counts import ShardReport, report_from_json
@@ -95,7 +95,7 @@ def reopen(
         run: The run's id or a part of it; None for the latest.
         sink: Where to look; None for the sinks this machine knows of.
         start: `resume` or `retry`, see `Job.start`.
-        options: Budget, failure limit and engine may be changed; the rest is the run's.
+        options: Budget, failure limit, engine and cache may be changed; the rest is the run's.
 
     Raises:
         ConfigError: There is no such run, it is still going on, or another option is given.
@@ -162,7 +162,12 @@ def _differing(before: object, after: object, key: str = "") -> Iterator[str]:
 
 
 def _changed(job: Job, options: Options) -> Job:
-    fixed = {"source": options.source, "mode": options.mode, "limit": options.limit}
+    fixed = {
+        "source": options.source,
+        "mode": options.mode,
+        "limit": options.limit,
+        "fresh": options.fresh or None,
+    }
     given = [name for name, value in fixed.items() if value is not None]
     if given or options.settings:
         raise ConfigError(
@@ -174,6 +179,8 @@ def _changed(job: Job, options: Options) -> Job:
     update: dict[str, object] = {"budget": budget.model_copy(update=changed)} if changed else {}
     if options.engine is not None:
         update["engine"] = resolve_engine(options.engine, Path.cwd(), "--engine")
+    if options.cache is not None:
+        update["cache"] = resolve_folder(options.cache, Path.cwd())
     if options.failure_limit is not None:
         update["failure_limit"] = options.failure_limit
     return replace(job, pipeline=pipeline.model_copy(update=update))

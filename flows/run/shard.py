@@ -25,6 +25,7 @@ from connectors.document import Chunk, Document, SourceRef, Unit
 from connectors.errors import DocumentRejected, StorageError, StorageUnavailable
 from connectors.storage import fetch
 from flows.run.bench import NUM_READERS, Bench, Room
+from flows.run.cache import Replays
 from flows.run.claims import Claim
 from flows.run.commit import commit_shard
 from flows.run.counts import ShardReport, left_alone
@@ -79,6 +80,7 @@ class Shard:
     claim: Claim
     ledger: Ledger
     held: HeldShard
+    replays: Replays
     boarded: set[str] = field(default_factory=set)
     """Requests that are this shard's to send, among all shards of the process."""
     looked: dict[str, int] = field(default_factory=dict)
@@ -122,7 +124,8 @@ def open_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Iterator
         if bench.claims.has_met_others:
             # They may have asked about copies since this run began.
             bench.copies.refresh()
-        yield Shard(bench=bench, plan=plan, claim=claim, ledger=ledger, held=held)
+        replays = Replays(bench.cache)
+        yield Shard(bench=bench, plan=plan, claim=claim, ledger=ledger, held=held, replays=replays)
 
 
 def _process(shard: Shard) -> ShardReport:
@@ -162,6 +165,10 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
         document, chunks, media_dir = read_chunks(bench, shard.plan.shard, source, bench.rule)
         found = ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
         take_over_answers(shard, document.document_key)
+    commit = shard.held.commit
+    if held is None or commit is None or commit.work_key != bench.work_key:
+        # Here and not when it is asked about, so that nobody waits for it.
+        shard.replays.look(document.document_key)
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))
     if any(stage.over == "rows" for stage in bench.job.pipeline.stages):
         found.rows = rows_of(chunks)

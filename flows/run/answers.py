@@ -1,0 +1,68 @@
+"""An answer as it is kept: one line of JSON in a sink's answers, or in a cache that sinks share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from engine.request import Result, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A result, with what it is about and who has paid for it."""
+
+    document_key: str
+    """Empty for what spans documents."""
+    result: Result
+    run: str = ""
+    """The run that has paid for it; empty where that is not known."""
+    shard: str = ""
+    """The shard whose claim it was paid under; empty where it was another sink's."""
+
+
+def run_time(run_id: str) -> datetime | None:
+    """Return when a run began, by its id; None where the id was given by hand."""
+    try:
+        return datetime.strptime(run_id.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def as_line(answer: Answer) -> str:
+    """Return the answer as one line, its end included."""
+    return json.dumps(asdict(answer), default=dict) + "\n"
+
+
+def from_json(value: Mapping[str, Any]) -> Answer:
+    """Return the answer that a line of this sink holds."""
+    return Answer(
+        document_key=value["document_key"],
+        run=value.get("run", ""),
+        shard=value.get("shard", ""),
+        result=result_from_json(value["result"]),
+    )
+
+
+def result_from_json(value: Mapping[str, Any]) -> Result:
+    """Return the result that `asdict` wrote."""
+    fields = {**value, "usage": Usage(**value["usage"]), "mode_notes": tuple(value["mode_notes"])}
+    return Result(**fields)
+
+
+_ANSWER = TypeAdapter(Answer)
+
+
+def checked(line: str) -> Answer | None:
+    """Return the answer in a line that anybody may have written; None where it is none."""
+    try:
+        answer = _ANSWER.validate_json(line, strict=True)
+    except ValidationError:
+        return None
+    has_answer = answer.result.output is not None
+    return answer if has_answer == (answer.result.outcome == "succeeded") else None
