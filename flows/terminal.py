@@ -132,7 +132,7 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
         "seconds": f"{manifest['seconds']:.1f}",
     }
     replayed, cached = (
-        sum(stage[name] for stage in manifest["stages"].values())
+        sum(stage.get(name, 0) for stage in manifest["stages"].values())
         for name in ("replayed", "from_cache")
     )
     if replayed:

@@ -142,7 +142,7 @@ def job_of(
     """Return the job for a loaded pipeline; `origin` names it in errors.
 
     Raises:
-        ConfigError: Source or sink is missing, or sink or cache lies in the source.
+        ConfigError: Source or sink is missing, sink or cache lies in the source, or the cache in the sink.
     """
     if config.source is None:
         raise ConfigError(f"{origin}: source: missing; set it there or give --source")
@@ -157,6 +157,11 @@ def job_of(
         raise ConfigError(
             f"cache {config.cache!r} lies inside source {config.source!r}, so the next run would read"
             " its answers as documents; choose a folder outside the source"
+        )
+    if config.cache is not None and is_inside(config.cache, config.sink):
+        raise ConfigError(
+            f"cache {config.cache!r} lies inside sink {config.sink!r}, whose tables are read by glob;"
+            " choose a folder of its own"
         )
     return Job(
         run_id=run_id or new_run_id(),

@@ -166,7 +166,7 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
         found = ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
         take_over_answers(shard, document.document_key)
     commit = shard.held.commit
-    if held is None or commit is None or commit.work_key != bench.work_key:
+    if chunks and (held is None or commit is None or commit.work_key != bench.work_key):
         # Here and not when it is asked about, so that nobody waits for it.
         shard.replays.look(document.document_key)
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -216,7 +217,9 @@ def _each(stock: Stock, work: Callable[[str], Any]) -> Iterator[Any]:
         if item.path.endswith(".jsonl")
     )
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        yield from threads.map(work, paths)
+        # In batches: a large stock is not to be in memory.
+        while batch := list(itertools.islice(paths, 8 * _AT_ONCE)):
+            yield from threads.map(work, batch)
 
 
 def _read(stock: Stock, path: str) -> _Held | None:

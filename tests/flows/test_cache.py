@@ -292,7 +292,9 @@ def test_fresh_run_leaves_its_answers_to_later_ones(corpus):
 # What goes wrong.
 
 
-@pytest.mark.parametrize("harm", ["file", "layout", "not json", "scheme", "in the source"])
+@pytest.mark.parametrize(
+    "harm", ["file", "layout", "not json", "scheme", "in the source", "in the sink"]
+)
 def test_unusable_cache_is_told_before_the_first_call(corpus, engine, harm):
     url = cache_of(corpus)
     folder = corpus / "cache"
@@ -304,7 +306,7 @@ def test_unusable_cache_is_told_before_the_first_call(corpus, engine, harm):
     elif harm == "scheme":
         url = "gs://bucket/cache"
     else:
-        url = str(corpus / "in" / "cache")
+        url = str(corpus / ("in" if harm == "in the source" else "lake") / "cache")
     with pytest.raises((ConfigError, StorageError), match="cache"):
         run(corpus, engine, [KIND], cache=url)
     assert not engine.calls
@@ -444,3 +446,26 @@ def test_broken_shelf_is_counted_by_the_line(tmp_path):
     storage.put(place_of(one), b"broken\n" + as_line(one).encode() + b"\xff\n")
     shelf = AnswerCache(storage).read(place_of(one))
     assert (list(shelf.answers.values()), shelf.num_strange) == ([one], 2)
+
+
+def test_run_goes_on_without_its_cache_when_told_so(corpus, engine):
+    first, _ = run(corpus, engine, [KIND], cache=cache_of(corpus), budget_tokens=1000)
+    assert first["verdict"] == "budget_reached"
+    (corpus / "cache" / "cache.json").write_text("{")
+    options = Options(budget_tokens=10**6)
+    with pytest.raises(ConfigError, match="cache"):
+        run_job(reopen(first["run_id"], None, "resume", options))
+    options = Options(budget_tokens=10**6, cache="")
+    assert run_job(reopen(first["run_id"], None, "resume", options))["verdict"] == "complete"
+
+
+def test_fresh_is_for_new_runs_and_for_stages_that_ask(corpus, engine):
+    computed = (
+        "{name: sums, over: corpus, needs: [kind], output: {num: integer},"
+        ' compute: "SELECT COUNT(*) AS num FROM kind"}'
+    )
+    asked = job(corpus, engine, [KIND, computed], fresh=True)
+    assert [stage.fresh for stage in asked.pipeline.stages] == [True, False]
+    first = run_job(asked)
+    with pytest.raises(ConfigError, match="--fresh: cannot change when a run goes on"):
+        reopen(first["run_id"], None, "resume", Options(fresh=True))
