@@ -264,7 +264,6 @@ class Asker:
             document=shown.document,
             chunk=None,
             unit=unit,
-            input_keys=tuple(input_keys),
             requests=tuple(by(prepared.way, sample) for sample in range(stage.samples)),
             again=by(prepared.again, 0) if prepared.again else None,
             lines=shown.lines,

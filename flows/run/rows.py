@@ -30,8 +30,6 @@ class Inquiry:
     """The chunk asked about, or that a row lies in; None for what spans chunks."""
     unit: str
     """What is asked about, unique in the document, or in the stage where there is none."""
-    input_keys: tuple[str, ...] = ()
-    """Keys of what the model is shown: of the chunk, and of earlier answers."""
     requests: tuple[Request, ...] = ()
     """One per sample; none where nothing is asked: `unasked` says why."""
     again: Request | None = None

@@ -170,3 +170,14 @@ def test_unreadable_lines_are_counted_and_go_with_all(here):
     assert "unreadable  1" in good("cache", "stats", "notes.yaml").stdout
     good("cache", "clear", "notes.yaml", "--yes")
     assert not shelf.exists()
+
+
+def test_question_is_answered_from_the_cache_when_asked_into_another_sink(here, engine):
+    asked = ("ask", "What is it about?", "papers", "--engine", engine.url, "--cache", "asked")
+    first = as_json(*asked, "--sink", "lake-a")
+    before = len(engine.calls)
+    again = as_json(*asked, "--sink", "lake-b")
+    assert len(engine.calls) == before
+    assert again["answers"] == first["answers"]
+    told = good(*asked, "--sink", "lake-c").stdout
+    assert f"{NUM_FILES} answers at no cost, {NUM_FILES} from the cache" in told
