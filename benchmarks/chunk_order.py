@@ -140,7 +140,8 @@ def _orders(bodies: Sequence[dict[str, Any]], seed: int) -> dict[str, list[dict[
 
 
 def _stage(body: Mapping[str, Any]) -> str:
-    return str(body["response_format"]["json_schema"]["name"])
+    """Return what tells a stage's calls from others': its question."""
+    return str(body["messages"][1]["content"]).rpartition("\nQuestion: ")[2]
 
 
 def _loop(folder: Path, url: str, bodies: list[dict[str, Any]], salt: str) -> Mapping[str, float]:

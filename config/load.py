@@ -290,6 +290,8 @@ def _resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
     for key in ("source", "sink"):
         if isinstance(data.get(key), str) and "://" not in data[key]:
             data[key] = str((folder / Path(data[key]).expanduser()).absolute())
+    if isinstance(data.get("cache"), str):
+        data["cache"] = resolve_folder(data["cache"], folder)
     if isinstance(data.get("engine"), str):
         data["engine"] = resolve_engine(data["engine"], folder, f"{where}: engine")
     if isinstance(data.get("fallback"), list):
@@ -299,6 +301,13 @@ def _resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
             else engine
             for number, engine in enumerate(data["fallback"])
         ]
+
+
+def resolve_folder(url: str, folder: Path) -> str | None:
+    """Return a cache as it is given, a path made absolute; None for the empty text, which is none."""
+    if not url or "://" in url:
+        return url or None
+    return str((folder / Path(url).expanduser()).absolute())
 
 
 def resolve_engine(engine: str, folder: Path, where: str) -> str:

@@ -228,6 +228,9 @@ class StageConfig(_Model):
     Instant call puts it into a sentence or two there."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """In place of the profile's; refused where the host fixes it."""
+    fresh: bool = False
+    """Ask anew in every run: answers of earlier runs and of the cache are not replayed, whatever has not
+    changed. Going on with a run asks nothing twice."""
     samples: int = Field(default=1, ge=1, le=16)
     """How often each question is asked. The answer of the record is one that most samples agree on;
     the column `agreement` says how many of them do."""
@@ -398,8 +401,12 @@ class PipelineConfig(_Model):
     `gs://`, `az://`, `sftp://` with their packages installed, a ZIP archive as `zip://::/data/papers.zip`."""
     sink: str | None = None
     """Folder or `s3://` address to write; `--sink` overrides it. Others have no conditional put."""
+    cache: str | None = None
+    """Folder or `s3://` address of answers that any number of pipelines and sinks share; `--cache`
+    overrides it. A question that one of them has had answered (same text, question, output, model and
+    sampling) costs the others nothing. None: the answers in the sink itself are all there is."""
     storage: Mapping[str, StorageConfig] = Field(default_factory=dict)
-    """How source and sink are reached where the environment is not enough, by the beginning of their
+    """How source, sink and cache are reached where the environment is not enough, by the beginning of their
     address; the longest one counts: `{"s3://open-data/": {anonymous: true}, "s3://archive/":
     {profile: archive}}`."""
     include: tuple[str, ...] = ("**/*",)
@@ -428,6 +435,13 @@ class PipelineConfig(_Model):
         """Return how the place at `url` is reached; None: by the environment."""
         found = [place for place in self.storage if _is_below(url, place)]
         return self.storage[max(found, key=len)].access() if found else None
+
+    @field_validator("cache")
+    @classmethod
+    def _check_cache(cls, url: str | None) -> str | None:
+        if url and "://" in url and not url.startswith(("s3://", "file://")):
+            raise ValueError("a cache is a folder or an s3:// address")
+        return url
 
     @field_validator("storage")
     @classmethod

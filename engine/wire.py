@@ -68,7 +68,8 @@ def body_of(turn: Turn, request: Request, endpoint: Endpoint) -> dict[str, Any]:
     if turn.thinking_tokens is not None and can.thinking_budget:
         body["thinking_token_budget"] = turn.thinking_tokens
     if turn.schema is not None and can.structured_output:
-        schema = {"name": request.stage, "schema": dict(turn.schema), "strict": True}
+        # Not the stage's name: the same question is the same bytes, whoever asks it.
+        schema = {"name": "answer", "schema": dict(turn.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     if can.stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}

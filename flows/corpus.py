@@ -102,6 +102,8 @@ def process_corpus(
     budget_tokens: p.BudgetTokens = None,
     budget_gpu_seconds: p.BudgetGpuSeconds = None,
     failure_limit: p.FailureLimit = None,
+    cache: p.Cache = None,
+    fresh: bool = False,
     settings: p.Settings = None,
     secret_blocks: p.SecretBlocks = None,
     run_id: p.NewRunId = None,
@@ -127,15 +129,18 @@ def process_corpus(
             pipeline's own.
         failure_limit: Share of requests, 0 to 1, that may end unanswered before the run counts as
             failed. Empty: the pipeline's own, 0.05 if it has none.
+        cache: Folder or bucket of answers that pipelines share, such as s3://lake/shared. Empty: the
+            pipeline's own.
+        fresh: Whether every stage is asked anew, whatever earlier runs have been answered.
         settings: Any other keys of the pipeline, keys with dots, such as chunk.max_tokens=500.
         secret_blocks: Names of Prefect Secret blocks. Each is put into the environment variable of its
             name, moonshot-api-key into MOONSHOT_API_KEY. Never write a secret itself here, parameters
             are stored in plain text.
         run_id: Name of the run in the sink. Empty: made up from the time.
         resume: Id of an earlier run to go on with, such as 20261123T093000Z-4f2a, a part of it, or
-            latest; what it has is kept and not paid for again. Pipeline, source, mode, limit and
+            latest; what it has is kept and not paid for again. Pipeline, source, mode, limit, fresh and
             settings are that run's; engine, budgets (a stage's by settings, such as
-            stages.kind.budget.usd=5), failure_limit and secret_blocks may be new.
+            stages.kind.budget.usd=5), failure_limit, cache and secret_blocks may be new.
             Empty: a new run.
     """
     options = Options(
@@ -148,6 +153,8 @@ def process_corpus(
         budget_tokens=budget_tokens,
         budget_gpu_seconds=budget_gpu_seconds,
         failure_limit=failure_limit,
+        cache=cache or None,
+        fresh=fresh,
         settings=tuple(settings or ()),
     )
     if resume:
@@ -166,6 +173,7 @@ def _go_on(resume: str, pipeline: str, run_id: str | None, options: Options) -> 
         "source": options.source,
         "mode": options.mode,
         "limit": options.limit,
+        "fresh": options.fresh,
         "run_id": run_id,
     }
     given = [name for name, value in fixed.items() if value]
@@ -328,6 +336,8 @@ def run_here(pipeline: str, options: Options, run_id: str, listener: Listener) -
                 budget_tokens=options.budget_tokens,
                 budget_gpu_seconds=options.budget_gpu_seconds,
                 failure_limit=options.failure_limit,
+                cache=options.cache,
+                fresh=options.fresh,
                 settings=[*options.settings],
                 run_id=run_id,
                 return_state=True,

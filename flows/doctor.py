@@ -55,6 +55,7 @@ def diagnose(
     source: str | None = None,
     sink: str | None = None,
     *,
+    cache: str | None = None,
     access_to: Callable[[str], Access | None] = lambda _: None,
     limit_s: float = LIMIT_S,
 ) -> list[Finding]:
@@ -64,7 +65,8 @@ def diagnose(
         engine: Profile name or URL of the engine that runs are to use.
         source: Folder or bucket to read from; not looked at where None.
         sink: Folder or bucket to write to; not looked at where None.
-        access_to: Returns how source and sink are reached; by the environment where None.
+        cache: Folder or bucket of shared answers; not looked at where None.
+        access_to: Returns how source, sink and cache are reached; by the environment where None.
         limit_s: Seconds for all checks together.
 
     Raises:
@@ -76,6 +78,8 @@ def diagnose(
         checks["source"] = partial(storage.check_source, source, access_to(source))
     if sink is not None:
         checks["sink"] = partial(storage.check_sink, sink, access_to(sink))
+    if cache is not None:
+        checks["cache"] = partial(storage.check_sink, cache, access_to(cache), check="cache")
     findings = _run(checks | _services(surroundings), limit_s)
     secrets = [load_secret(name) for name in (*_SECRETS, profile.api_key_env)]
     return [_hide(finding, [text for text in secrets if text]) for finding in findings]

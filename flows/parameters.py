@@ -22,6 +22,7 @@ def _one_of(names: list[Any]) -> dict[str, Any]:
 Pipeline = Annotated[str, Field(json_schema_extra=_one_of(sorted(known_pipelines())))]
 Source = Annotated[str | None, Field(examples=["s3://lake/papers", "/data/papers"])]
 Sink = Annotated[str | None, Field(examples=["s3://lake/answers", "/data/answers"])]
+Cache = Annotated[str | None, Field(examples=["s3://lake/answers-shared", "/data/shared"])]
 Engine = Annotated[str | None, Field(json_schema_extra=_one_of([*known_profiles(), None]))]
 EngineUrl = Annotated[str | None, Field(examples=["http://gpu-box:8000/v1"])]
 Mode = Annotated[ModeName | None, Field(json_schema_extra=_one_of([*get_args(ModeName), None]))]

@@ -99,7 +99,9 @@ def job_for(question: Question, options: Options, run_id: str) -> Job:
         ],
         "report": {"title": question.text.strip()},
     }
-    config = pipeline_from(data, Path("headrace ask"), {"engine": options.engine})
+    config = pipeline_from(
+        data, Path("headrace ask"), {"engine": options.engine, "cache": options.cache}
+    )
     return job_of(config, origin="headrace ask", limit=options.limit, run_id=run_id)
 
 

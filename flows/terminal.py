@@ -141,6 +141,12 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
         "chunks": f"{manifest['chunks']:,} in {counted(manifest['shards'], 'shard')}",
         "seconds": f"{manifest['seconds']:.1f}",
     }
+    replayed, cached = (
+        sum(stage.get(name, 0) for stage in manifest["stages"].values())
+        for name in ("replayed", "from_cache")
+    )
+    if replayed:
+        lines["replayed"] = f"{counted(replayed, 'answer')} at no cost, {cached} from the cache"
     if manifest["spent"]["usd"] is not None:
         lines["cost"] = f"{dollars(manifest['spent']['usd'])} USD"
     if manifest["spent"].get("gpu_seconds") is not None:

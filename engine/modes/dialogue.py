@@ -13,7 +13,7 @@ from engine.endpoint import Endpoint
 from engine.modes.mode import Ending, Send
 from engine.modes.sight import Sight, look
 from engine.prompt import repair_text, summary_text
-from engine.request import ModeName, Request
+from engine.request import JsonSchema, ModeName, Request
 from engine.wire import Message, Turn, answering, body_of
 
 MAX_EMPTY_TRIES = 2
@@ -122,16 +122,24 @@ def judge(
     fenced = _FENCED.search(text)
     try:
         output = json.loads(fenced.group(1) if fenced else text)
-        # Not `jsonschema.validate`, which checks the schema itself each time, at 20 times the cost;
-        # that was done when the pipeline was loaded.
-        kind = jsonschema.validators.validator_for(request.schema)
-        wrong = jsonschema.exceptions.best_match(kind(dict(request.schema)).iter_errors(output))
+        wrong = misfit(request.schema, output)
     except (ValueError, RecursionError) as exc:
         # Not only JSONDecodeError: an integer of more than 4,300 digits is a ValueError of Python's.
         return None, "not_json", f"it is not JSON: {exc}"
-    if wrong is not None:
-        return None, "schema", f"{wrong.json_path}: {wrong.message}"[:300]
-    return output, None, None
+    return (output, None, None) if wrong is None else (None, "schema", wrong)
+
+
+def misfit(schema: JsonSchema, output: Any) -> str | None:  # noqa: ANN401 - any JSON
+    """Return where and why an answer does not follow the schema; None where it does.
+
+    Raises:
+        RecursionError: It is too deep to be looked at.
+    """
+    # Not `jsonschema.validate`, which checks the schema itself each time, at 20 times the cost;
+    # that was done when the pipeline was loaded.
+    kind = jsonschema.validators.validator_for(schema)
+    wrong = jsonschema.exceptions.best_match(kind(dict(schema)).iter_errors(output))
+    return None if wrong is None else f"{wrong.json_path}: {wrong.message}"[:300]
 
 
 def _too_long(request: Request, sight: Sight) -> str:

@@ -50,21 +50,21 @@ def check_source(url: str, access: Access | None = None) -> Sequence[Finding]:
     return [ok("source", f"{storage.url} is listed and read; its first object is {first.path}")]
 
 
-def check_sink(url: str, access: Access | None = None) -> Sequence[Finding]:
-    """Return whether the sink takes a conditional put; what is written is removed again."""
+def check_sink(url: str, access: Access | None = None, *, check: str = "sink") -> Sequence[Finding]:
+    """Return whether a sink or cache takes a conditional put; what is written is removed again."""
     try:
         storage = open_storage(url, access)
     except StorageError as exc:
-        return [fail("sink", str(exc), _ANOTHER)]
+        return [fail(check, str(exc), _ANOTHER)]
     if isinstance(storage, S3Storage):
-        refused = _refused("sink", storage)
+        refused = _refused(check, storage)
         if refused is not None:
             return [refused]
-        return [_put("sink", storage), *_clock(storage)]
+        return [_put(check, storage), *(_clock(storage) if check == "sink" else [])]
     assert isinstance(storage, LocalStorage)
     staging = storage.root / STAGING_PREFIX
     there = nearest(staging)
-    finding = _put("sink", storage)
+    finding = _put(check, storage)
     # Folders that the probe made go again, unless somebody has put something into them since.
     with suppress(OSError):
         for folder in (staging, *staging.parents):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.cli import check, look, machine, prepare, preview, run
+from flows.cli import cache, check, look, machine, prepare, preview, run
 from flows.cli.app import app, main
 
-__all__ = ["app", "check", "look", "machine", "main", "prepare", "preview", "run"]
+__all__ = ["app", "cache", "check", "look", "machine", "main", "prepare", "preview", "run"]

@@ -87,6 +87,10 @@ SourceOption = Annotated[
 SinkOption = Annotated[
     str | None, typer.Option("--sink", help="Folder or s3://bucket/prefix to write.")
 ]
+CacheOption = Annotated[
+    str | None,
+    typer.Option("--cache", help="Folder or s3://bucket/prefix of shared answers; empty for none."),
+]
 RunSinkOption = Annotated[
     str | None,
     typer.Option("--sink", help="Sink of the run, for one that was made on another machine."),

@@ -64,7 +64,11 @@ def doctor(
         else:
             config = load_config(pipeline, Options(source=source, sink=sink, engine=engine))
             findings = diagnose(
-                config.engine, config.source, config.sink, access_to=config.access_to
+                config.engine,
+                config.source,
+                config.sink,
+                cache=config.cache,
+                access_to=config.access_to,
             )
         well = is_well(findings)
         if as_json:

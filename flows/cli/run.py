@@ -19,6 +19,7 @@ from flows.cli.app import (
     BudgetGpuSecondsOption,
     BudgetTokensOption,
     BudgetUsdOption,
+    CacheOption,
     EngineOption,
     LimitOption,
     ModeOption,
@@ -60,6 +61,11 @@ def run(
             "--failure-limit", min=0, max=1, help="Share of requests that may end unanswered."
         ),
     ] = None,
+    cache: CacheOption = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Ask every stage anew: no answer of an earlier run counts."),
+    ] = False,
     settings: SetOption = None,
     resume: Annotated[
         str | None,
@@ -115,6 +121,8 @@ def run(
         budget_tokens=budget_tokens,
         budget_gpu_seconds=budget_gpu_seconds,
         failure_limit=failure_limit,
+        cache=cache,
+        fresh=fresh,
         settings=tuple(settings or ()),
     )
     run_id = new_run_id()
@@ -202,6 +210,7 @@ def ask(
     ] = None,
     engine: EngineOption = None,
     sink: SinkOption = None,
+    cache: CacheOption = None,
     limit: LimitOption = None,
     budget_usd: BudgetUsdOption = None,
     budget_tokens: BudgetTokensOption = None,
@@ -237,6 +246,7 @@ def ask(
         options = Options(
             sink=sink,
             engine=engine,
+            cache=cache,
             limit=limit,
             budget_usd=budget_usd,
             budget_tokens=budget_tokens,

@@ -1,102 +1,68 @@
-"""Brings any number of inquiries to their ends, in their order, with a bounded number in memory."""
+"""An answer as it is kept: one line of JSON in a sink's answers, or in a cache that sinks share."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
-from contextlib import aclosing
-from functools import partial
-from itertools import chain, count, islice
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
 
-from flows.run.families import Family
+from pydantic import TypeAdapter, ValidationError
 
-if TYPE_CHECKING:
-    from flows.run.families import Scheduler
-    from flows.run.rows import Answered, Inquiry
-
-MAX_INQUIRIES = 256
-"""Most inquiries whose material is in memory at a time."""
-MAX_TOKENS = 2_000_000
-"""Tokens of material that are in memory at a time, where they are of more inquiries than are in flight."""
+from engine.request import Result, Usage
 
 
-async def answers(
-    scheduler: Scheduler, inquiries: Iterable[Inquiry], *, max_in_flight: int
-) -> AsyncGenerator[Answered, None]:
-    """Yield the ends of inquiries of one stage, each a prefix family, in their order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A result, with what it is about and who has paid for it."""
 
-    Others are begun as soon as the oldest has ended. Where the stage escalates, a number of them come to
-    their ends before the next are begun, since which are asked again depends on them all.
-    """
-    every = iter(inquiries)
-    first = next(every, None)
-    if first is None:
-        return
-    every = chain([first], every)
-    if first.stage.escalate is None:
-        async with aclosing(_streamed(scheduler, every, max_in_flight)) as ends:
-            async for end in ends:
-                yield end
-        return
-    while slab := _slab(every, max_in_flight):
-        async with aclosing(_streamed(scheduler, slab, max_in_flight)) as ends:
-            found = [end async for end in ends]
-        for end in await scheduler.ask_again(found):
-            yield end
+    document_key: str
+    """Empty for what spans documents."""
+    result: Result
+    run: str = ""
+    """The run that has paid for it; empty where that is not known."""
+    shard: str = ""
+    """The shard whose claim it was paid under; empty where it was another sink's."""
 
 
-async def _streamed(
-    scheduler: Scheduler, inquiries: Iterable[Inquiry], max_in_flight: int
-) -> AsyncGenerator[Answered, None]:
-    ends: dict[int, Answered] = {}
-    held: deque[int] = deque()
-    """Tokens of the inquiries that are in memory, the oldest first."""
-    changed = asyncio.Event()
-    room = asyncio.Event()
-
-    async def ask(number: int, inquiry: Inquiry, family: int) -> None:
-        ends[number] = await scheduler.ask(inquiry, family)
-        changed.set()
-
-    async def families() -> AsyncIterator[Family]:
-        for number, inquiry in enumerate(inquiries):
-            held.append(inquiry.material_tokens)
-            yield Family(tokens=inquiry.material_tokens, work=partial(ask, number, inquiry))
-            while _is_full(held, max_in_flight):
-                room.clear()
-                await room.wait()
-
-    work = asyncio.create_task(scheduler.work_off(families()))
-    work.add_done_callback(lambda _: changed.set())
+def run_time(run_id: str) -> datetime | None:
+    """Return when a run began, by its id; None where the id was given by hand."""
     try:
-        for number in count():
-            while number not in ends and not work.done():
-                changed.clear()
-                await changed.wait()
-            if number not in ends:
-                # Raises what has ended it.
-                work.result()
-                return
-            yield ends.pop(number)
-            held.popleft()
-            room.set()
-    finally:
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+        return datetime.strptime(run_id.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
-def _is_full(held: deque[int], max_in_flight: int) -> bool:
-    return len(held) >= MAX_INQUIRIES or (sum(held) >= MAX_TOKENS and len(held) >= max_in_flight)
+def as_line(answer: Answer) -> str:
+    """Return the answer as one line, its end included."""
+    return json.dumps(asdict(answer), default=dict) + "\n"
 
 
-def _slab(inquiries: Iterator[Inquiry], max_in_flight: int) -> list[Inquiry]:
-    slab: list[Inquiry] = []
-    held: deque[int] = deque()
-    for inquiry in islice(inquiries, MAX_INQUIRIES):
-        slab.append(inquiry)
-        held.append(inquiry.material_tokens)
-        if _is_full(held, max_in_flight):
-            break
-    return slab
+def from_json(value: Mapping[str, Any]) -> Answer:
+    """Return the answer that a line of this sink holds."""
+    return Answer(
+        document_key=value["document_key"],
+        run=value.get("run", ""),
+        shard=value.get("shard", ""),
+        result=result_from_json(value["result"]),
+    )
+
+
+def result_from_json(value: Mapping[str, Any]) -> Result:
+    """Return the result that `asdict` wrote."""
+    fields = {**value, "usage": Usage(**value["usage"]), "mode_notes": tuple(value["mode_notes"])}
+    return Result(**fields)
+
+
+_ANSWER = TypeAdapter(Answer)
+
+
+def checked(line: str) -> Answer | None:
+    """Return the answer in a line that anybody may have written; None where it is none."""
+    try:
+        answer = _ANSWER.validate_json(line, strict=True)
+    except ValidationError:
+        return None
+    has_answer = answer.result.output is not None
+    return answer if has_answer == (answer.result.outcome == "succeeded") else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,10 @@ class Asker:
             for stage in pipeline.stages
             if stage.compute is None
         }
+        # By the question: a stage that shares it with a fresh one has the same answer.
+        self._fresh = {
+            prepared.way.fingerprint for prepared in self.stages.values() if prepared.config.fresh
+        }
 
     def about_chunk(
         self,
@@ -122,14 +126,15 @@ class Asker:
             saw="text" if not images else "text+image" if readable else "image",
         )
         outputs = {name: answered.output for name, answered in upstream.items()}
+        question = self._question(stage, outputs)
         return self._ask(
             stage,
             shown,
             unit=unit,
-            question=self._question(stage, outputs),
+            question=question,
             input_keys=[
-                content_key("row", row.segment.text) if row else chunk.chunk_key,
-                *_result_keys(upstream.values()),
+                content_key("row", row.segment.text) if row else _chunk_key(chunk, images),
+                *([content_key("question", question)] if stage.needs else []),
             ],
         )
 
@@ -306,12 +311,12 @@ class Asker:
             document=shown.document,
             chunk=shown.chunk,
             unit=unit,
-            input_keys=tuple(input_keys),
             requests=tuple(samples),
             again=_again(request, prepared.again, input_keys) if prepared.again else None,
             lines=shown.lines,
             material_tokens=shown.tokens,
             saw=shown.saw,
+            is_fresh=prepared.way.fingerprint in self._fresh,
         )
         too_long = self._too_long(prepared, request, advice)
         if too_long is not None:
@@ -423,17 +428,9 @@ def _disarmed(value: object) -> object:
     return [_disarmed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _result_keys(answers: Iterable[Answered]) -> list[str]:
-    """Return the keys of earlier answers: by what they say, so that a change asks anew and no other.
-
-    An answer names lines by their labels, so it counts with what it was about.
-    """
-    return [
-        content_key(
-            "result",
-            answered.inquiry.stage.name,
-            answered.inquiry.input_keys,
-            answered.result.output,
-        )
-        for answered in answers
-    ]
+def _chunk_key(chunk: Chunk, images: Sequence[Path]) -> str:
+    """Return the key of what the model is shown of a chunk, whichever document it stands in."""
+    # Pictures are no text: they are what the document's reader made of it.
+    pictures = chunk.chunk_key if images else None
+    shown = [[segment.label, segment.kind, segment.text] for segment in chunk.segments]
+    return content_key("chunk", shown, pictures)

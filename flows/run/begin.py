@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from config.errors import ConfigError
 from connectors.document import SourceRef
 from connectors.sinks.lake import Lake
-from connectors.storage import STATE_PREFIX, Source, Storage
+from connectors.storage import STATE_PREFIX, Source
 from flows.run.assignments import Assignments
 from flows.run.bench import Bench
+from flows.run.cache import open_cache
 from flows.run.claims import claimed
 from flows.run.commits import changed_parts, load_commits, require_whole
 from flows.run.graph import is_stage_shard
@@ -32,9 +32,10 @@ def check_before(job: Job) -> Iterable[SourceRef]:
 
     Raises:
         ConfigError: The source holds nothing to read, or the sink is another's.
-        ConnectorError: Source or sink cannot be reached.
+        ConnectorError: Source, sink or cache cannot be reached.
     """
     source, lake = job.open_source(), job.open_lake()
+    open_cache(job)
     held = lake.find_json(SINK_FILE)
     if held is not None:
         check_sink(lake, held, identity_of(job, source))
@@ -75,29 +76,6 @@ def check_sink(lake: Lake, held: Mapping[str, Any], identity: Mapping[str, Any])
                 f"sink {lake.url!r} belongs to {key} {held.get(key)!r}, not {value!r};"
                 " choose another --sink"
             )
-
-
-def check_conditions(storage: Storage) -> None:
-    """Check that the store keeps the conditions of puts: two runs are kept apart by them alone.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    path = f"{STATE_PREFIX}/probe-{secrets.token_hex(8)}"
-    etag = storage.put_if_absent(path, b"first")
-    try:
-        twice = storage.put_if_absent(path, b"second") is not None
-        stale = storage.put_if_match(path, b"third", "0" * 32) is not None
-        fresh = etag is not None and storage.put_if_match(path, b"fourth", etag) is not None
-    finally:
-        storage.delete(path)
-    if twice or stale or not fresh:
-        ignored = "If-None-Match" if twice else "If-Match"
-        raise ConfigError(
-            f"sink {storage.url!r}: the store does not keep {ignored}, so two runs could overwrite"
-            " each other; use a store with conditional writes (S3, MinIO, SeaweedFS, R2) or a local"
-            " folder"
-        )
 
 
 def open_planner(bench: Bench, listed: Iterable[SourceRef]) -> Planner | Retry:

@@ -29,6 +29,7 @@ from engine.profile import Prices, Profile
 from engine.server import cache_tokens
 from engine.tokens import image_tokens
 from flows.run.ask import Asker
+from flows.run.cache import AnswerCache, open_cache
 from flows.run.claims import Claims
 from flows.run.commits import Commit
 from flows.run.copies import Copies
@@ -95,6 +96,8 @@ class Bench(Room):
     reading_key: str
     work_key: str
     copies: Copies
+    cache: AnswerCache | None
+    """Answers that other sinks share; None where the pipeline names no cache."""
     family_numbers: Iterator[int] = field(default_factory=itertools.count)
     """Numbers of prefix families, in the order in which the shards begin them: the earlier goes first."""
     leaders: Leaders = field(default_factory=Leaders)
@@ -278,10 +281,11 @@ def open_bench(
 
     Raises:
         ConfigError: A profile or limit is wrong.
-        StorageError: Source or sink cannot be reached.
+        StorageError: Source, sink or cache cannot be reached.
         EngineError: The engine cannot be reached or started.
     """
     engines = [job.pipeline.engine, *job.pipeline.fallback]
+    cache = open_cache(job)
     for engine in engines:
         _check_engine(job, engine)
     with ExitStack() as stack:
@@ -330,6 +334,7 @@ def open_bench(
             flights=Flights(),
             copies=Copies(room.lake),
             cache_tokens=_cache_of_all([endpoint, *replicas]),
+            cache=cache,
             reading_key=reading_key(job, rule),
             work_key=work_key(job, rule, asker),
         )

@@ -226,6 +226,30 @@ def claimed(storage: Storage) -> set[str]:
     return {Path(item.path).stem for item in storage.list(CLAIMS)}
 
 
+class SinkInUse(ConnectorError):
+    """A run is at work on the sink; what was asked for must wait for it."""
+
+
+def require_idle(storage: Storage) -> None:
+    """Check that no run is at work on a sink.
+
+    Raises:
+        SinkInUse: One is, or may be: its process is on another machine.
+    """
+    for shard in sorted(claimed(storage)):
+        path = f"{CLAIMS}/{shard}.json"
+        found = storage.find(path)
+        if found is None:
+            continue
+        holder = _holder(found.data, storage.uri(path))
+        if not holder.has_died:
+            raise SinkInUse(
+                f"run {holder.run_id} (process {holder.pid} on {holder.host}) is at work on sink"
+                f" {storage.url!r}; wait until it has ended. If it was killed, go on with it first:"
+                f" headrace run --resume {holder.run_id}"
+            )
+
+
 def _as_bytes(holder: Holder) -> bytes:
     return json.dumps(asdict(holder)).encode()
 

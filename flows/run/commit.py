@@ -16,6 +16,7 @@ from engine.request import Result
 from flows.run import commits
 from flows.run.bench import Bench
 from flows.run.counts import (
+    Bill,
     CountMismatch,
     ShardReport,
     add_amounts,
@@ -77,7 +78,7 @@ def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport
             parts=_parts(shard, documents, ends),
             # A path that this table names has its rows in place.
             last=[("documents", parquet.to_parquet(document_rows, parquet.DOCUMENTS))],
-            usage=usage_rows(ends.all()),
+            usage=usage_rows(ends.all(), shard.ledger),
             results=_by_document(ends.all()),
             outcomes=Counter(end.result.outcome for end in ends.all()),
             work_key=bench.work_key,
@@ -128,6 +129,8 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     put_all(done.parts)
     usage = parquet.to_parquet(done.usage, parquet.USAGE)
     bench.lake.storage.put(f"runs/{run_id}/usage/{name}.parquet", usage)
+    # Before the commit: a kill in between leaves the journal, and with it what is put again.
+    shard.replays.put(ledger.new_answers(done.results))
     ledger.commit(done.results)
     put_all(done.last)
     bench.lake.put_json(path, asdict(report))
@@ -220,13 +223,36 @@ def _put_commit(shard: Shard, done: Done, parts: Mapping[str, PartInfo]) -> None
         raise StorageError(f"{uri} was written by another run meanwhile; resume this one", uri=uri)
 
 
-def usage_rows(ends: Iterable[Answered]) -> list[dict[str, Any]]:
-    """Return one usage row per request that was sent, not per record that shares it."""
+def usage_rows(ends: Iterable[Answered], ledger: Ledger) -> list[dict[str, Any]]:
+    """Return one usage row per request that this run has sent, not per record that shares it."""
     rows: dict[str, dict[str, Any]] = {}
     for end in ends:
         for result in end.results:
-            rows.setdefault(result.request_key, usage_row(end.inquiry.row_key, result))
+            if ledger.has_paid(result.request_key):
+                rows.setdefault(result.request_key, usage_row(end.inquiry.row_key, result))
     return list(rows.values())
+
+
+def bills(
+    ledger: Ledger,
+    answers: Mapping[str, Sequence[Answered]],
+    parts: Mapping[str, Sequence[Answered]],
+) -> dict[str, Bill]:
+    """Return by stage what this run has paid for it, and what it was given.
+
+    A request that several stages share is paid for by the first of them.
+    """
+    told: set[str] = set()
+    found: dict[str, Bill] = {}
+    for stage in answers:
+        every = [*parts[stage], *answers[stage]]
+        keys = {result.request_key for end in every for result in end.results}
+        found[stage] = Bill(
+            paid=frozenset(key for key in keys - told if ledger.has_paid(key)),
+            cached=frozenset(filter(ledger.is_cached, keys)),
+        )
+        told |= keys
+    return found
 
 
 def _put_media(bench: Bench, documents: Sequence[ReadDocument]) -> None:
@@ -242,7 +268,8 @@ def _put_media(bench: Bench, documents: Sequence[ReadDocument]) -> None:
 
 def _report(shard: Shard, documents: Sequence[ReadDocument], ends: _Ends) -> ShardReport:
     bench = shard.bench
-    planned = _planned_cached_tokens(bench, ends.answers)
+    billed = bills(shard.ledger, ends.answers, ends.parts)
+    planned = _planned_cached_tokens(bench, ends.answers, billed)
     readable = [read for read in documents if read.document.status != "rejected"]
     num_chunks = sum(len(read.chunks) for read in documents)
     rejected = Counter(
@@ -263,8 +290,9 @@ def _report(shard: Shard, documents: Sequence[ReadDocument], ends: _Ends) -> Sha
             stage.name: count_stage(
                 units[stage.over],
                 ends.answers[stage.name],
-                planned[stage.name],
                 ends.parts[stage.name],
+                planned=planned[stage.name],
+                bill=billed[stage.name],
                 prices=bench.prices,
             )
             for stage in bench.job.pipeline.stages
@@ -274,9 +302,9 @@ def _report(shard: Shard, documents: Sequence[ReadDocument], ends: _Ends) -> Sha
 
 
 def _planned_cached_tokens(
-    bench: Bench, answers: Mapping[str, Sequence[Answered]]
+    bench: Bench, answers: Mapping[str, Sequence[Answered]], billed: Mapping[str, Bill]
 ) -> dict[str, int]:
-    """Return per stage how many prompt tokens the layout lets a prefix cache serve.
+    """Return per stage how many prompt tokens of what was paid the layout lets a prefix cache serve.
 
     Instructions repeat in every request, and material in every stage after the first that shows it.
     """
@@ -287,7 +315,7 @@ def _planned_cached_tokens(
         for answered in group:
             inquiry = answered.inquiry
             for result in answered.results:
-                if result.request_key in sent:
+                if result.request_key in sent or result.request_key not in billed[stage].paid:
                     continue
                 # An engine keeps a cache for each adapter.
                 material = inquiry.requests[0].adapter, inquiry.requests[0].material

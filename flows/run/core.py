@@ -23,12 +23,12 @@ from flows.run import counts, registry
 from flows.run.begin import (
     SINK_FILE,
     check_before,
-    check_conditions,
     check_sink,
     identity_of,
     open_planner,
 )
 from flows.run.bench import NUM_SHARDS_AT_ONCE, Bench, chunk_size_path, open_bench
+from flows.run.conditions import check_conditions
 from flows.run.counts import ShardReport
 from flows.run.job import Job
 from flows.run.log import run_log

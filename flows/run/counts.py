@@ -37,6 +37,7 @@ class StageCount:
     """Requests that its answers rest on: samples, parts and those asked again among them."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
+    """Of what this run has paid for, like all tokens and costs here."""
     cached_tokens: int | None = None
     """None where the endpoint does not report it."""
     planned_cached_tokens: int = 0
@@ -61,6 +62,11 @@ class StageCount:
     """Answers that a fallback gave."""
     num_guessed: int = 0
     """Requests whose usage was counted here, since the endpoint told none or a wrong one."""
+    num_replayed: int = 0
+    """Requests that cost this run nothing here: answered in an earlier run, or asked by another stage or
+    shard already."""
+    num_from_cache: int = 0
+    """How many of them the cache has answered."""
     num_parts: int = 0
     """Parts of units that were asked about, where a unit was more than one request can hold."""
     claims: Mapping[str, int] = field(default_factory=dict)
@@ -68,6 +74,15 @@ class StageCount:
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Skipped units by error class."""
     failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """Which of a stage's requests this run has paid for, by request_key."""
+
+    paid: frozenset[str]
+    cached: frozenset[str]
+    """Those that the cache has answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,9 +146,10 @@ def left_alone(shard: str, num_documents: int) -> ShardReport:
 def count_stage(
     num_inputs: int,
     answers: Sequence[Answered],
-    planned: int,
-    parts: Sequence[Answered] = (),
+    parts: Sequence[Answered],
     *,
+    planned: int,
+    bill: Bill,
     prices: Mapping[str, Prices | None] | None = None,
 ) -> StageCount:
     """Return one stage's figures.
@@ -141,12 +157,14 @@ def count_stage(
     Args:
         num_inputs: Units that the stage was to be asked about.
         answers: What became of them.
-        planned: Prompt tokens that a prefix cache can save.
         parts: Answers to parts of units, on which theirs rest.
+        planned: Prompt tokens that a prefix cache can save.
+        bill: What of it this run has paid for.
         prices: By the profile that answered.
     """
     every = [*parts, *answers]
-    sent = {result.request_key: result for a in every for result in a.results}
+    asked = {result.request_key: result for a in every for result in a.results}
+    sent = {key: result for key, result in asked.items() if key in bill.paid}
     usages = [result.usage for result in sent.values()]
     results = [answered.result for answered in every if answered.inquiry.requests]
     return StageCount(
@@ -166,6 +184,8 @@ def count_stage(
         num_escalated=sum(answered.escalated is not None for answered in every),
         num_fallback=sum(result.fallback is not None for result in results),
         num_guessed=sum(usage.num_guessed > 0 for usage in usages),
+        num_replayed=len(asked) - len(sent),
+        num_from_cache=len(bill.cached),
         num_parts=len(parts),
         claims=dict(Counter(claim.verdict for answered in answers for claim in answered.claims)),
         skipped=dict(
@@ -261,6 +281,8 @@ def _add_stage(counts: Sequence[StageCount]) -> StageCount:
         num_escalated=sum(count.num_escalated for count in counts),
         num_fallback=sum(count.num_fallback for count in counts),
         num_guessed=sum(count.num_guessed for count in counts),
+        num_replayed=sum(count.num_replayed for count in counts),
+        num_from_cache=sum(count.num_from_cache for count in counts),
         num_parts=sum(count.num_parts for count in counts),
         claims=_add([count.claims for count in counts]),
         skipped=_add([count.skipped for count in counts]),

@@ -220,10 +220,12 @@ class Scheduler:
             return result
         arriving = asyncio.get_running_loop().create_future()
         self._results[request.request_key] = arriving
-        known = self._shard.ledger.find(request.request_key)
-        known = known or await self._from_elsewhere(inquiry, request.request_key, family)
+        ledger = self._shard.ledger
+        known = ledger.find(request.request_key, fresh=inquiry.is_fresh)
+        known = known or await self._from_elsewhere(inquiry, request, family)
         if known is not None:
-            progress.add_result(known)
+            paid = ledger.has_paid(request.request_key)
+            (progress.add_result if paid else progress.add_repeated)(known)
             arriving.set_result(known)
             return known
         document = inquiry.document
@@ -254,29 +256,41 @@ class Scheduler:
         self._sent[request.request_key] = (sent, shared / max(1, request.prompt_tokens))
 
     async def _from_elsewhere(
-        self, inquiry: Inquiry, request_key: str, family: int
+        self, inquiry: Inquiry, request: Request, family: int
     ) -> Result | None:
-        """Return what another shard is or was answered; None where the request is this shard's to send."""
+        """Return what another shard or sink is or was answered; None where this shard is to send it."""
         shard, flights = self._shard, self._shard.bench.flights
-        while (flight := flights.board(request_key)) is not None:
+        while (flight := flights.board(request.request_key)) is not None:
             self._asked(family)
             try:
-                result = await asyncio.wrap_future(flight)
+                answer = await asyncio.wrap_future(flight)
             except Withdrawn:
                 continue
-            shard.ledger.take_over(result)
-            return result
-        shard.boarded.add(request_key)
+            shard.ledger.take_over(answer)
+            return answer.result
+        shard.boarded.add(request.request_key)
         # A shard that had it under way may have been committed a moment ago.
-        document = inquiry.document
-        known = await _from_copy(shard, request_key, document.document_key) if document else None
+        known = await _from_copy(shard, inquiry, request.request_key)
+        if known is None and not inquiry.is_fresh:
+            known = await self._from_cache(inquiry, request, family)
         if known is not None:
-            flights.land(known)
+            flights.land(shard.ledger.answer(request.request_key))
         return known
+
+    async def _from_cache(self, inquiry: Inquiry, request: Request, family: int) -> Result | None:
+        """Return what the cache has; None where the request is to be sent."""
+        replays, key = self._shard.replays, request.request_key
+        document_key = inquiry.document.document_key if inquiry.document else ""
+        # About documents it was looked at as they were read.
+        if not document_key and not replays.has_looked(document_key, key):
+            self._asked(family)
+            await asyncio.to_thread(replays.look, document_key, key)
+        found = replays.find(document_key, request)
+        return None if found is None else self._shard.ledger.replay(found)
 
     def _arrived(self, result: Result) -> None:
         bench = self._shard.bench
-        bench.flights.land(result)
+        bench.flights.land(self._shard.ledger.answer(result.request_key))
         bench.progress.add_result(result)
         sent, shared = self._sent.pop(result.request_key)
         if result.attempts == 1 and result.fallback is None:
@@ -304,14 +318,15 @@ def _doubts(ends: Sequence[Answered]) -> dict[int, str]:
     return doubts
 
 
-async def _from_copy(shard: Shard, request_key: str, document_key: str) -> Result | None:
+async def _from_copy(shard: Shard, inquiry: Inquiry, request_key: str) -> Result | None:
     """Return what a shard that was committed since has been answered about a copy of the document."""
     copies = shard.bench.copies
+    document_key = inquiry.document.document_key if inquiry.document else ""
     if copies.find(document_key) in {None, shard.plan.shard}:
         return None
     if shard.looked.get(document_key) != copies.num_commits:
         await asyncio.to_thread(take_over_answers, shard, document_key)
-    return shard.ledger.find(request_key)
+    return shard.ledger.find(request_key, fresh=inquiry.is_fresh)
 
 
 def take_over_answers(shard: Shard, document_key: str) -> None:
@@ -322,9 +337,9 @@ def take_over_answers(shard: Shard, document_key: str) -> None:
     if other is None or other == shard.plan.shard:
         return
     shard.looked[document_key] = num_commits
-    for key, result in load_answers(shard.bench.lake, other):
-        if key == document_key:
-            shard.ledger.keep(result)
+    for answer in load_answers(shard.bench.lake, other):
+        if answer.document_key == document_key:
+            shard.ledger.keep(answer)
 
 
 def _log(bench: Bench, result: Result) -> None:

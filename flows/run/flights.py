@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
 
-from engine.request import Result
+from flows.run.answers import Answer
 
 
 class Withdrawn(Exception):
@@ -18,9 +18,9 @@ class Flights:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._flights: dict[str, Future[Result]] = {}
+        self._flights: dict[str, Future[Answer]] = {}
 
-    def board(self, request_key: str) -> Future[Result] | None:
+    def board(self, request_key: str) -> Future[Answer] | None:
         """Return the other shard's answer to come; None where the caller is to send the request."""
         with self._lock:
             found = self._flights.get(request_key)
@@ -28,10 +28,10 @@ class Flights:
                 self._flights[request_key] = Future()
             return found
 
-    def land(self, result: Result) -> None:
+    def land(self, answer: Answer) -> None:
         """Hand a result to all who wait for it."""
         with self._lock:
-            self._flights[result.request_key].set_result(result)
+            self._flights[answer.result.request_key].set_result(answer)
 
     def leave(self, request_keys: Iterable[str]) -> None:
         """Forget the requests of a shard that has ended; those without an answer are others' to send."""

@@ -23,13 +23,13 @@ from config.graph import by_field
 from config.pipeline import StageConfig
 from connectors.sinks.lake import Lake
 from engine.request import content_key
-from flows.run.answers import answers
 from flows.run.claims import claimed
-from flows.run.commit import Done, put_done, record_parts, usage_rows
+from flows.run.commit import Done, bills, put_done, record_parts, usage_rows
 from flows.run.compute import compute, tables_key
 from flows.run.counts import UNANSWERED, ShardReport, count_stage, left_alone
 from flows.run.families import Scheduler
 from flows.run.graph import levels, stage_shard
+from flows.run.in_order import in_order
 from flows.run.ledger import journaled
 from flows.run.plan import AGAIN, ShardPlan
 from flows.run.reduce import Members, reduce_all
@@ -91,7 +91,8 @@ def _work_key(bench: Bench, stage: StageConfig) -> str:
     prepared = bench.asker.stages.get(stage.name)
     ways = [way.fingerprint for way in (prepared.way, prepared.again) if way] if prepared else []
     reference = tables_key(bench.lake, stage) if stage.tables else None
-    return content_key("gather", stage.asked(), ways, parts, reference)
+    run = bench.job.run_id if stage.fresh else None
+    return content_key("gather", stage.asked(), ways, parts, reference, run)
 
 
 def process_stage(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> ShardReport:
@@ -134,7 +135,7 @@ def _process(shard: Shard, stage: StageConfig, work_key: str) -> ShardReport:
             Members(subject=subject, marks=group.marks, tokens=group.tokens, load=group.load)
             for subject, group in zip(subjects, groups, strict=True)
         )
-        ask = partial(answers, Scheduler(shard), max_in_flight=bench.max_in_flight)
+        ask = partial(in_order, Scheduler(shard), max_in_flight=bench.max_in_flight)
         work = reduce_all(shard, members, (ends.done, ends.part), ask)
         try:
             asyncio.run(until_cancelled(shard, work))
@@ -188,22 +189,22 @@ class _Ends:
         answers = [self.answers[number] for number in sorted(self.answers)]
         parts = sorted(self.parts, key=lambda end: end.inquiry.unit)
         every = [*parts, *answers]
-        sent = {result.request_key for end in every for result in end.results}
-        planned = len(sent) * shard.bench.asker.instructions_tokens
+        name = self.stage.name
+        bill = bills(shard.ledger, {name: answers}, {name: parts})[name]
+        planned = len(bill.paid) * shard.bench.asker.instructions_tokens
+        count = count_stage(
+            num_units, answers, parts, planned=planned, bill=bill, prices=shard.bench.prices
+        )
         report = replace(
             left_alone(shard.plan.shard, 0),
-            stages={
-                self.stage.name: count_stage(
-                    num_units, answers, planned, parts, prices=shard.bench.prices
-                )
-            },
+            stages={name: count},
         )
         return Done(
             report=report,
             parts=record_parts(
                 shard, self.stage, [*map(record_row, answers)], [*map(record_row, parts)]
             ),
-            usage=usage_rows(every),
+            usage=usage_rows(every, shard.ledger),
             results={"": [result for end in every for result in end.results]},
             outcomes=Counter(end.result.outcome for end in every),
             work_key=work_key,

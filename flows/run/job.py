@@ -38,6 +38,10 @@ class Options:
     budget_tokens: int | None = None
     budget_gpu_seconds: float | None = None
     failure_limit: float | None = None
+    cache: str | None = None
+    """Folder or address of shared answers; empty for none."""
+    fresh: bool = False
+    """Whether every stage is asked anew."""
     settings: tuple[str, ...] = ()
     """`key=value` pairs, keys with dots, such as `chunk.max_tokens=500`."""
 
@@ -117,13 +121,21 @@ def load_config(pipeline: str | Path, options: Options) -> PipelineConfig:
         "source": options.source,
         "sink": options.sink,
         "engine": options.engine,
+        "cache": options.cache,
         "failure_limit": options.failure_limit,
         "budget.usd": options.budget_usd,
         "budget.tokens": options.budget_tokens,
         "budget.gpu_seconds": options.budget_gpu_seconds,
         "stages.*.mode": options.mode,
     }
-    return load_pipeline(find_pipeline(pipeline), overrides, options.settings)
+    config = load_pipeline(find_pipeline(pipeline), overrides, options.settings)
+    if not options.fresh:
+        return config
+    stages = tuple(
+        stage if stage.compute is not None else stage.model_copy(update={"fresh": True})
+        for stage in config.stages
+    )
+    return config.model_copy(update={"stages": stages})
 
 
 def job_of(
@@ -132,7 +144,7 @@ def job_of(
     """Return the job for a loaded pipeline; `origin` names it in errors.
 
     Raises:
-        ConfigError: Source or sink is missing, or the sink lies in the source.
+        ConfigError: Source or sink is missing, sink or cache lies in the source, or the cache in the sink.
     """
     if config.source is None:
         raise ConfigError(f"{origin}: source: missing; set it there or give --source")
@@ -142,6 +154,16 @@ def job_of(
         raise ConfigError(
             f"sink {config.sink!r} lies inside source {config.source!r}, so the next run would"
             " read this run's output; choose a sink outside the source"
+        )
+    if config.cache is not None and is_inside(config.cache, config.source):
+        raise ConfigError(
+            f"cache {config.cache!r} lies inside source {config.source!r}, so the next run would read"
+            " its answers as documents; choose a folder outside the source"
+        )
+    if config.cache is not None and is_inside(config.cache, config.sink):
+        raise ConfigError(
+            f"cache {config.cache!r} lies inside sink {config.sink!r}, whose tables are read by glob;"
+            " choose a folder of its own"
         )
     return Job(
         run_id=run_id or new_run_id(),

@@ -40,4 +40,6 @@ def work_key(job: Job, rule: ChunkRule, asker: Asker) -> str:
     ]
     capabilities = asker.endpoint.profile.capabilities.model_dump(mode="json")
     limit = job.pipeline.chunk.max_per_document
-    return content_key("work", reading_key(job, rule), stages, limit, capabilities["images"])
+    # Each new run has something to do where a stage is asked afresh; going on with one has not.
+    run = job.run_id if any(s.fresh for s in job.pipeline.stages if not s.is_gathered) else None
+    return content_key("work", reading_key(job, rule), stages, limit, capabilities["images"], run)

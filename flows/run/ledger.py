@@ -12,8 +12,7 @@ import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
 
 from config.load import load_surroundings
 from connectors.errors import StorageError
@@ -21,7 +20,8 @@ from connectors.sinks.journal import Journal
 from connectors.sinks.lake import Lake
 from connectors.storage import STATE_PREFIX
 from engine.batch import WINDOW, Amount
-from engine.request import Outcome, Result, Usage
+from engine.request import Outcome, Result
+from flows.run.answers import Answer, as_line, from_json, result_from_json
 from flows.run.claims import Claim
 from flows.run.job import Start
 
@@ -31,6 +31,7 @@ FLUSH_S = 1.0
 """Most seconds until a result is in the sink; `WINDOW` results are flushed sooner."""
 
 JOURNAL = f"{STATE_PREFIX}/journal"
+ANSWERS = f"{STATE_PREFIX}/answers"
 
 STANDS: Mapping[Start, frozenset[Outcome]] = {
     "new": frozenset({"succeeded", "invalid_output", "rejected"}),
@@ -53,21 +54,21 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
 
     def __init__(self, lake: Lake, run_id: str, start: Start, claim: Claim) -> None:
         """Read what earlier attempts and runs know of the shard."""
-        shard = claim.shard
-        self._lake, self._shard = lake, shard
+        self._lake, self._shard = lake, claim.shard
         self._by = {"run": run_id, "claim": claim.holder.token}
         self._stands = STANDS[start]
-        self._journal = open_journal(lake, shard)
-        self._kept = load_answers(lake, shard)
-        self._results: dict[str, Result] = {}
-        self._this_attempt: dict[str, Result] = {}
+        self._journal = open_journal(lake, claim.shard)
+        self._kept = load_answers(lake, claim.shard)
+        self._results: dict[str, Answer] = {}
+        self._this_attempt: dict[str, Answer] = {}
+        self._of_cache: set[str] = set()
         self._sent: set[str] = set()
         self._paid: list[tuple[str, Result]] = []
         """By claim."""
         self.num_sent_again = 0
         """Requests that earlier attempts sent without learning their end, and this one sent again."""
-        for _, result in self._kept:
-            self._take(result)
+        for answer in self._kept:
+            self._take(answer)
         self._read_journal()
         self._flushing = asyncio.Lock()
         self._full = asyncio.Event()
@@ -80,19 +81,50 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
                 continue
             result = result_from_json(value["result"])
             self._sent.discard(result.request_key)
-            self._take(result)
+            self._take(self._answer(result, value["run"]))
             if value["run"] == self._by["run"]:
                 self._paid.append((value["claim"], result))
 
-    def _take(self, result: Result) -> None:
-        if result.outcome in self._stands:
-            self._results[result.request_key] = result
-        else:
-            self._results.pop(result.request_key, None)
+    def _answer(self, result: Result, run: str) -> Answer:
+        """Return a result that was paid for under this shard's claim."""
+        return Answer(document_key="", run=run, shard=self._shard, result=result)
 
-    def find(self, request_key: str) -> Result | None:
-        """Return the request's result, if there is one that stands or is of this attempt."""
+    def _take(self, answer: Answer) -> None:
+        key = answer.result.request_key
+        if answer.result.outcome in self._stands:
+            self._results[key] = answer
+        else:
+            self._results.pop(key, None)
+
+    def find(self, request_key: str, *, fresh: bool = False) -> Result | None:
+        """Return the request's result, if there is one that stands or is of this attempt.
+
+        Args:
+            request_key: Of the request.
+            fresh: Whether answers of earlier runs do not count.
+        """
+        found = self._find(request_key)
+        if found is None or (fresh and found.run != self._by["run"]):
+            return None
+        return found.result
+
+    def _find(self, request_key: str) -> Answer | None:
         return self._this_attempt.get(request_key) or self._results.get(request_key)
+
+    def answer(self, request_key: str) -> Answer:
+        """Return a request's result, which there is, with who has paid for it."""
+        found = self._find(request_key)
+        assert found is not None
+        return found
+
+    def has_paid(self, request_key: str) -> bool:
+        """Tell whether this run has paid for the request, under this shard's claims."""
+        found = self._find(request_key)
+        return found is not None and (found.run, found.shard) == (self._by["run"], self._shard)
+
+    def is_cached(self, request_key: str) -> bool:
+        """Tell whether the request's result comes from the cache."""
+        return request_key in self._of_cache
 
     async def intend(self, request_keys: Sequence[str]) -> None:
         """Return when it is on record that these requests are about to be sent."""
@@ -102,20 +134,33 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
 
     def note(self, result: Result) -> None:
         """Take a result down; it is in this machine's file at once, and in the sink soon after."""
-        self._this_attempt[result.request_key] = result
+        self._this_attempt[result.request_key] = self._answer(result, self._by["run"])
         self._paid.append((self._by["claim"], result))
         line = json.dumps({**self._by, "result": asdict(result)}, default=dict)
         if self._journal.add([line]) >= WINDOW:
             self._full.set()
 
-    def take_over(self, result: Result) -> None:
+    def take_over(self, answer: Answer) -> None:
         """Take a result that another shard has just been given."""
-        self._this_attempt[result.request_key] = result
+        self._this_attempt[answer.result.request_key] = answer
 
-    def keep(self, result: Result) -> None:
+    def keep(self, answer: Answer) -> None:
         """Take a result that another shard has paid for, if it stands."""
-        if result.outcome in self._stands:
-            self._results.setdefault(result.request_key, result)
+        key, run = answer.result.request_key, self._by["run"]
+        held = self._results.get(key)
+        if answer.result.outcome in self._stands and (
+            held is None or held.run != run == answer.run
+        ):
+            self._results[key] = answer
+
+    def replay(self, answer: Answer) -> Result | None:
+        """Take a result that the cache has, and return it if it stands."""
+        key = answer.result.request_key
+        if answer.result.outcome not in self._stands:
+            return None
+        self._this_attempt[key] = replace(answer, shard="")
+        self._of_cache.add(key)
+        return answer.result
 
     async def flush(self) -> None:
         """Bring what was taken down so far to the sink."""
@@ -150,19 +195,24 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         Args:
             answered: Results by the key of their document.
         """
-        kept = {
-            result.request_key: (document_key, result)
-            for document_key, result in self._kept
-            if document_key in answered
-        }
-        for document_key, results in answered.items():
-            kept |= {result.request_key: (document_key, result) for result in results}
+        kept = {_place(answer): answer for answer in self._kept if answer.document_key in answered}
+        kept |= {_place(answer): answer for answer in self._answers(answered)}
         if list(kept.values()) != self._kept:
-            lines = [
-                json.dumps({"document_key": key, "result": asdict(result)}, default=dict) + "\n"
-                for key, result in kept.values()
-            ]
-            self._lake.storage.put(answers_path(self._shard), "".join(lines).encode())
+            data = "".join(map(as_line, kept.values())).encode()
+            self._lake.storage.put(answers_path(self._shard), data)
+
+    def new_answers(self, answered: Mapping[str, Sequence[Result]]) -> list[Answer]:
+        """Return those of the results that the sink's answers do not have yet."""
+        kept = {_place(answer): answer.result for answer in self._kept}
+        every = self._answers(answered)
+        return [answer for answer in every if kept.get(_place(answer)) != answer.result]
+
+    def _answers(self, answered: Mapping[str, Sequence[Result]]) -> list[Answer]:
+        return [
+            replace(self.answer(result.request_key), document_key=key, result=result)
+            for key, results in answered.items()
+            for result in results
+        ]
 
     def claims(self) -> set[str]:
         """Return the claims under which this run has paid for the shard and not committed it."""
@@ -179,14 +229,19 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
 
 def answers_path(shard: str) -> str:
     """Return where the results lie that a shard's rows rest on."""
-    return f"{STATE_PREFIX}/answers/{shard}.jsonl"
+    return f"{ANSWERS}/{shard}.jsonl"
 
 
-def load_answers(lake: Lake, shard: str) -> list[tuple[str, Result]]:
-    """Return the results that a shard's rows rest on, each with the key of its document."""
+def load_answers(lake: Lake, shard: str) -> list[Answer]:
+    """Return the results that a shard's rows rest on."""
     held = lake.storage.find(answers_path(shard))
-    values = [json.loads(line) for line in (held.data if held else b"").decode().splitlines()]
-    return [(value["document_key"], result_from_json(value["result"])) for value in values]
+    lines = (held.data if held else b"").decode().splitlines()
+    return [from_json(json.loads(line)) for line in lines]
+
+
+def _place(answer: Answer) -> tuple[str, str]:
+    """Return what an answer is kept by: one question may be about several documents."""
+    return answer.document_key, answer.result.request_key
 
 
 def _spent(results: Iterable[Result]) -> dict[str, Amount]:
@@ -218,9 +273,3 @@ def journal_spent(
 def journaled(lake: Lake) -> set[str]:
     """Return the shards that have a journal: their last commit is not there or not finished."""
     return {item.path.split("/")[2] for item in lake.storage.list(JOURNAL)}
-
-
-def result_from_json(value: dict[str, Any]) -> Result:
-    """Return the result that `asdict` wrote."""
-    fields = {**value, "usage": Usage(**value["usage"]), "mode_notes": tuple(value["mode_notes"])}
-    return Result(**fields)

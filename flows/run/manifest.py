@@ -86,6 +86,8 @@ def manifest(
                 "reasoning_tokens": stage.reasoning_tokens,
                 "cost_usd": stage.cost_usd,
                 "saved_usd": stage.saved_usd,
+                "replayed": stage.num_replayed,
+                "from_cache": stage.num_from_cache,
                 "parts": stage.num_parts,
                 "claims": dict(stage.claims),
                 "skipped": dict(stage.skipped),

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 from config.errors import ConfigError
-from config.load import find_pipeline, load_pipeline, resolve_engine, with_settings
+from config.load import (
+    find_pipeline,
+    load_pipeline,
+    resolve_engine,
+    resolve_folder,
+    with_settings,
+)
 from connectors.sinks.lake import Lake
 from engine.batch import Amount
 from flows.run.counts import ShardReport, add_amounts, report_from_json
@@ -96,7 +102,7 @@ def reopen(
         run: The run's id or a part of it; None for the latest.
         sink: Where to look; None for the sinks this machine knows of.
         start: `resume` or `retry`, see `Job.start`.
-        options: Budgets, failure limit and engine may be changed; the rest is the run's.
+        options: Budgets, failure limit, engine and cache may be changed; the rest is the run's.
 
     Raises:
         ConfigError: There is no such run, it is still going on, or another option is given.
@@ -175,7 +181,12 @@ _OF_A_BUDGET = re.compile(r"(stages\.[^.=]+\.)?budget\.\w+\s*=")
 
 
 def _changed(job: Job, options: Options) -> Job:
-    fixed = {"source": options.source, "mode": options.mode, "limit": options.limit}
+    fixed = {
+        "source": options.source,
+        "mode": options.mode,
+        "limit": options.limit,
+        "fresh": options.fresh or None,
+    }
     given = [name for name, value in fixed.items() if value is not None]
     fixed_settings = [one for one in options.settings if not _OF_A_BUDGET.match(one)]
     if given or fixed_settings:
@@ -193,6 +204,8 @@ def _changed(job: Job, options: Options) -> Job:
     update: dict[str, object] = {"budget": budget.model_copy(update=changed)} if changed else {}
     if options.engine is not None:
         update["engine"] = resolve_engine(options.engine, Path.cwd(), "--engine")
+    if options.cache is not None:
+        update["cache"] = resolve_folder(options.cache, Path.cwd())
     if options.failure_limit is not None:
         update["failure_limit"] = options.failure_limit
     return replace(job, pipeline=pipeline.model_copy(update=update))

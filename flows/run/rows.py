@@ -30,8 +30,6 @@ class Inquiry:
     """The chunk asked about, or that a row lies in; None for what spans chunks."""
     unit: str
     """What is asked about, unique in the document, or in the stage where there is none."""
-    input_keys: tuple[str, ...] = ()
-    """Keys of what the model is shown: of the chunk, and of earlier answers."""
     requests: tuple[Request, ...] = ()
     """One per sample; none where nothing is asked: `unasked` says why."""
     again: Request | None = None
@@ -44,6 +42,8 @@ class Inquiry:
     """How many of them had an answer to show."""
     material_tokens: int = 0
     """Tokens of the material, which all stages about the same unit share."""
+    is_fresh: bool = False
+    """Whether answers of earlier runs do not count."""
     saw: str = "nothing"
     unasked: tuple[Outcome, str, str] | None = None
     """Outcome, error class and message of an inquiry that is not sent."""

@@ -25,14 +25,15 @@ from connectors.chunker import ChunkRule, chunk_document
 from connectors.document import Chunk, Document, SourceRef, Unit
 from connectors.errors import DocumentRejected, StorageError, StorageUnavailable
 from connectors.storage import fetch
-from flows.run.answers import MAX_INQUIRIES, answers
 from flows.run.bench import NUM_READERS, Bench, Room
+from flows.run.cache import Replays
 from flows.run.claims import Claim
 from flows.run.commit import commit_shard
 from flows.run.counts import ShardReport, left_alone
 from flows.run.families import Family, Scheduler, take_over_answers
 from flows.run.graph import levels, phases
 from flows.run.held import HeldShard, load_held
+from flows.run.in_order import MAX_INQUIRIES, in_order
 from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
 from flows.run.reduce import Ask, Members, members_of, reduce_all
@@ -81,6 +82,7 @@ class Shard:
     claim: Claim
     ledger: Ledger
     held: HeldShard
+    replays: Replays
     boarded: set[str] = field(default_factory=set)
     """Requests that are this shard's to send, among all shards of the process."""
     looked: dict[str, int] = field(default_factory=dict)
@@ -124,7 +126,8 @@ def open_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Iterator
         if bench.claims.has_met_others:
             # They may have asked about copies since this run began.
             bench.copies.refresh()
-        yield Shard(bench=bench, plan=plan, claim=claim, ledger=ledger, held=held)
+        replays = Replays(bench.cache)
+        yield Shard(bench=bench, plan=plan, claim=claim, ledger=ledger, held=held, replays=replays)
 
 
 def _process(shard: Shard) -> ShardReport:
@@ -164,6 +167,10 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
         document, chunks, media_dir = read_chunks(bench, shard.plan.shard, source, bench.rule)
         found = ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
         take_over_answers(shard, document.document_key)
+    commit = shard.held.commit
+    if chunks and (held is None or commit is None or commit.work_key != bench.work_key):
+        # Here and not when it is asked about, so that nobody waits for it.
+        shard.replays.look(document.document_key)
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))
     if any(stage.over == "rows" for stage in bench.job.pipeline.stages):
         found.rows = rows_of(chunks)
@@ -323,7 +330,9 @@ class _Phase:
             if stage.escalate is None:
                 continue
             if stage.over == "document":
-                ask = partial(answers, self.scheduler, max_in_flight=self.shard.bench.max_in_flight)
+                ask = partial(
+                    in_order, self.scheduler, max_in_flight=self.shard.bench.max_in_flight
+                )
                 await _reduce(self.shard, stage, documents, ask)
                 continue
             places = [(read, at) for read in documents for at in sorted(read.answers[stage.name])]

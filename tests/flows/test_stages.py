@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from config.load import set_environment
-from flows.run import answers
+from flows.run import in_order
 from flows.run.bench import Bench
 from flows.run.core import run_job
 from flows.run.families import Scheduler
@@ -217,7 +217,7 @@ def test_few_questions_are_in_memory_when_their_material_is_long(corpus, tmp_pat
         return found
 
     monkeypatch.setattr(Scheduler, "ask", counting)
-    monkeypatch.setattr(answers, "MAX_TOKENS", 1)
+    monkeypatch.setattr(in_order, "MAX_TOKENS", 1)
     monkeypatch.setattr(Bench, "max_in_flight", 2)
     with Engine(max_model_len=SMALL) as engine:
         run(tmp_path, engine)
@@ -239,7 +239,7 @@ def test_the_next_question_about_the_corpus_is_begun_when_one_has_ended(
         return found
 
     monkeypatch.setattr(Scheduler, "ask", noting)
-    monkeypatch.setattr(answers, "MAX_INQUIRIES", 3)
+    monkeypatch.setattr(in_order, "MAX_INQUIRIES", 3)
 
     class Slow(Engine):
         """Takes its time for the second question about the corpus."""

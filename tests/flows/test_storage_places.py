@@ -81,12 +81,16 @@ def test_sink_is_reached_by_the_environment_when_this_machine_has_not_written_it
 
 
 def test_doctor_looks_at_both_places_when_given_the_pipeline(pipeline, engine):
+    with pipeline.open("a", encoding="utf-8") as file:
+        file.write(f"cache: s3://{ARCHIVE}/shared\n")
     result = subprocess.run(
         [HEADRACE, "doctor", str(pipeline), "--engine", engine.url],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "is listed and read; its first object is 0.txt" in result.stdout, result.stdout
-    assert "takes conditional puts; the probe is removed again" in result.stdout
+    for place in ("notes", "shared"):
+        told = f"s3://{ARCHIVE}/{place} takes conditional puts; the probe is removed again"
+        assert told in result.stdout
 
 
 @pytest.mark.parametrize(
