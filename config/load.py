@@ -5,20 +5,18 @@ Errors name the file and the key, and the nearest right key where one was misspe
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from config.errors import ConfigError
 from config.pipeline import PipelineConfig, ReaderConfig, ReportTemplate
 from config.shorthand import fields_to_schema, is_json_schema, parse_fields
+from config.validate import nearest, validated
 from config.yaml_text import YAMLError, parse_yaml
 from connectors.readers import Password
 from engine.profile import Profile, profile_for_url
@@ -38,8 +36,6 @@ TEMPLATE_FILES: Mapping[str, str] = {
 
 _YAML_SUFFIXES = {".yaml", ".yml"}
 _TEXT_SUFFIXES = (".md", ".j2", ".sql", ".txt", ".json", ".yaml", ".yml")
-
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +146,7 @@ def find_pipeline(name: str | Path) -> Path:
     if str(name) not in known:
         raise ConfigError(
             f"pipeline {str(name)!r} is no file, and no pipeline has that name; pipelines:"
-            f" {', '.join(known)}{_nearest(str(name), [*known])}; or give the path of a YAML file"
+            f" {', '.join(known)}{nearest(str(name), [*known])}; or give the path of a YAML file"
         )
     return known[str(name)]
 
@@ -217,7 +213,7 @@ def pipeline_from(
             path.parent / Path(template).expanduser(), f"{path}: report.template"
         )
         data["report"] = {**report, "template": texts}
-    return _validate(PipelineConfig, data, path)
+    return validated(PipelineConfig, data, path)
 
 
 def with_settings(config: PipelineConfig, settings: Sequence[str]) -> PipelineConfig:
@@ -228,7 +224,7 @@ def with_settings(config: PipelineConfig, settings: Sequence[str]) -> PipelineCo
     """
     data = config.model_dump(mode="json")
     _apply(data, settings)
-    return _validate(PipelineConfig, data, Path("--set"))
+    return validated(PipelineConfig, data, Path("--set"))
 
 
 def _apply(data: dict[str, Any], settings: Sequence[str]) -> None:
@@ -253,7 +249,7 @@ def load_template(name: str, where: str) -> ReportTemplate | None:
     if name in TEMPLATES:
         return None
     folder = Path(name).expanduser()
-    return _validate(ReportTemplate, _read_template(folder, where), folder)
+    return validated(ReportTemplate, _read_template(folder, where), folder)
 
 
 def _read_template(folder: Path, where: str) -> dict[str, str]:
@@ -374,11 +370,11 @@ def load_profile(engine: str) -> Profile:
         if engine not in known:
             raise ConfigError(
                 f"engine {engine!r} is no profile; profiles: {', '.join(known)}"
-                f"{_nearest(engine, [*known])}; or give the path of a profile's YAML file, or the URL"
+                f"{nearest(engine, [*known])}; or give the path of a profile's YAML file, or the URL"
                 " of an OpenAI-compatible endpoint"
             )
         path = known[engine]
-    profile = _validate(Profile, _read_yaml(path), path)
+    profile = validated(Profile, _read_yaml(path), path)
     if profile.name != path.stem:
         raise ConfigError(f"{path}: name: {profile.name!r}; expected the file's own, {path.stem!r}")
     return profile
@@ -458,49 +454,3 @@ def _sequence(data: Mapping[str, Any], key: str, path: Path) -> Sequence[Any]:
     if not isinstance(value, list):
         raise ConfigError(f"{path}: {key}: expected a list, got {value!r}")
     return value
-
-
-def _validate(model: type[_Model], data: Mapping[str, Any], path: Path) -> _Model:
-    try:
-        return model.model_validate(data)
-    except ValidationError as exc:
-        lines = [
-            _explain(model, error["loc"], error["type"], error["msg"]) for error in exc.errors()
-        ]
-        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from exc
-
-
-def _explain(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, message: str) -> str:
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
-    if kind == "extra_forbidden":
-        names = sorted(_field_names(model, loc[:-1]))
-        return f"{key}: unknown key; known keys: {', '.join(names)}{_nearest(str(loc[-1]), names)}"
-    return f"{key or 'document'}: {message.removeprefix('Value error, ')}"
-
-
-def _field_names(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
-    """Return the field names of the model at `loc` inside `model`."""
-    for part in loc:
-        # Numbers and names of the user's own are no fields: what is below them is the same model.
-        if isinstance(part, int) or part not in model.model_fields:
-            continue
-        field = model.model_fields.get(part)
-        found = [
-            kind
-            for kind in _types_in(field.annotation if field else None)
-            if isinstance(kind, type) and issubclass(kind, BaseModel)
-        ]
-        if not found:
-            return set()
-        model = found[0]
-    return set(model.model_fields)
-
-
-def _types_in(annotation: object) -> list[object]:
-    inner = getattr(annotation, "__args__", ())
-    return [annotation, *(kind for arg in inner for kind in _types_in(arg))]
-
-
-def _nearest(word: str, words: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
