@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from config.errors import ConfigError
 from config.pipeline import PipelineConfig, ReaderConfig, ReportTemplate
 from config.shorthand import fields_to_schema, is_json_schema, parse_fields
