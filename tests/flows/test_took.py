@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from connectors.sinks.lake import Lake
-from engine.batch.budget import cost_usd
+from engine.batch.amount import cost_usd
 from engine.profile import Prices
 from engine.request import Result, Usage
 from flows.artifacts import describe
@@ -63,7 +63,7 @@ def test_cached_tokens_are_not_nought_when_the_endpoint_reports_none():
         )
     )  # fmt: skip
     assert progress.snapshot().cached_tokens is None
-    assert "100, not reported cached" in describe("r1", progress.snapshot())
+    assert "100, cached not reported" in describe("r1", progress.snapshot())
 
 
 def test_ratio_of_all_is_that_of_the_stages_that_tell():
