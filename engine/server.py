@@ -134,16 +134,28 @@ def end_server(profile: Profile, cache: Path) -> bool:
 
 def cache_tokens(base_url: str) -> int | None:
     """Return how many tokens the KV cache of a vLLM server holds; None where it does not tell."""
-    try:
-        text = httpx.get(f"{base_url.removesuffix('/v1')}/metrics", timeout=5.0).text
-    except httpx.HTTPError:
-        return None
-    line = next((row for row in text.splitlines() if row.startswith(_CACHE_METRIC)), "")
-    facts = dict(re.findall(r'(\w+)="([^"]*)"', line))
+    facts = _cache_facts(base_url)
     try:
         return int(facts["num_gpu_blocks"]) * int(facts["block_size"])
     except (KeyError, ValueError):
         return None
+
+
+def cache_block_tokens(base_url: str) -> int | None:
+    """Return how many tokens a block of the KV cache of a vLLM server holds; None where it does not tell."""
+    try:
+        return int(_cache_facts(base_url)["block_size"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _cache_facts(base_url: str) -> dict[str, str]:
+    try:
+        text = httpx.get(f"{base_url.removesuffix('/v1')}/metrics", timeout=5.0).text
+    except httpx.HTTPError:
+        return {}
+    line = next((row for row in text.splitlines() if row.startswith(_CACHE_METRIC)), "")
+    return dict(re.findall(r'(\w+)="([^"]*)"', line))
 
 
 def _state_file(profile: Profile, cache: Path) -> Path:

@@ -10,13 +10,14 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from connectors.chunker import Counter
 from connectors.document import Chunk, Document, SourceRef
 from engine.endpoint import Endpoint
 from flows.graph_drawing import graph_json
+from flows.row_estimate import RowTokens, row_tokens
 from flows.run.ask import Asker
 from flows.run.bench import (
     chunk_rule,
@@ -27,7 +28,7 @@ from flows.run.bench import (
 from flows.run.job import Job
 from flows.run.plan import list_sources, require_match
 from flows.run.shard import read_chunks
-from flows.stage_estimate import Material, estimate_stages, num_rows, row_tokens
+from flows.stage_estimate import Material, estimate_stages, num_rows
 
 _Read = Mapping[str, tuple[Document, list[Chunk]]]
 """What was read of the sample, by path."""
@@ -47,7 +48,7 @@ class _Group:
     """Of the whole group, estimated where not all were read."""
     num_tokens: float
     num_rows: float
-    row_tokens: float
+    row_tokens: RowTokens
 
 
 def estimate(job: Job, *, sample: int | None, notify: Callable[[str], None]) -> dict[str, Any]:
@@ -82,7 +83,9 @@ def _estimate(
         notify(f"reading {len(chosen)} of {len(refs)} documents")
         read = {ref.path: read_chunks(room, "plan", ref, rule)[:2] for ref in chosen}
     has_rows = any(stage.over == "rows" for stage in job.pipeline.stages)
-    groups = _groups(refs, read, rule.counter if has_rows else None)
+    order = job.pipeline.rows.order
+    weigh_rows = partial(row_tokens, counter=rule.counter, order=order) if has_rows else None
+    groups = _groups(refs, read, weigh_rows)
     rejected = {
         path: f"{document.error_class}: {document.error}"
         for path, (document, _) in read.items()
@@ -114,8 +117,12 @@ def _by_suffix(refs: Iterable[SourceRef]) -> dict[str, list[SourceRef]]:
     return dict(sorted(found.items()))
 
 
-def _groups(refs: Sequence[SourceRef], read: _Read, counter: Counter | None) -> list[_Group]:
-    """Return the documents by suffix; `counter` counts the rows of tables, where they are asked about."""
+def _groups(
+    refs: Sequence[SourceRef],
+    read: _Read,
+    weigh_rows: Callable[[Sequence[Sequence[Chunk]]], RowTokens] | None,
+) -> list[_Group]:
+    """Return the documents by suffix; `weigh_rows` is for the rows of tables, where they are asked about."""
     groups = []
     for suffix, members in _by_suffix(refs).items():
         known = [read[ref.path] for ref in members if ref.path in read]
@@ -133,7 +140,9 @@ def _groups(refs: Sequence[SourceRef], read: _Read, counter: Counter | None) -> 
                 num_chunks=len(chunks) * factor,
                 num_tokens=sum(chunk.num_tokens for chunk in chunks) * factor,
                 num_rows=num_rows(chunks) * factor,
-                row_tokens=row_tokens(chunks, counter) * factor if counter else 0.0,
+                row_tokens=weigh_rows([found for _, found in known]).times(factor)
+                if weigh_rows
+                else RowTokens(),
             )
         )
     return groups
@@ -159,7 +168,7 @@ def _material(groups: Sequence[_Group], read: _Read) -> Material:
         num_chunks=sum(group.num_chunks for group in groups),
         chunk_tokens=sum(group.num_tokens for group in groups),
         num_rows=sum(group.num_rows for group in groups),
-        row_tokens=sum(group.row_tokens for group in groups),
+        row_tokens=sum((group.row_tokens for group in groups), start=RowTokens()),
         sampled=tuple(
             (len(chunks), num_rows(chunks))
             for document, chunks in read.values()

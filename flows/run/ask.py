@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class Asker:
         self._max_per_document = pipeline.chunk.max_per_document
         self.instructions = instructions(pipeline.shared)
         self.instructions_tokens = endpoint.counter.count(self.instructions)
+        # Neighbours of many rows begin alike.
+        self._weigh_beginning = lru_cache(maxsize=4096)(lambda t: endpoint.counter.weigh([t])[0])
         self.stages = {
             stage.name: prepare(stage, endpoint, self.instructions)
             for stage in pipeline.stages
@@ -96,7 +99,10 @@ class Asker:
                 error=f"{len(images)} images without readable text, and engine"
                 f" {self.endpoint.profile.name!r} reads text only",
             )
-        lines = [Line(segment=s, origins=(origin(document, s),)) for s in segments]
+        lines = [
+            Line(segment=s, origins=(origin(document, s),), shown=row.shown if row else None)
+            for s in segments
+        ]
         shown = _Shown(
             document=document,
             lines=lines,
@@ -110,12 +116,20 @@ class Asker:
             unit=unit,
             question=self._render(stage, self.stages[stage.name].question, upstream=outputs),
             input_keys=[
-                content_key("row", row.segment.text) if row else chunk.chunk_key,
+                _row_key(row) if row else chunk.chunk_key,
                 *_result_keys(upstream.values()),
             ],
         )
         saw = "text" if not images else "text+image" if readable else "image"
-        return replace(inquiry, chunk=chunk, saw=saw)
+        shared_tokens = self._shared_tokens(row) if row else 0
+        return replace(inquiry, chunk=chunk, saw=saw, shared_tokens=shared_tokens)
+
+    def _shared_tokens(self, row: Row) -> int:
+        """Return the tokens of a row's material that the row asked before it begins with too."""
+        if not row.num_shared:
+            return 0
+        beginning = replace(row.segment, text=row.beginning)
+        return self._weigh_beginning(render([beginning]).rstrip("\n"))
 
     def _why_not(
         self, stage: StageConfig, chunk: Chunk, upstream: Mapping[str, Answered]
@@ -207,7 +221,7 @@ class Asker:
 
     def weigh(self, lines: Sequence[Line]) -> int:
         """Return the tokens of lines under the longest labels they may get."""
-        segments = [line.segment.with_label("L99999") for line in lines]
+        segments = [line.as_shown.with_label("L99999") for line in lines]
         return self.endpoint.counter.weigh([render(segments)])[0] if segments else 0
 
     def _render(
@@ -273,7 +287,7 @@ class Asker:
     def _request(self, prepared: PreparedStage, shown: _Shown, *, question: str) -> Request:
         """Return the question, without what differs from one way of asking to the other."""
         stage = prepared.config
-        segments = [line.segment for line in shown.lines]
+        segments = [line.as_shown for line in shown.lines]
         schema = bind_labels(stage.output, segments)
         enforced = self.endpoint.profile.capabilities.structured_output
         tail = user_text("", question, None if enforced else schema)
@@ -326,6 +340,11 @@ class Asker:
             unit=unit,
             unasked=("skipped", error_class, error),
         )
+
+
+def _row_key(row: Row) -> str:
+    """Return the key of a row: by what it says, in the table's order, whatever order it is shown in."""
+    return content_key("row", row.fields or row.segment.text)
 
 
 def _disarmed(value: object) -> object:

@@ -25,7 +25,7 @@ from connectors.storage import STATE_PREFIX, Source
 from engine.batch import Amount, Budget, Route, route_to
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint
 from engine.profile import Profile
-from engine.server import cache_tokens
+from engine.server import cache_block_tokens, cache_tokens
 from engine.tokens import image_tokens
 from flows.run.ask import Asker
 from flows.run.claims import Claims
@@ -96,6 +96,8 @@ class Bench(Room):
     """Numbers of prefix families, in the order in which the shards begin them: the earlier goes first."""
     cache_tokens: int | None = None
     """Tokens that the engine's KV cache holds; None where it does not tell."""
+    cache_block_tokens: int | None = None
+    """Tokens of one block of it, the unit in which prefixes are kept; None where it does not tell."""
     commits: dict[str, Commit] = field(default_factory=dict)
     """What the sink says of its shards and gathered stages; kept up to date by this process."""
     to_rebuild: set[str] = field(default_factory=set)
@@ -308,6 +310,7 @@ def open_bench(
             flights=Flights(),
             copies=Copies(room.lake),
             cache_tokens=_cache_tokens(endpoint),
+            cache_block_tokens=_cache_block_tokens(endpoint),
             reading_key=reading_key(job, rule),
             work_key=work_key(job, rule, asker),
         )
@@ -399,6 +402,12 @@ def _cache_tokens(endpoint: Endpoint) -> int | None:
     """Return what the KV cache of a vLLM server holds; None where it is none, or does not tell."""
     if endpoint.profile.capabilities.priority and endpoint.base_url:
         return cache_tokens(endpoint.base_url)
+    return None
+
+
+def _cache_block_tokens(endpoint: Endpoint) -> int | None:
+    if endpoint.profile.capabilities.priority and endpoint.base_url:
+        return cache_block_tokens(endpoint.base_url)
     return None
 
 

@@ -44,6 +44,8 @@ class Inquiry:
     """How many of them had an answer to show."""
     material_tokens: int = 0
     """Tokens of the material, which all stages about the same unit share."""
+    shared_tokens: int = 0
+    """Tokens of the material that the question asked before it, about another row, begins with too."""
     saw: str = "nothing"
     unasked: tuple[Outcome, str, str] | None = None
     """Outcome, error class and message of an inquiry that is not sent."""
