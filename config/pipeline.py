@@ -135,6 +135,15 @@ class ChunkConfig(_Model):
     reason `beyond_limit`. None: all."""
 
 
+class RowsConfig(_Model):
+    """How rows of tables are asked about, by stages `over: rows`."""
+
+    order: Literal["shared", "given"] = "shared"
+    """`shared` puts rows that say the same one after the other, and what they share in front in each of
+    them, so that an engine's prefix cache serves it; `given` asks row by row as the table has them.
+    Records, citations and keys of answers are the same either way."""
+
+
 class EscalateConfig(_Model):
     """When an Instant answer is doubtful, the question is asked again in Thinking."""
 
@@ -421,6 +430,7 @@ class PipelineConfig(_Model):
     """Texts put in front of every request, by name: one prefix for all stages."""
     reader: ReaderConfig = Field(default_factory=ReaderConfig)
     chunk: ChunkConfig = Field(default_factory=ChunkConfig)
+    rows: RowsConfig = Field(default_factory=RowsConfig)
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     documents_per_shard: int = Field(default=16, ge=1)

@@ -10,10 +10,10 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from connectors.chunker import Counter
 from connectors.document import Chunk, SourceRef
 from engine.endpoint import Endpoint
 from engine.server import CacheFacts, cache_facts
@@ -22,6 +22,7 @@ from flows.expected import as_columns, expect_stages
 from flows.graph_drawing import graph_json
 from flows.layout_lint import Looked, Read, look, lost_usd, specimens, volatile
 from flows.plan_totals import cost, for_run, totals, with_seconds
+from flows.row_estimate import RowTokens, row_tokens
 from flows.run.ask import Asker
 from flows.run.bench import (
     chunk_rule,
@@ -33,7 +34,7 @@ from flows.run.job import Job
 from flows.run.plan import list_sources, require_match
 from flows.run.plans import keep_plan
 from flows.run.shard import read_chunks
-from flows.stage_estimate import Material, estimate_stages, num_rows, row_tokens
+from flows.stage_estimate import Material, estimate_stages, num_rows
 
 _Sample = Mapping[str, Read]
 """What was read of the sample, by path."""
@@ -53,7 +54,7 @@ class _Group:
     """Of the whole group, estimated where not all were read."""
     num_tokens: float
     num_rows: float
-    row_tokens: float
+    row_tokens: RowTokens
 
 
 def estimate(
@@ -109,7 +110,9 @@ def _estimate(
         sent = specimens(job.pipeline, endpoint, [*read.values()])
     has_rows = any(stage.over == "rows" for stage in job.pipeline.stages)
     read = {path: _asked_about(job, endpoint, one) for path, one in read.items()}
-    groups = _groups(refs, read, rule.counter if has_rows else None)
+    order = job.pipeline.rows.order
+    weigh_rows = partial(row_tokens, counter=rule.counter, order=order) if has_rows else None
+    groups = _groups(refs, read, weigh_rows)
     material = _material(groups, read)
     looked = look(job.pipeline, asker, sent, material=material, cache=_cache(endpoint))
     rejected = {
@@ -161,8 +164,12 @@ def _by_suffix(refs: Iterable[SourceRef]) -> dict[str, list[SourceRef]]:
     return dict(sorted(found.items()))
 
 
-def _groups(refs: Sequence[SourceRef], read: _Sample, counter: Counter | None) -> list[_Group]:
-    """Return the documents by suffix; `counter` counts the rows of tables, where they are asked about."""
+def _groups(
+    refs: Sequence[SourceRef],
+    read: _Sample,
+    weigh_rows: Callable[[Sequence[Sequence[Chunk]]], RowTokens] | None,
+) -> list[_Group]:
+    """Return the documents by suffix; `weigh_rows` is for the rows of tables, where they are asked about."""
     groups = []
     for suffix, members in _by_suffix(refs).items():
         known = [read[ref.path] for ref in members if ref.path in read]
@@ -180,7 +187,9 @@ def _groups(refs: Sequence[SourceRef], read: _Sample, counter: Counter | None) -
                 num_chunks=len(chunks) * factor,
                 num_tokens=sum(chunk.num_tokens for chunk in chunks) * factor,
                 num_rows=num_rows(chunks) * factor,
-                row_tokens=row_tokens(chunks, counter) * factor if counter else 0.0,
+                row_tokens=weigh_rows([one.chunks for one in known]).times(factor)
+                if weigh_rows
+                else RowTokens(),
             )
         )
     return groups
@@ -206,7 +215,7 @@ def _material(groups: Sequence[_Group], read: _Sample) -> Material:
         num_chunks=sum(group.num_chunks for group in groups),
         chunk_tokens=sum(group.num_tokens for group in groups),
         num_rows=sum(group.num_rows for group in groups),
-        row_tokens=sum(group.row_tokens for group in groups),
+        row_tokens=sum((group.row_tokens for group in groups), start=RowTokens()),
         sampled=tuple(
             (len(one.chunks), num_rows(one.chunks))
             for one in read.values()

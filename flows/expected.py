@@ -101,7 +101,9 @@ def _load(
         chunks = material.num_chunks
         return Load(chunks, chunks * share, material.chunk_tokens * share)
     if stage.over == "rows":
-        return Load(material.num_rows, material.num_rows * share, material.row_tokens * share)
+        weight, num = material.row_tokens.times(share), material.num_rows
+        is_first = all(overs[name] != "rows" for name in units)
+        return Load(num, num * share, weight.total, weight.shared if is_first else weight.total)
     inputs = sum(units[need] for need in stage.needs)
     tokens = inputs * told.input_tokens
     if stage.over == "document":

@@ -87,7 +87,7 @@ def look(
     found: dict[str, Finding] = {}
     for calls in sent:
         is_rows = bool(calls) and overs[calls[0].stage] == "rows"
-        corpus = material.row_tokens if is_rows else material.chunk_tokens
+        corpus = material.row_tokens.total if is_rows else material.chunk_tokens
         for finding in layout.compare(calls, round(corpus), block):
             found.setdefault(finding.where, finding)
     lost = {finding.stage: finding.tokens_lost for finding in found.values()}
@@ -129,7 +129,7 @@ def _units(
     most = pipeline.chunk.max_per_document
     wanted = {False, endpoint.profile.capabilities.images}
     for one in read:
-        rows = rows_of(one.chunks) if over == "rows" else []
+        rows = rows_of(one.chunks, pipeline.rows.order).rows if over == "rows" else ()
         for number, chunk in enumerate(one.chunks[:most]):
             row = next((row for row in rows if row.chunk == number), None)
             segments = chunk.segments if row is None else (row.segment,)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from config.pipeline import PipelineConfig, StageConfig
-from connectors.chunker import Counter, render
 from connectors.document import Chunk, Segment, Span
 from engine.prompt import user_text
+from flows.row_estimate import RowTokens
 from flows.run.ask import Asker
 from flows.run.labels import bind_labels
 from flows.run.prepare import PreparedStage
@@ -40,7 +40,7 @@ class Material:
     num_chunks: float
     chunk_tokens: float
     num_rows: float
-    row_tokens: float
+    row_tokens: RowTokens
     sampled: tuple[tuple[int, int], ...]
     """Chunks and rows of each document that was read."""
     chunk_sizes: tuple[int, ...] = ()
@@ -63,11 +63,6 @@ class Load(NamedTuple):
 def num_rows(chunks: Iterable[Chunk]) -> int:
     """Return how many rows of tables the chunks hold; what a cut row goes on with is no row more."""
     return sum(not segment.is_rest for segment in _table_lines(chunks))
-
-
-def row_tokens(chunks: Iterable[Chunk], counter: Counter) -> int:
-    """Return the tokens of the rows of tables in the chunks, each as a line of its own."""
-    return sum(counter.weigh([render([segment]) for segment in _table_lines(chunks)]))
 
 
 def _table_lines(chunks: Iterable[Chunk]) -> Iterator[Segment]:
@@ -111,6 +106,8 @@ def estimate_stages(
                 cached_tokens=load.requests * asker.instructions_tokens + load.shared,
             )
         )
+        if stage.over == "rows" and material.num_rows:
+            found[-1]["assumed"].append(_row_order(pipeline.rows.order, material.row_tokens))
     return found
 
 
@@ -125,6 +122,14 @@ def overhead_tokens(asker: Asker, stage: StageConfig, question: str) -> int:
     return asker.instructions_tokens + tail + endpoint.chat_tokens
 
 
+def _row_order(order: str, tokens: RowTokens) -> str:
+    """Return in words how much rows share in their order, and how much as the tables have them."""
+    total = max(1.0, tokens.total)
+    said = f"rows in {order} order begin alike in {tokens.shared / total:.0%} of their tokens"
+    as_given = f", {tokens.shared_as_given / total:.0%} as given"
+    return said if order == "given" else said + as_given
+
+
 def _load(
     stage: StageConfig,
     material: Material,
@@ -136,7 +141,10 @@ def _load(
     if stage.over == "chunk":
         return Load(material.num_chunks, material.num_chunks, material.chunk_tokens)
     if stage.over == "rows":
-        return Load(material.num_rows, material.num_rows, material.row_tokens)
+        is_first = all(overs[name] != "rows" for name in loads)
+        weight = material.row_tokens
+        shared = weight.shared if is_first else weight.total
+        return Load(material.num_rows, material.num_rows, weight.total, shared)
     inputs = sum(loads[need].units for need in stage.needs)
     if stage.over == "document":
         requests, growth = document_trees(stage, material, overs=overs, room=room)

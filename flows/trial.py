@@ -108,7 +108,9 @@ def _planned(job: Job, trial: Trial, ref: SourceRef, endpoint: Endpoint) -> dict
         if stage.needs:
             shown.append({"stage": stage.name, "waits_for": list(stage.needs)})
             continue
-        rows = [row for row in rows_of(chunks) if row.chunk == trial.chunk]
+        rows = [
+            row for row in rows_of(chunks, job.pipeline.rows.order).rows if row.chunk == trial.chunk
+        ]
         for chunk in chunks[trial.chunk : trial.chunk + 1]:
             for row in rows if stage.over == "rows" else [None]:
                 inquiry = asker.about_chunk(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ class Asker:
         self._tails: dict[str, int] = {}
         self.instructions = instructions(pipeline.shared)
         self.instructions_tokens = endpoint.counter.count(self.instructions)
+        # Neighbours of many rows begin alike.
+        self._weigh_beginning = lru_cache(maxsize=4096)(lambda t: endpoint.counter.weigh([t])[0])
         self.stages = {
             stage.name: prepare(stage, endpoint, self.instructions)
             for stage in pipeline.stages
@@ -113,7 +116,7 @@ class Asker:
                 f" {self.endpoint.profile.name!r} reads text only",
             )
         if row:
-            lines, material = _shown_lines(document, segments)
+            lines, material = _shown_lines(document, segments, row.shown)
         else:
             lines, material = self._lines_of(document, chunk)
         shown = _Shown(
@@ -127,16 +130,19 @@ class Asker:
         )
         outputs = {name: answered.output for name, answered in upstream.items()}
         question = self._question(stage, outputs)
-        return self._ask(
+        inquiry = self._ask(
             stage,
             shown,
             unit=unit,
             question=question,
             input_keys=[
-                content_key("row", row.segment.text) if row else _chunk_key(chunk, images),
+                _row_key(row) if row else _chunk_key(chunk, images),
                 *([content_key("question", question)] if stage.needs else []),
             ],
         )
+        if row is None:
+            return inquiry
+        return replace(inquiry, shared_tokens=self._shared_tokens(row))
 
     def _lines_of(self, document: Document, chunk: Chunk) -> tuple[list[Line], str]:
         """Return a chunk's lines, alone and as one text; all stages ask about them in turn."""
@@ -148,6 +154,13 @@ class Asker:
                 self._lines.clear()
             self._lines[key] = found
         return found
+
+    def _shared_tokens(self, row: Row) -> int:
+        """Return the tokens of a row's material that the row asked before it begins with too."""
+        if not row.num_shared:
+            return 0
+        beginning = replace(row.segment, text=row.beginning)
+        return self._weigh_beginning(render([beginning]).rstrip("\n"))
 
     def _why_not(
         self, stage: StageConfig, chunk: Chunk, upstream: Mapping[str, Answered]
@@ -250,7 +263,7 @@ class Asker:
 
     def weigh(self, lines: Sequence[Line]) -> int:
         """Return the tokens of lines under the longest labels they may get."""
-        segments = [line.segment.with_label("L99999") for line in lines]
+        segments = [line.as_shown.with_label("L99999") for line in lines]
         return self.endpoint.counter.weigh([render(segments)])[0] if segments else 0
 
     def _question(self, stage: StageConfig, upstream: Mapping[str, Any]) -> str:
@@ -328,7 +341,7 @@ class Asker:
     ) -> Request:
         """Return the question in the stage's own way of asking."""
         stage = prepared.config
-        segments = [line.segment for line in shown.lines]
+        segments = [line.as_shown for line in shown.lines]
         schema = bind_labels(stage.output, segments)
         enforced = self.endpoint.profile.capabilities.structured_output
         tail = user_text("", question, None if enforced else schema)
@@ -404,10 +417,12 @@ def _again(request: Request, way: Way, input_keys: Sequence[str]) -> Request:
     )
 
 
-def _shown_lines(document: Document, segments: Sequence[Segment]) -> tuple[list[Line], str]:
-    """Return a document's segments as lines, alone and as one text."""
-    lines = [Line(segment=s, origins=(origin(document, s),)) for s in segments]
-    return lines, render(segments)
+def _shown_lines(
+    document: Document, segments: Sequence[Segment], row: Segment | None = None
+) -> tuple[list[Line], str]:
+    """Return a document's segments as lines, alone and as one text; a row's as it is shown."""
+    lines = [Line(segment=s, origins=(origin(document, s),), shown=row) for s in segments]
+    return lines, render([row] if row else segments)
 
 
 def _missing(upstream: Mapping[str, Answered]) -> tuple[str, str] | None:
@@ -417,6 +432,11 @@ def _missing(upstream: Mapping[str, Answered]) -> tuple[str, str] | None:
     if unpaid:
         return UPSTREAM_OVER_BUDGET, f"stage {unpaid[0]!r} has no answer yet: over budget"
     return ("upstream_unanswered", f"stage {missing[0]!r} has no answer") if missing else None
+
+
+def _row_key(row: Row) -> str:
+    """Return the key of a row: by what it says, in the table's order, whatever order it is shown in."""
+    return content_key("row", row.fields or row.segment.text)
 
 
 def _disarmed(value: object) -> object:

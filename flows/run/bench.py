@@ -26,7 +26,7 @@ from connectors.storage import STATE_PREFIX, Source
 from engine.batch import Amount, Budget, Caps, Route, route_to, unknown_unit
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint, replicas_of
 from engine.profile import Prices, Profile
-from engine.server import cache_tokens
+from engine.server import cache_facts, cache_tokens
 from engine.tokens import image_tokens
 from flows.run.ask import Asker
 from flows.run.cache import AnswerCache, open_cache
@@ -105,6 +105,8 @@ class Bench(Room):
     """Counts the families that the engine's KV cache cannot hold."""
     cache_tokens: int | None = None
     """Tokens that the engine's KV cache holds; None where it does not tell."""
+    cache_block_tokens: int | None = None
+    """Tokens of one block of it, the unit in which prefixes are kept; None where it does not tell."""
     commits: dict[str, Commit] = field(default_factory=dict)
     """What the sink says of its shards and gathered stages; kept up to date by this process."""
     to_rebuild: set[str] = field(default_factory=set)
@@ -334,6 +336,7 @@ def open_bench(
             flights=Flights(),
             copies=Copies(room.lake),
             cache_tokens=_cache_of_all([endpoint, *replicas]),
+            cache_block_tokens=_cache_block_tokens(endpoint),
             cache=cache,
             reading_key=reading_key(job, rule),
             work_key=work_key(job, rule, asker),
@@ -437,6 +440,13 @@ def _cache_of_all(servers: Sequence[Endpoint]) -> int | None:
     """Return what the KV caches of a model's servers hold together; None where none tells."""
     held = [tokens for server in servers if (tokens := cache_tokens_of(server)) is not None]
     return sum(held) if held else None
+
+
+def _cache_block_tokens(endpoint: Endpoint) -> int | None:
+    if endpoint.profile.capabilities.priority and endpoint.base_url:
+        facts = cache_facts(endpoint.base_url)
+        return None if facts is None else facts.block_tokens
+    return None
 
 
 def _image_tokens(profile: Profile) -> Callable[[Media], int] | None:

@@ -306,8 +306,10 @@ def _planned_cached_tokens(
 ) -> dict[str, int]:
     """Return per stage how many prompt tokens of what was paid the layout lets a prefix cache serve.
 
-    Instructions repeat in every request, and material in every stage after the first that shows it.
+    Instructions repeat in every request, material in every stage after the first that shows it, and rows
+    begin as the row asked before does: of that, what fills whole blocks of the engine's cache.
     """
+    block = bench.cache_block_tokens
     shown: set[tuple[str | None, str]] = set()
     planned: dict[str, int] = {}
     for stage, group in answers.items():
@@ -319,11 +321,19 @@ def _planned_cached_tokens(
                     continue
                 # An engine keeps a cache for each adapter.
                 material = inquiry.requests[0].adapter, inquiry.requests[0].material
-                again = inquiry.material_tokens if material in shown else 0
+                sent[result.request_key] = bench.asker.instructions_tokens + (
+                    inquiry.material_tokens
+                    if material in shown
+                    else _of_blocks(inquiry.shared_tokens, bench.asker.instructions_tokens, block)
+                )
                 shown.add(material)
-                sent[result.request_key] = bench.asker.instructions_tokens + again
         planned[stage] = sum(sent.values())
     return planned
+
+
+def _of_blocks(tokens: int, in_front: int, block: int | None) -> int:
+    """Return how many tokens behind others lie in blocks that are full; None: the size is not known."""
+    return max(0, (in_front + tokens) // block * block - in_front) if block else tokens
 
 
 def _check(plan: ShardPlan, report: ShardReport) -> None:

@@ -1,13 +1,13 @@
 """Sends the questions of one shard family by family, and brings each to its end.
 
-A family is what is asked about one chunk, or one node of a reduce: its requests share a prefix. What
+A family is what is asked about one chunk, some rows, or one node of a reduce: its requests share a prefix. What
 depends on earlier answers of a family goes out before anything of a later family, while the engine still
 holds the prefix; a further family is begun when a place would be idle otherwise, and not before the
 engine's KV cache has room for it beside those that are open.
 
 No family waits for a later one: it waits for its own requests, which are sent in the order of the families,
-or for one that another shard has begun to send, which that shard sends whatever it waits for itself. So
-there is always something that goes on. (docs/decisions/0011-chunk-by-chunk.md)
+for those of an earlier one (rows for their chunk), or for one that another shard has begun to send, which
+that shard sends whatever it waits for itself. So there is always something that goes on. (docs/decisions/0011-chunk-by-chunk.md)
 """
 
 from __future__ import annotations
@@ -98,6 +98,10 @@ class Scheduler:
         asked = (self._result(inquiry, request, family) for request in inquiry.requests)
         results = await asyncio.gather(*asked)
         return close(inquiry, settle(inquiry.stage, results))
+
+    def wait_for_earlier(self, family: int) -> None:
+        """Let later families begin, while this one waits for what an earlier one asks."""
+        self._asked(family)
 
     async def ask_again(self, ends: Sequence[Answered]) -> list[Answered]:
         """Return the ends with what is doubtful asked once more; no more of it than a stage allows."""

@@ -49,8 +49,15 @@ class Line:
     segment: Segment
     origins: tuple[Origin, ...]
     """One for a line of a document; those of its own lines for what an earlier answer says."""
+    shown: Segment | None = None
+    """The line as the model is shown it, where that is not how its document has it: a row by fields."""
     verdict: Verdict | None = None
     """What became of the claim that it repeats; None for a document's own text."""
+
+    @property
+    def as_shown(self) -> Segment:
+        """Return what the model is shown, and quotes."""
+        return self.shown or self.segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +162,7 @@ class Shown:
 
     @cached_property
     def _quotable(self) -> Quotable:
-        return Quotable([line.segment.text for line in self._lines])
+        return Quotable([line.as_shown.text for line in self._lines])
 
     def line(self, label: str) -> Line:
         """Return the line with a label that the schema was bound to."""
@@ -185,7 +192,7 @@ class Shown:
         """
         for number in sorted(named):
             first = max(0, number - _NEAR)
-            near = [line.segment.text for line in self._lines[first : number + _NEAR + 1]]
+            near = [line.as_shown.text for line in self._lines[first : number + _NEAR + 1]]
             found = Quotable(near).find(quote, among=(number - first,))
             if found is not None:
                 return range(found.start + first, found.stop + first)

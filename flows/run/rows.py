@@ -44,6 +44,8 @@ class Inquiry:
     """Tokens of the material, which all stages about the same unit share."""
     is_fresh: bool = False
     """Whether answers of earlier runs do not count."""
+    shared_tokens: int = 0
+    """Tokens of the material that the question asked before it, about another row, begins with too."""
     saw: str = "nothing"
     unasked: tuple[Outcome, str, str] | None = None
     """Outcome, error class and message of an inquiry that is not sent."""

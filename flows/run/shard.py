@@ -25,6 +25,7 @@ from connectors.chunker import ChunkRule, chunk_document
 from connectors.document import Chunk, Document, SourceRef, Unit
 from connectors.errors import DocumentRejected, StorageError, StorageUnavailable
 from connectors.storage import fetch
+from engine.tokens.counter import BYTES_PER_TOKEN
 from flows.run.bench import NUM_READERS, Bench, Room
 from flows.run.cache import Replays
 from flows.run.claims import Claim
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 _Done = TypeVar("_Done")
 
 _CANCEL_POLL_S = 0.2
+ROWS_PER_FAMILY = 16
+"""Few, so that what the engine holds of earlier ones is still there; enough to fill places."""
 _LOST = (
     "shard {shard}: its claim could not be renewed in time, so another run may have taken it over;"
     " answers so far are kept. Resume the run"
@@ -65,7 +68,9 @@ class ReadDocument:
     parts: dict[str, list[Answered]] = field(default_factory=lambda: defaultdict(list))
     """Answers to parts of the document, by stage, where it was more than one request can hold."""
     rows: Sequence[Row] = ()
-    """Of its tables, where a stage asks about them."""
+    """Of its tables in reading order, where a stage asks about them."""
+    turns: Sequence[int] = ()
+    """Their places, in the order in which they are asked about."""
 
     def ends(self, stage: str) -> list[Answered]:
         """Return a stage's answers in reading order."""
@@ -173,7 +178,8 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
         shard.replays.look(document.document_key)
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))
     if any(stage.over == "rows" for stage in bench.job.pipeline.stages):
-        found.rows = rows_of(chunks)
+        rows = rows_of(chunks, bench.job.pipeline.rows.order)
+        found.rows, found.turns = rows.rows, rows.turns
     num_rows = sum(row.chunk < asked for row in found.rows)
     units = {"chunk": asked, "rows": num_rows, "document": int(bool(chunks))}
     expected = sum(stage.samples * units.get(stage.over, 0) for stage in bench.job.pipeline.stages)
@@ -305,24 +311,43 @@ class _Phase:
     scheduler: Scheduler
     stages: Sequence[StageConfig]
     _left: dict[str, int] = field(default_factory=dict)
-    """Chunks that are still asked about, by path."""
+    """Families that have not ended, by path."""
+    _asked: dict[tuple[str, int], asyncio.Event] = field(default_factory=dict)
+    """Set when a chunk's own questions are answered, by path and number."""
 
     async def families(self, documents: AsyncIterator[ReadDocument]) -> AsyncIterator[Family]:
-        """Yield a family for each chunk; that of a document's last one goes on with the document."""
-        asks_chunks = any(stage.over != "document" for stage in self.stages)
+        """Yield a document's families: one for each chunk, then those of its rows.
+
+        The last that ends goes on with the document.
+        """
         async for read in documents:
             if read.document.status == "rejected":
                 continue
-            if not asks_chunks or not read.chunks:
-                yield Family(tokens=0, work=partial(self._about_document, read))
-                continue
-            self._left[read.document.source.path] = len(read.chunks)
-            rows: dict[int, list[tuple[int, Row | None]]] = defaultdict(list)
-            for index, row in enumerate(read.rows):
-                rows[row.chunk].append((index, row))
-            for number, chunk in enumerate(read.chunks):
-                work = partial(self._about_chunk, read, number, rows[number])
-                yield Family(tokens=chunk.num_tokens, work=work)
+            found = [*self._chunk_families(read), *self._row_families(read)]
+            self._left[read.document.source.path] = len(found)
+            for family in found or [Family(tokens=0, work=partial(self._about_document, read))]:
+                yield family
+
+    def _over(self, over: str) -> list[StageConfig]:
+        return [stage for stage in self.stages if stage.over == over]
+
+    def _chunk_families(self, read: ReadDocument) -> Iterator[Family]:
+        if not self._over("chunk"):
+            return
+        for number, chunk in enumerate(read.chunks):
+            self._asked[read.document.source.path, number] = asyncio.Event()
+            work = partial(self._about_chunk, read, number)
+            yield Family(tokens=chunk.num_tokens, work=work)
+
+    def _row_families(self, read: ReadDocument) -> Iterator[Family]:
+        """Yield families of rows that are asked about one after the other, and begin alike."""
+        if not self._over("rows"):
+            return
+        for start in range(0, len(read.turns), ROWS_PER_FAMILY):
+            places = read.turns[start : start + ROWS_PER_FAMILY]
+            yield Family(
+                tokens=_held_tokens(read, places), work=partial(self._about_rows, read, places)
+            )
 
     async def end(self, documents: Sequence[ReadDocument]) -> None:
         """Ask again what is doubtful, which takes all answers of a stage."""
@@ -341,20 +366,47 @@ class _Phase:
             for (read, at), found in zip(places, ends, strict=True):
                 read.answers[stage.name][at] = found
 
-    async def _about_chunk(
-        self, read: ReadDocument, number: int, rows: Sequence[tuple[int, Row | None]], family: int
+    async def _about_chunk(self, read: ReadDocument, number: int, family: int) -> None:
+        """Ask about a chunk, level by level."""
+        await self._ask(self._over("chunk"), read, (number, number), row=None, family=family)
+        self._asked[read.document.source.path, number].set()
+        await self._ended(read, family)
+
+    async def _about_rows(self, read: ReadDocument, places: Sequence[int], family: int) -> None:
+        """Ask about rows, each level by level as soon as its chunk's answers are there."""
+        stages = self._over("rows")
+        chunk_stages = {stage.name for stage in self._over("chunk")}
+        waits = any(not chunk_stages.isdisjoint(stage.needs) for stage in stages)
+
+        async def ask(place: int) -> None:
+            row = read.rows[place]
+            asked = self._asked.get((read.document.source.path, row.chunk))
+            if waits and asked is not None and not asked.is_set():
+                self.scheduler.wait_for_earlier(family)
+                await asked.wait()
+            await self._ask(stages, read, (row.chunk, place), row=row, family=family)
+
+        await asyncio.gather(*map(ask, places))
+        await self._ended(read, family)
+
+    async def _ask(
+        self,
+        stages: Sequence[StageConfig],
+        read: ReadDocument,
+        place: tuple[int, int],
+        *,
+        row: Row | None,
+        family: int,
     ) -> None:
-        """Ask about a chunk and its rows, level by level, and then about the document if it was the last."""
-        for stages in levels([stage for stage in self.stages if stage.over != "document"]):
-            places = [
-                (stage, index, row)
-                for stage in stages
-                for index, row in ([(number, None)] if stage.over == "chunk" else rows)
-            ]
-            inquiries = [self._inquiry(stage, read, (number, at), row) for stage, at, row in places]
+        """Ask stages about a chunk or row; `place`: numbers of the chunk, and of the row or chunk."""
+        for level in levels(stages):
+            inquiries = [self._inquiry(stage, read, place, row) for stage in level]
             ends = await asyncio.gather(*(self.scheduler.ask(one, family) for one in inquiries))
-            for (stage, at, _), end in zip(places, ends, strict=True):
-                read.answers[stage.name][at] = end
+            for stage, end in zip(level, ends, strict=True):
+                read.answers[stage.name][place[1]] = end
+
+    async def _ended(self, read: ReadDocument, family: int) -> None:
+        """Take down that a family has ended, and go on with its document if it was the last."""
         path = read.document.source.path
         self._left[path] -= 1
         if not self._left[path]:
@@ -384,6 +436,13 @@ class _Phase:
             for stage in stages:
                 if stage.escalate is None:
                     await _reduce(self.shard, stage, [read], ask)
+
+
+def _held_tokens(read: ReadDocument, places: Sequence[int]) -> int:
+    """Return about how many tokens rows take in the engine's cache, what they share counted once."""
+    rows = [read.rows[place] for place in places]
+    shared = sum(len(row.beginning.encode()) for row in rows[1:])
+    return (sum(len(row.shown.text.encode()) for row in rows) - shared) // BYTES_PER_TOKEN
 
 
 async def _reduce(

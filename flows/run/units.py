@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from config.pipeline import StageConfig
 from connectors.document import Chunk, Document, Segment
+from connectors.readers.table_fields import Field, columns_of, fields_text, row_fields
 from flows.run.labels import Line
 from flows.run.lines import Given, heading, lines_of
+from flows.run.row_order import RowOrder, given_order, shared_order
 
 WHEN = "when"
 """Error class of what a stage's `when` leaves out: it is not missing."""
@@ -38,22 +40,83 @@ class Row:
     unit: str
     """Begins with the chunk's name."""
     segment: Segment
+    """As the table has it."""
+    fields: tuple[Field, ...] = ()
+    """Its cells that are filled, in the table's order; empty where the row has no named cells."""
+    order: tuple[int, ...] = ()
+    """Places of the fields, in the order in which the model is shown them."""
+    num_shared: int = 0
+    """How many of them the row asked before it begins with too."""
+
+    @property
+    def shown(self) -> Segment:
+        """Return the row as the model is shown it: its fields by name, in their order."""
+        if not self.fields:
+            return self.segment
+        return replace(self.segment, text=fields_text([self.fields[place] for place in self.order]))
+
+    @property
+    def beginning(self) -> str:
+        """Return what of its text the row asked before it begins with too, as far as fields go."""
+        return fields_text([self.fields[place] for place in self.order[: self.num_shared]])
 
 
-def rows_of(chunks: Sequence[Chunk]) -> list[Row]:
-    """Return the rows of the tables in a document's chunks; a header repeated is no row."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """The rows of a document's tables, in reading order, and the order in which they are asked about."""
+
+    rows: Sequence[Row] = ()
+    turns: Sequence[int] = ()
+    """Places of the rows, one table after the other."""
+
+
+def rows_of(chunks: Sequence[Chunk], order: Literal["shared", "given"]) -> Rows:
+    """Return the rows of the tables in a document's chunks; a header repeated is no row.
+
+    Args:
+        chunks: All of the document's.
+        order: Whether rows and fields are put so that prompts begin alike (flows.run.row_order).
+    """
     found: list[Row] = []
+    tables: dict[str, list[int]] = defaultdict(list)
     seen: set[tuple[object, str]] = set()
+    named, columns = "", columns_of("")
     for number, chunk in enumerate(chunks):
-        rows = [segment for segment in chunk.segments if segment.kind == "table"]
-        for ordinal, segment in enumerate(rows):
+        ordinal = 0
+        for segment in chunk.segments:
+            if segment.kind == "heading":
+                # One that was too long for a chunk goes on in the next segments.
+                named = f"{named} {segment.text}" if segment.is_rest else segment.text
+                columns = columns_of(named)
+            if segment.kind != "table":
+                continue
             # A sheet's header row stands in each chunk of its rows.
             key = (segment.span, segment.text)
             if key not in seen:
                 seen.add(key)
                 unit = f"{chunk_unit(chunk)}-row-{ordinal:05d}"
-                found.append(Row(chunk=number, unit=unit, segment=segment.with_label("L1")))
-    return found
+                row = Row(
+                    chunk=number,
+                    unit=unit,
+                    segment=segment.with_label("L1"),
+                    fields=row_fields(columns, segment) if columns else (),
+                )
+                tables[named].append(len(found))
+                found.append(row)
+            ordinal += 1
+    turns: list[int] = []
+    for places in tables.values():
+        way = (shared_order if order == "shared" else given_order)([
+            found[place].fields for place in places
+        ])
+        _put_in_order(found, places, way)
+        turns += [places[at] for at in way.rows]
+    return Rows(rows=found, turns=turns)
+
+
+def _put_in_order(rows: list[Row], places: Sequence[int], way: RowOrder) -> None:
+    for at, place in enumerate(places):
+        rows[place] = replace(rows[place], order=way.fields[at], num_shared=way.num_shared[at])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
