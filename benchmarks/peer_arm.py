@@ -117,7 +117,8 @@ def _daft() -> Callable[[Job], Rows]:
                 temperature=TEMPERATURE,
                 extra_body={"cache_salt": job["salt"]},
             )
-            frame = frame.with_column(name, answer.get(name))
+            # Rows of a batch are sent all at once, whatever `concurrency` says: hence one in each.
+            frame = frame.into_batches(1).with_column(name, answer.get(name))
         frame = frame.exclude("text").collect()
         frame.write_parquet(job["folder"])
         return list(frame.to_pylist())

@@ -7,9 +7,10 @@ and a semaphore; each runs in a virtual environment of its own, made once with t
 Before anything is timed, every arm asks a server that only keeps the requests; what sets an arm's requests apart
 from Headrace's is said in `requests`. Then the arms take turns on the embedded model with a KV cache of 12,000
 tokens (three-stages, one-stage), each repeat with a cache salt of its own, and on a fake engine whose answers all
-take the same time (fixed-latency). `seconds` of Headrace are its manifest's: listing, reading, cutting chunks,
-asking and writing; a peer's are those after its imports, from reading a file of the same chunks until its rows are
-written. `process_s` is from the start of the process to its end, for all.
+take the same time (fixed-latency; `to_limit` is the time to that of all places always taken). `seconds` of Headrace
+are its manifest's: listing, reading, cutting chunks, asking and writing; a peer's are those after its imports, from
+reading a file of the same chunks until its rows are written. `process_s` is from the start of the process to its
+end, for all.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ def main() -> None:
             found, more = bench.compare(num, asked.repeats)
             rows += found
             facts |= {f"{case}: {key}": value for key, value in more.items()}
+            if asked.json:
+                # After each case, so that an hour is not lost with the last one.
+                write_result(asked.json, "peers", measured_on, facts=facts, rows=rows)
     show("peers", measured_on, facts, rows)
-    if asked.json:
-        write_result(asked.json, "peers", measured_on, facts=facts, rows=rows)
 
 
 class Bench:
@@ -90,22 +92,23 @@ class Bench:
                     figures = self._measure(arm, url, f"{arm} {number}")
                     found.setdefault(arm, []).append(figures)
                     note(f"{self._case.name}, {number + 1} of {repeats}, {arm}: {figures}")
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"arm": arm, "case": self._case.name, **_without_arm(median(arm, found[arm]))}
             | {"requests": said[arm]}
             for arm in arms
         ]
-        return rows, self._facts(found, num)
+        if self._case.fixed_latency:
+            limit_s = num / self._in_flight * _LATENCY_S
+            rows = [row | {"to_limit": row["seconds"] / limit_s} for row in rows]
+        return rows, self._facts(found)
 
-    def _facts(self, found: Mapping[str, list[Mapping[str, float]]], num: int) -> dict[str, object]:
+    def _facts(self, found: Mapping[str, list[Mapping[str, float]]]) -> dict[str, object]:
         middle = {
             arm: statistics.median(one["seconds"] for one in figures)
             for arm, figures in found.items()
             if arm != _OWN
         }
         facts: dict[str, object] = {"in flight": self._in_flight}
-        if self._case.fixed_latency:
-            facts["limit, s"] = num / self._in_flight * _LATENCY_S
         if middle:
             best = min(middle, key=lambda arm: middle[arm])
             facts["best peer"] = best

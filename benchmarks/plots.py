@@ -101,7 +101,7 @@ def draw(chart: Chart, result: Mapping[str, Any]) -> str:
         y += 14
     height = f"{y + 4:.0f}"
     described = "; ".join(
-        f"{panel.head}: " + ", ".join(f"{arm['name']} {_figure(panel, arm)}" for arm in panel.arms)
+        f"{panel.head}: " + ", ".join(f"{_name(arm)} {_figure(panel, arm)}" for arm in panel.arms)
         for panel in panels
     )
     head = [
@@ -132,7 +132,7 @@ def _panel(panel: Panel, y: float) -> Iterator[str]:
         yield _bar(kind, x, top, value / most)
         yield (
             f'<text class="text" x="{x - 8}" y="{top + 12:.0f}" text-anchor="end">'
-            f"{escape(str(arm['name']))}</text>"
+            f"{escape(_name(arm))}</text>"
         )
         ratio = f" ({value / own:.2g}x)" if number and own else ""
         yield (
@@ -155,10 +155,17 @@ def _figure(panel: Panel, arm: Arm) -> str:
     return f"{text}{panel.unit}{failed}"
 
 
+def _name(arm: Arm) -> str:
+    return _NAMES.get(arm["name"], str(arm["name"]))
+
+
 def _origin(result: Mapping[str, Any]) -> list[str]:
     """Return what made the result, in lines."""
-    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    said = f"Made by {result['command']} at {result['commit']}, {result['date']}; {machine}."
+    machine = result["machine"]
+    said = (
+        f"Made by {result['command']} at {result['commit']}, {result['date']}: {machine['cores']} cores"
+        f" ({machine['widest']}), {machine['memory_gib']} GiB, Python {machine['python']}."
+    )
     return textwrap.wrap(said, _LINE_CHARS)
 
 
@@ -190,28 +197,36 @@ def _seconds_by_case(arms: Sequence[Arm]) -> list[Panel]:
     ]
 
 
+_NAMES = {
+    "headrace run": "Headrace",
+    "openai": "openai, stage by stage",
+    "openai by document": "openai, by document",
+    "daft": "Daft prompt",
+    "curator": "Curator",
+    "docetl": "DocETL",
+}
 _CASES = {
     "three-stages": "three stages that build on one another",
     "one-stage": "one stage over the same documents",
-    "fixed-latency": "2,000 short requests, every answer after 0.2 s",
+    "fixed-latency": "short requests, every answer after 0.2 s",
 }
 CHARTS: Mapping[str, Chart] = {
     "order": Chart(
         result="chunk_order",
         title="The same requests in three orders",
-        note="Documents that the engine's KV cache cannot hold together. Less is better.",
+        note="Documents that the engine's KV cache cannot hold together. Less is better; in brackets: to the first.",
         panels=_tokens_and_seconds,
     ),
     "peers": Chart(
         result="peers",
         title="The same prompts to the same endpoint",
-        note="Seconds, less is better. Full: from the start of the work; pale: of the whole process.",
+        note="Seconds, less is better; in brackets: to Headrace. Full: from the start of the work; pale: whole process.",
         panels=_seconds_by_case,
     ),
     "rows": Chart(
         result="row_order",
         title="Rows of a table in three orders",
-        note="The same rows, a question about each. Less is better.",
+        note="The same rows, a question about each. Less is better; in brackets: to the first.",
         panels=_tokens_and_seconds,
     ),
 }
