@@ -1,16 +1,15 @@
 """Three stages that build on one another, over more text than the engine's cache holds: in which order.
 
-`python -m benchmarks.chunk_order [--documents 14] [--repeats 3]` serves the embedded model with a KV cache of
+`python -m benchmarks.chunk_order [--documents 14] [--repeats 3] [--json FILE]` serves the embedded model with a KV cache of
 12,000 tokens. The first arm is a run of Headrace; the others send the same bodies through the openai client and a
-semaphore, stage by stage over all chunks, and shuffled. Each has a cache salt of its own. `prefilled` are
-the prompt tokens that the server computed; `unique` is what a cache without end would leave to compute.
+semaphore, stage by stage over all chunks, and shuffled. Each has a cache salt of its own. `prefilled_tokens`
+are the prompt tokens that the server computed; `unique` is what a cache without end would leave to compute.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import tempfile
@@ -20,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, show
+from benchmarks.peer_cases import small_cache_profile
 from benchmarks.plain_loop import send_all
+from benchmarks.results import write_result
 from benchmarks.run_against_loop import median, note, recorded, salted_profile, write_source
 from config.load import load_profile
 from flows.run.bench import open_engine
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
 
-_CACHE_BLOCKS = 94
-"""Of 128 tokens each, as vLLM's CPU build has them: 12,032 tokens."""
 _CHUNK_TOKENS = 3_000
 _CHARS_PER_DOCUMENT = 9_500
 """About 2,900 tokens."""
@@ -59,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=14)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     measured_on = machine()
     found: dict[str, list[Mapping[str, float]]] = {}
@@ -67,7 +67,7 @@ def main() -> None:
         folder = Path(name)
         write_source(folder / "source", asked.documents, _CHARS_PER_DOCUMENT)
         (folder / "bench.yaml").write_text(_PIPELINE, encoding="utf-8")
-        with open_engine(str(_served(folder)), notify=note) as endpoint:
+        with open_engine(str(small_cache_profile(folder)), notify=note) as endpoint:
             for number in range(asked.repeats):
                 bodies, run, unique = _run(folder, endpoint.base_url, f"run-{number}")
                 arms = {"headrace run": run}
@@ -80,22 +80,13 @@ def main() -> None:
     runs, by_stage = found["headrace run"], found["stage by stage"]
     facts = {
         "unique": unique,
-        "prefilled by headrace / unique": _ratio(runs, [{"prefilled": unique}] * len(runs)),
+        "prefilled by headrace / unique": _ratio(runs, [{"prefilled_tokens": unique}] * len(runs)),
         "prefilled by headrace / stage by stage": _ratio(runs, by_stage),
         "seconds of headrace / stage by stage": _ratio(runs, by_stage, "seconds"),
     }
     show("chunk_order", measured_on, facts, rows)
-
-
-def _served(folder: Path) -> Path:
-    """Write the profile of the embedded model with a small cache, and return its file."""
-    embedded = load_profile("embedded").model_dump(mode="json", exclude_none=True)
-    flags = [*embedded["server_flags"], f"--num-gpu-blocks-override={_CACHE_BLOCKS}"]
-    file = folder / "small_cache.yaml"
-    file.write_text(
-        json.dumps({**embedded, "name": "small_cache", "server_flags": flags}), encoding="utf-8"
-    )
-    return file
+    if asked.json:
+        write_result(asked.json, "chunk_order", measured_on, facts=facts, rows=rows)
 
 
 def _run(
@@ -117,7 +108,7 @@ def _run(
     planned = sum(stage["planned_cached_tokens"] for stage in stages)
     return (
         bodies,
-        {"prefilled": prompt - cached, "prompt": prompt, "seconds": seconds},
+        {"prefilled_tokens": prompt - cached, "prompt_tokens": prompt, "seconds": seconds},
         prompt - planned,
     )
 
@@ -148,13 +139,17 @@ def _loop(folder: Path, url: str, bodies: list[dict[str, Any]], salt: str) -> Ma
     in_flight = load_profile("embedded").max_in_flight
     found = asyncio.run(send_all(url, in_flight, bodies, folder / f"{salt}.jsonl", salt=salt))
     prefilled = found["prompt"] - found["cached"]
-    return {"prefilled": prefilled, "prompt": found["prompt"], "seconds": found["seconds"]}
+    return {
+        "prefilled_tokens": prefilled,
+        "prompt_tokens": found["prompt"],
+        "seconds": found["seconds"],
+    }
 
 
 def _ratio(
     first: Sequence[Mapping[str, float]],
     second: Sequence[Mapping[str, float]],
-    key: str = "prefilled",
+    key: str = "prefilled_tokens",
 ) -> float:
     """Return the median of the pairs' ratios."""
     return statistics.median(a[key] / b[key] for a, b in zip(first, second, strict=True))

@@ -41,8 +41,8 @@ def show(
     """Print the machine, a table of the arms, and everything once more as one line of JSON."""
     out = sys.stdout.write
     out(f"{name}: {', '.join(f'{key} {value}' for key, value in measured_on.items())}\n")
-    columns = list(rows[0])
-    table = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    table = [columns, *([_cell(row.get(column, "")) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     for line in table:
         out("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + "\n")
