@@ -93,6 +93,9 @@ class FakeEngine:
         self.script = script
         self.api_key = api_key
         self.latency_s = latency_s
+        self.metrics: str | None = None
+        """What it tells of its load."""
+        self.num_read = 0
         self._log = None if log is None else log.open("a", encoding="utf-8")
         self.lock = threading.Lock()
         self.prefixes: set[str] = set()
@@ -161,6 +164,9 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             if self.path == "/v1/models":
                 model = {"id": MODEL, "object": "model", "max_model_len": engine.max_model_len}
                 self._send(200, {"object": "list", "data": [model]})
+            elif self.path == "/metrics" and engine.metrics is not None:
+                engine.num_read += 1
+                self._send_text(engine.metrics)
             else:
                 self._send(404, {"error": {"message": f"no such path {self.path}"}})
 
@@ -255,6 +261,13 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             self.send_header("Content-Length", str(len(fault.body)))
             self.end_headers()
             self.wfile.write(fault.body)
+
+        def _send_text(self, text: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
 
         def _send(self, status: int, value: Mapping[str, Any]) -> None:
             data = json.dumps(value).encode()

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -7,7 +8,8 @@ from connectors.sinks.lake import Lake
 from engine.batch import WINDOW
 from engine.request import Result
 from flows.run.claims import Claims
-from flows.run.ledger import Ledger
+from flows.run.ledger import Ledger, result_from_json
+from flows.run.rows import usage_row
 
 
 @pytest.mark.parametrize("num_steps", range(6))
@@ -36,3 +38,15 @@ def test_flushing_ends_when_it_is_cancelled_as_the_window_fills(tmp_path, num_st
         ledger = Ledger(lake, "run", "new", claim)
         assert asyncio.run(end_while_full(ledger))
         ledger.save()
+
+
+def test_result_of_an_earlier_version_is_read_when_it_does_not_say_how_long_it_waited():
+    result = Result(request_key="k", stage="kind", outcome="succeeded", mode="instant", seconds=3.0)
+    kept = asdict(result)
+    for name in ("queued_s", "decoding_s"):
+        del kept[name]
+    assert result_from_json(kept) == result
+    told = replace(result, queued_s=1.5, first_token_s=0.5, decoding_s=1.0)
+    assert result_from_json(asdict(told)) == told
+    row = usage_row("row", told)
+    assert (row["queued_s"], row["first_token_s"], row["decoding_s"]) == (1.5, 0.5, 1.0)
