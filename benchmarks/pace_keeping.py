@@ -1,6 +1,6 @@
 """How near calls come to a host's limits, and that they break none: counted at the host.
 
-`python -m benchmarks.pace_keeping [--seconds 240]`. The host answers after random times and refuses all calls in
+`python -m benchmarks.pace_keeping [--seconds 240] [--burst-every 60]`. The host answers after random times and refuses all calls in
 bursts, in turn with and without a Retry-After; a hidden limit is one that the client is not told and that the
 host refuses beyond. All arms run at once, each with a host of its own and two shards in a process, or two
 processes that share one tier by a sink. `used` is the mean of what was in flight, or was called in the host's
@@ -24,7 +24,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,14 +64,14 @@ ARMS = (
     Arm(
         name="600 calls a minute",
         binds="calls",
-        rules=Rules(max_in_flight=50, requests_per_minute=600, seed=2),
-        told={"max_in_flight": 50, "requests_per_minute": 600},
+        rules=Rules(max_in_flight=200, requests_per_minute=600, seed=2),
+        told={"max_in_flight": 200, "requests_per_minute": 600},
     ),
     Arm(
         name="400,000 tokens a minute",
         binds="tokens",
-        rules=Rules(max_in_flight=50, tokens_per_minute=400_000, seed=3),
-        told={"max_in_flight": 50, "tokens_per_minute": 400_000},
+        rules=Rules(max_in_flight=200, tokens_per_minute=400_000, seed=3),
+        told={"max_in_flight": 200, "tokens_per_minute": 400_000},
     ),
     Arm(
         name="50 in flight, two processes",
@@ -83,8 +83,8 @@ ARMS = (
     Arm(
         name="600 calls a minute, two processes",
         binds="calls",
-        rules=Rules(max_in_flight=50, requests_per_minute=600, seed=5),
-        told={"max_in_flight": 50, "requests_per_minute": 600},
+        rules=Rules(max_in_flight=200, requests_per_minute=600, seed=5),
+        told={"max_in_flight": 200, "requests_per_minute": 600},
         processes=2,
     ),
     Arm(
@@ -100,6 +100,7 @@ def main() -> None:
     """Run all arms at once, and print what their hosts counted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=240.0)
+    parser.add_argument("--burst-every", type=float, default=60.0, help="seconds, on average")
     parser.add_argument("--work", nargs=3, metavar=("URL", "LIMITS", "SINK"))
     asked = parser.parse_args()
     if asked.work:
@@ -107,14 +108,16 @@ def main() -> None:
         return
     measured_on = machine()
     with ThreadPoolExecutor(len(ARMS)) as threads:
-        rows = list(threads.map(lambda arm: _measure(arm, asked.seconds), ARMS))
-    show("pace_keeping", measured_on, {"seconds": asked.seconds}, rows)
+        rows = list(threads.map(lambda arm: _measure(arm, asked.seconds, asked.burst_every), ARMS))
+    facts = {"seconds": asked.seconds, "a burst every s": asked.burst_every}
+    show("pace_keeping", measured_on, facts, rows)
 
 
-def _measure(arm: Arm, seconds: float) -> dict[str, Any]:
+def _measure(arm: Arm, seconds: float, burst_every_s: float) -> dict[str, Any]:
     with ExitStack() as stack:
         sink = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
-        host = subprocess.Popen(arguments(arm.rules), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        rules = replace(arm.rules, burst_every_s=burst_every_s)
+        host = subprocess.Popen(arguments(rules), cwd=ROOT, stdout=subprocess.PIPE, text=True)
         stack.callback(host.wait)
         stack.callback(host.kill)
         assert host.stdout is not None

@@ -84,8 +84,8 @@ class Width:  # noqa: PLR0904 - one method more than the limit: all that can hap
         self._probe_s = 0.0
         self._refused: tuple[int, float] | None = None
         """First call refused, and when; None when one that went out after it was accepted."""
-        self._before = math.inf
-        """Level before that."""
+        self._before = (math.inf, math.inf, 0, FIRST_PATIENCE_S)
+        """Level, ceiling, good level and patience before that."""
         self._is_shut = False
         """Whether everything is refused, so that one call at a time is sent to see whether it still is."""
         self._scout: Sent | None = None
@@ -166,11 +166,12 @@ class Width:  # noqa: PLR0904 - one method more than the limit: all that can hap
             refused_s = now - self._refused[1]
             hold_s = max(hold_s, min(MAX_HOLD_S, max(MIN_HOLD_S, REFUSED_HOLD * refused_s)))
             self._is_shut = True
-            self._level = self._target = self._before
-            self._ceiling, self._good = math.inf, 0
+            self._level, self._ceiling, self._good, self._patience_s = self._before
+            self._target = self._level
         else:
             self._refused = (call.number, now)
-            self._before = self._level if self._level < most else math.inf
+            level = self._level if self._level < most else math.inf
+            self._before = (level, self._ceiling, self._good, self._patience_s)
             self._decrease(call, most, now)
         self._is_restarting |= bool(retry_after_s)
         self._new_round()

@@ -438,6 +438,21 @@ def test_host_that_refuses_everything_is_asked_by_one_call_at_growing_distances(
     assert width.allowed(64) == 64
 
 
+def test_limit_that_was_not_told_is_still_known_when_the_host_refused_everything_for_a_while():
+    host = Host(limit=20)
+    for _ in range(100):
+        host.step()
+    width, level = host.width, host.width.allowed(64)
+    assert level in {20, 21}
+    for _ in range(5):
+        host.now += width.refused(width.sent(level), 64, host.now)
+    width.accepted(width.sent(1), 64, host.now)
+    assert width.has_room(0, 64)
+    for _ in range(5):
+        host.step()
+    assert host.width.allowed(64) in {20, 21}
+
+
 def test_another_call_is_sent_to_see_when_the_one_that_was_has_broken_off():
     width = Width()
     for _ in range(3):
