@@ -32,17 +32,14 @@ _USAGE = {
 }
 
 
-def _response(kind: str, payload: bytes) -> bytes:
+def response(kind: str, payload: bytes) -> bytes:
+    """Return an HTTP answer in one piece."""
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(payload)}\r\n\r\n"
     return head.encode() + payload
 
 
-def _chunked(payload: list[bytes]) -> bytes:
-    head = (
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
-    chunks = (b"%x\r\n%s\r\n" % (len(part), part) for part in payload)
-    return head + b"".join(chunks) + b"0\r\n\r\n"
+def _chunks(payload: list[bytes]) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in payload)
 
 
 def _event(choices: list[dict[str, object]], **more: object) -> bytes:
@@ -61,14 +58,21 @@ def _delta(delta: dict[str, object], finish: str | None = None) -> list[dict[str
     return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
 
 
-_STREAM = _chunked([
-    _event(_delta({"role": "assistant", "content": ""})),
-    _event(_delta({"content": _ANSWER})),
-    _event(_delta({"content": ""}, "stop")),
-    _event([], usage=_USAGE),
-    b"data: [DONE]\n\n",
-])
-_WHOLE = _response(
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+ANSWER_HEAD = _HEAD + _chunks([_event(_delta({"role": "assistant", "content": ""}))])
+"""A streamed answer up to its first event."""
+ANSWER_TAIL = (
+    _chunks([
+        _event(_delta({"content": _ANSWER})),
+        _event(_delta({"content": ""}, "stop")),
+        _event([], usage=_USAGE),
+        b"data: [DONE]\n\n",
+    ])
+    + b"0\r\n\r\n"
+)
+"""The rest of it."""
+_STREAM = ANSWER_HEAD + ANSWER_TAIL
+_WHOLE = response(
     "application/json",
     json.dumps({
         "id": "chatcmpl-1",
@@ -86,7 +90,7 @@ _WHOLE = _response(
         "usage": _USAGE,
     }).encode(),
 )
-_MODELS = _response(
+MODELS = response(
     "application/json",
     json.dumps({"data": [{"id": MODEL, "object": "model", "max_model_len": 32_768}]}).encode(),
 )
@@ -112,7 +116,7 @@ class _Connection(asyncio.Protocol):
             body = self._held[end + 4 : end + 4 + length]
             self._held = self._held[end + 4 + length :]
             if head.startswith(b"get"):
-                self._transport.write(_MODELS)
+                self._transport.write(MODELS)
             else:
                 streamed = b'"stream":true' in body.replace(b" ", b"")
                 answer = _STREAM if streamed else _WHOLE

@@ -43,6 +43,18 @@ def test_pay_once_gives_each_arm_its_figures_when_run_in_small():
     assert found["arms"][2]["shards"] == 63
 
 
+def test_pace_keeping_breaks_no_limit_when_run_in_small():
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.pace_keeping", "--seconds=12", "--burst-every=5"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    arms = json.loads(result.stdout.splitlines()[-1])["arms"]
+    assert len(arms) == 6
+    assert all(arm["violations"] == 0 and arm["calls"] > 20 for arm in arms), arms
+    assert all(0 < arm["used"] <= 1 for arm in arms)
+
+
 def test_resuming_reads_only_what_was_left_when_run_in_small():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.resuming", "--documents=20"],

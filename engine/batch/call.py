@@ -209,8 +209,7 @@ class Caller:
         else:
             told = True
             self._lives()
-            if reply.first_token_s is not None:
-                place.waited(reply.first_token_s)
+            place.wait_s = reply.first_token_s
             return reply
         finally:
             if not told:

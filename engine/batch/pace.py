@@ -196,9 +196,10 @@ class Pace:
     def _leave(self, place: Place, *, is_ended: bool) -> None:
         """Free a place: at once where the host has ended the call, a transit later where we broke it off."""
         with self._lock:
-            if place.slot is None:
+            if place.slot is None or place.sent is None:
                 return
             now = self._clock()
+            self._width.ended(place.sent, place.wait_s)
             if place.slot.free_s is None:
                 self._window.arrived(place.slot, now + (0.0 if is_ended else TRANSIT_S))
             if is_ended:
@@ -236,10 +237,6 @@ class Pace:
             hold_s = self._width.refused(place.sent, self._limits.max_in_flight, now, retry_after_s)
             self._held_until_s = max(self._held_until_s, now + hold_s)
 
-    def _waited(self, seconds: float) -> None:
-        with self._lock:
-            self._width.waited(seconds)
-
     # The lock is held by who calls these.
 
     def _let_out(self, place: Place) -> None:
@@ -249,6 +246,8 @@ class Pace:
 
     def _take_back(self, place: Place) -> None:
         assert place.slot is not None
+        assert place.sent is not None
+        self._width.ended(place.sent)
         self._window.drop(place.slot)
         self._num_in_flight -= 1
         place.slot = None
@@ -271,10 +270,10 @@ class Pace:
         now, limits = self._pass_time(), self._limits
         if now >= self._valid_until_s:
             return None
-        if self._num_in_flight >= self._width.allowed(limits.max_in_flight):
-            return self._lingering[0] - now if self._lingering else None
         if now < self._held_until_s:
             return self._held_until_s - now
+        if not self._width.has_room(self._num_in_flight, limits.max_in_flight):
+            return self._lingering[0] - now if self._lingering else None
         if self._fits(tokens):
             return 0
         free_s = self._window.next_free_s
@@ -338,6 +337,7 @@ class Place:
         "sent",
         "slot",
         "tokens",
+        "wait_s",
     )
 
     def __init__(self, pace: Pace, tokens: int, priority: int) -> None:
@@ -347,6 +347,8 @@ class Place:
         self.sent: Sent | None = None
         self.num_bytes = 0
         self.latest_s: float | None = None
+        self.wait_s: float | None = None
+        """For the first token; set by who has the answer."""
         self._is_heard = False
 
     async def __aenter__(self) -> Self:
@@ -388,10 +390,6 @@ class Place:
     def refused(self, retry_after_s: float | None) -> None:
         """Take note that the host said 'later'."""
         self._pace._refused(self, retry_after_s)
-
-    def waited(self, first_token_s: float) -> None:
-        """Take note of the wait for the first token."""
-        self._pace._waited(first_token_s)
 
 
 def _wake(woken: asyncio.Future[None]) -> None:

@@ -19,9 +19,13 @@ while it is approached again."""
 STEP = 1 / 16
 """Share of the limit that is added after each round without a refusal: from 0.7 of it to all in five."""
 
-RESTART = 1 / 8
-"""Share with which calls begin again after a Retry-After; each that is accepted lets one more go, so that
-three times the wait for a first token later all are in flight."""
+APPROACH = 2.0
+"""How fast a level at which the host refused is approached, in parts of the way that is left per round: 86 % of it
+are gone after the first round, and each further call takes longer."""
+
+RESTART = 1 / 4
+"""Share with which calls begin again after a Retry-After, or when a host that was away has answered one call;
+each that is accepted lets one more go, so that twice the wait for a first token later all are in flight."""
 
 FIRST_PATIENCE_S = 2.0
 """How long the level at which a host refused is kept clear of at first; doubled each time it refuses there
@@ -65,7 +69,7 @@ class Sent:
     """Calls in flight when it went out, itself included."""
 
 
-class Width:
+class Width:  # noqa: PLR0904 - one method more than the limit: all that can happen to a call
     """The number of calls that may be in flight; without bound until the host complains."""
 
     def __init__(self) -> None:
@@ -78,10 +82,15 @@ class Width:
         """Level at which a call was refused."""
         self._patience_s = FIRST_PATIENCE_S
         self._probe_s = 0.0
-        self._refused_s: float | None = None
-        """Since when everything is refused; None when something was accepted since the last decrease."""
-        self._before = 1
-        """Where to ramp up to when a host that refuses everything takes calls again."""
+        self._refused: tuple[int, float] | None = None
+        """First call refused, and when; None when one that went out after it was accepted."""
+        self._before = (math.inf, math.inf, 0, FIRST_PATIENCE_S)
+        """Level, ceiling, good level and patience before that."""
+        self._is_shut = False
+        """Whether everything is refused, so that one call at a time is sent to see whether it still is."""
+        self._scout: Sent | None = None
+        """That call."""
+        self._is_restarting = False
         self._began = self._next = 0
         self._num_accepted = self._highest = 0
         self._waits: list[float] = []
@@ -93,14 +102,37 @@ class Width:
         """Return how many calls may be in flight, of at most `most`; never below 1 but for a `most` of 0."""
         return most if self._level >= most else max(min(1, most), int(self._level))
 
+    def has_room(self, num_in_flight: int, most: int) -> bool:
+        """Tell whether one more call may go out beside so many; not to be asked while they are held back."""
+        if self._is_shut:
+            return num_in_flight < most and self._scout is None
+        if self._is_restarting:
+            # What the host has been at all the while comes on top: it is used to that.
+            self._is_restarting = False
+            few = max(1, int(RESTART * min(self._target, most)))
+            self._level = min(self._target, num_in_flight + few)
+        return num_in_flight < self.allowed(most)
+
     def sent(self, num_in_flight: int) -> Sent:
         """Return the mark of a call that goes out as the last of so many in flight."""
         self._next += 1
-        return Sent(self._next - 1, num_in_flight)
+        call = Sent(self._next - 1, num_in_flight)
+        if self._is_shut:
+            self._scout = call
+        return call
+
+    def ended(self, call: Sent, wait_s: float | None = None) -> None:
+        """Take note that a call is over, however it ended, and of its wait for the first token."""
+        if self._scout is call:
+            self._scout = None
+        if wait_s is not None:
+            self._waits.append(wait_s)
 
     def accepted(self, call: Sent, most: int, now: float) -> None:
         """Take note that the host has begun to answer a call."""
-        self._refused_s = None
+        if self._refused is not None and call.number > self._refused[0]:
+            self._is_restarting |= self._is_shut
+            self._refused, self._is_shut = None, False
         if call.number < self._began or 2 * call.level < self.allowed(most):
             # Too few are asked for to tell how many would be taken.
             return
@@ -111,7 +143,12 @@ class Width:
             if self._level >= min(self._target, most):
                 self._level = self._target
                 self._new_round()
-        elif self._num_accepted >= self.allowed(most):
+            return
+        if self._level < self._ceiling - 1 < math.inf:
+            self._level += APPROACH * (self._ceiling - 1 - self._level) / self._level
+            if self._level > self._ceiling - 1.5:
+                self._reach_ceiling(now)
+        if self._num_accepted >= self.allowed(most):
             self._round_done(most, now)
 
     def refused(
@@ -124,18 +161,19 @@ class Width:
         hold_s = min(MAX_RETRY_AFTER_S, retry_after_s or 0.0)
         if call.number < self._began:
             return hold_s
-        if self._refused_s is not None:
-            # Nothing was accepted since: that is not about how many there are, nor was the first of it.
-            refused_s = now - self._refused_s
+        if self._refused is not None:
+            # Nothing sent since was accepted: that is not about how many there are, nor was the first of it.
+            refused_s = now - self._refused[1]
             hold_s = max(hold_s, min(MAX_HOLD_S, max(MIN_HOLD_S, REFUSED_HOLD * refused_s)))
-            self._level, self._target = 1, self._before
-            self._ceiling, self._good = math.inf, 0
+            self._is_shut = True
+            self._level, self._ceiling, self._good, self._patience_s = self._before
+            self._target = self._level
         else:
-            self._refused_s = now
-            self._before = max(1, int(DECREASE * self.allowed(most)))
+            self._refused = (call.number, now)
+            level = self._level if self._level < most else math.inf
+            self._before = (level, self._ceiling, self._good, self._patience_s)
             self._decrease(call, most, now)
-        if retry_after_s:
-            self._level = max(1, int(RESTART * min(self._target, most)))
+        self._is_restarting |= bool(retry_after_s)
         self._new_round()
         return hold_s
 
@@ -153,14 +191,10 @@ class Width:
         self._probe_s = now + self._patience_s
 
     def restart(self, most: int) -> None:
-        """Begin with one call again, after the host was away."""
+        """Begin with few calls again, after the host was away."""
         self._target = self._level if self._level < most else math.inf
-        self._level = 1
+        self._is_restarting = True
         self._new_round()
-
-    def waited(self, seconds: float) -> None:
-        """Take note of a call's wait for its first token."""
-        self._waits.append(seconds)
 
     def loaded(self, load: Load, most: int) -> None:
         """Take note of what the engine says of its own queue; from then on rounds raise nothing."""
@@ -168,6 +202,7 @@ class Width:
         preempts = before is not None and load.num_preemptions > before
         if preempts or (load.num_waiting > 0 and load.cache_used >= FULL):
             self._level = self._target = max(1, int(LOAD_DECREASE * self.allowed(most)))
+            self._ceiling = math.inf
             self._new_round()
         elif self._level < most and self._ceiling == math.inf:
             self._raise(most)
@@ -180,18 +215,22 @@ class Width:
         if self._preemptions is None and self._is_slow():
             least = max(1, int(MIN_SHARE * most))
             self._level = max(least, int(SLOW_DECREASE * self.allowed(most)))
-            self._target = self._level
-        elif self._level < self._ceiling - 1:
-            if self._preemptions is None or self._ceiling < math.inf:
+            self._target, self._ceiling = self._level, math.inf
+        elif self._ceiling == math.inf:
+            if self._preemptions is None:
                 self._raise(most)
-            if self._level >= self._ceiling - 1:
-                self._probe_s = now + self._patience_s
-        elif now >= self._probe_s:
+        elif self._level >= self._ceiling - 1 and now >= self._probe_s:
             self._level = self._target = self._ceiling
         self._new_round()
 
+    def _reach_ceiling(self, now: float) -> None:
+        """Stay one below the level at which the host refused, for a while."""
+        self._level = self._target = self._ceiling - 1
+        self._probe_s = now + self._patience_s
+        self._new_round()
+
     def _raise(self, most: int) -> None:
-        higher = min(self._level + max(1, int(STEP * most)), self._ceiling - 1)
+        higher = self._level + max(1, int(STEP * most))
         self._level = self._target = math.inf if higher >= most else higher
 
     def _is_slow(self) -> bool:

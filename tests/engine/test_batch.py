@@ -1,5 +1,6 @@
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from engine.batch import BreakerRule, RetryRule, route_to, run
 from engine.endpoint import open_endpoint
 from engine.errors import EngineMisconfigured, EngineUnavailable
-from engine.profile import profile_for_url
+from engine.profile import Capabilities, RateTier, profile_for_url
 from engine.request import Request
 from tests.fakes.engine_server import FakeEngine, Fault
 
@@ -266,6 +267,97 @@ def test_requests_fail_fast_when_an_engine_has_been_down_for_long():
         results = carry_out(engine, [request(i) for i in range(10)], rule=rule)
     assert {r.error_class for r in results} == {"engine_unavailable"}
     assert any("left alone" in r.error for r in results)
+
+
+def test_calls_begin_slowly_when_the_engine_was_away():
+    rule = BreakerRule(max_failures=3, first_open_s=0.2, max_open_s=0.2)
+    in_flight = []
+
+    def script(number, _):
+        if number < 20:
+            return Fault(status=500)
+        in_flight.append(engine.in_flight)
+        return Fault(hang_s=0.2)
+
+    with FakeEngine(script=script) as engine:
+        profile = profile_for_url(engine.url).model_copy(update={"max_in_flight": 16})
+        requests = [request(i) for i in range(40)]
+        patient = RetryRule(first_delay_s=0.0, max_attempts=20)
+        results = carry_out(
+            engine, requests, max_in_flight=16, rule=rule, profile=profile, retry=patient
+        )
+    assert {r.outcome for r in results} == {"succeeded"}
+    assert len(results) == 40
+    # One looks whether it is back, four go next, and each that is accepted lets one more go.
+    assert in_flight[0] == 1
+    assert max(in_flight[:5]) <= 5
+
+
+def tiered(engine, **limits):
+    tier = RateTier(name="t", **limits)
+    return profile_for_url(engine.url).model_copy(update={"tiers": (tier,), "tier": "t"})
+
+
+def test_batches_of_several_loops_share_all_places_when_they_have_one_route(engine):
+    engine.latency_s = 0.02
+    route = route_to(endpoint_of(engine, tiered(engine, max_in_flight=3)))
+
+    async def one_batch(first):
+        async def source():
+            for number in range(20):
+                yield request(first + number, priority=first + number)
+
+        return [result async for result in run(source(), route)]
+
+    with ThreadPoolExecutor(2) as threads:
+        batches = [threads.submit(asyncio.run, one_batch(first)) for first in (0, 100)]
+        results = [result for batch in batches for result in batch.result(timeout=30)]
+    assert len({r.request_key for r in results}) == 40
+    assert engine.most_in_flight == 3
+
+
+def test_time_is_told_by_where_it_went_when_a_request_waits_for_its_place(engine):
+    engine.latency_s = 0.1
+    profile = tiered(engine, max_in_flight=1)
+    profile = profile.model_copy(update={"capabilities": Capabilities(stream=True)})
+    results = carry_out(engine, [request(i) for i in range(3)], profile=profile)
+    queued = sorted(r.queued_s for r in results)
+    assert queued[0] < queued[1] < queued[2]
+    assert queued[1] >= 0.1
+    assert queued[2] >= 0.2
+    for result in results:
+        assert 0 <= result.decoding_s < result.seconds
+        assert result.queued_s + result.first_token_s + result.decoding_s <= result.seconds
+
+
+FULL = """\
+vllm:num_requests_waiting{engine="0"} 5.0
+vllm:kv_cache_usage_perc{engine="0"} 1.0
+vllm:num_preemptions_total{engine="0"} 0.0
+"""
+
+
+def test_fewer_calls_are_in_flight_when_the_engine_says_that_it_is_full(engine):
+    engine.metrics, engine.latency_s = FULL, 0.05
+    profile = profile_for_url(engine.url).model_copy(
+        update={"max_in_flight": 10, "capabilities": Capabilities(priority=True)}
+    )
+    route = route_to(endpoint_of(engine, profile))
+
+    async def batch():
+        async def source():
+            for number in range(60):
+                yield request(number)
+
+        return [result async for result in run(source(), route)]
+
+    asyncio.run(batch())
+    # Once in two seconds, however many calls there are.
+    assert engine.num_read == 1
+    assert engine.in_flight == 0
+    engine.most_in_flight = 0
+    asyncio.run(batch())
+    assert engine.most_in_flight == 8
 
 
 def thinking(**changes):

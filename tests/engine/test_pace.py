@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from engine.batch.pace import Limits, Pace
-from engine.batch.width import Width
+from engine.batch.width import RESTART, Width
 from engine.batch.window import MINUTE_S, TRANSIT_S
 from engine.errors import EngineUnavailable
 from engine.load import Load, read_load
@@ -329,7 +329,7 @@ def test_calls_ramp_up_when_a_retry_after_is_over():
         pace._tick()
         await settle()
         out = [call for call in calls if call.is_out]
-        assert 1 <= len(out) <= 32 / 8
+        assert 1 <= len(out) <= RESTART * 32
         for call in out:
             call.place.heard(200)
         await settle()
@@ -397,6 +397,7 @@ def test_level_is_never_below_one_and_never_above_the_limit():
     for number in range(5000):
         most = pick.choice([1, 7, 64])
         assert 1 <= width.allowed(most) <= most
+        assert not width.has_room(most, most)
         call = width.sent(pick.randint(1, 64))
         kind = pick.randint(0, 9)
         if kind < 5:
@@ -413,27 +414,61 @@ def test_level_is_never_below_one_and_never_above_the_limit():
 
 def test_host_that_refuses_everything_is_asked_by_one_call_at_growing_distances():
     width, now, holds = Width(), 0.0, []
-    for call in [width.sent(number + 1) for number in range(64)]:
+    for call in reversed([width.sent(number + 1) for number in range(64)]):
         width.refused(call, 64, now)
-    for _ in range(30):
-        call = width.sent(1)
-        hold = width.refused(call, 64, now)
-        assert width.allowed(64) == 1
-        holds.append(hold)
-        now += hold
+    for number in range(31):
+        # Calls that it took before are under way all the while.
+        assert width.has_room(20, 64)
+        call = width.sent(21)
+        assert number == 0 or not width.has_room(21, 64)
+        holds.append(width.refused(call, 64, now))
+        width.ended(call)
+        now += holds[-1]
     assert holds[0] < 0.3
     assert holds == sorted(holds)
     assert holds[-1] == 5.0
-    for _ in range(50):
+    call = width.sent(21)
+    width.accepted(call, 64, now)
+    assert width.has_room(20, 64)
+    assert width.has_room(20 + RESTART * 64 - 1, 64)
+    assert not width.has_room(20 + RESTART * 64, 64)
+    # All that there was before: it was not about how many there were.
+    for _ in range(64):
         width.accepted(width.sent(width.allowed(64)), 64, now)
-    assert width.allowed(64) >= int(0.7 * 64)
+    assert width.allowed(64) == 64
 
 
-def test_calls_begin_with_one_when_the_host_was_away():
+def test_limit_that_was_not_told_is_still_known_when_the_host_refused_everything_for_a_while():
+    host = Host(limit=20)
+    for _ in range(100):
+        host.step()
+    width, level = host.width, host.width.allowed(64)
+    assert level in {20, 21}
+    for _ in range(5):
+        host.now += width.refused(width.sent(level), 64, host.now)
+    width.accepted(width.sent(1), 64, host.now)
+    assert width.has_room(0, 64)
+    for _ in range(5):
+        host.step()
+    assert host.width.allowed(64) in {20, 21}
+
+
+def test_another_call_is_sent_to_see_when_the_one_that_was_has_broken_off():
+    width = Width()
+    for _ in range(3):
+        width.refused(width.sent(1), 64, 0.0)
+    call = width.sent(1)
+    assert not width.has_room(1, 64)
+    width.ended(call)
+    assert width.has_room(0, 64)
+
+
+def test_calls_begin_with_few_when_the_host_was_away():
     width = Width()
     width.restart(64)
-    assert width.allowed(64) == 1
-    for _ in range(63):
+    assert width.has_room(0, 64)
+    assert width.allowed(64) == RESTART * 64
+    for _ in range(48):
         width.accepted(width.sent(width.allowed(64)), 64, 0.0)
     assert width.allowed(64) == 64
 
@@ -441,8 +476,9 @@ def test_calls_begin_with_one_when_the_host_was_away():
 def waits(width, seconds, most=64):
     """One round of calls that all wait so long for their first token."""
     for _ in range(width.allowed(most)):
-        width.waited(seconds)
-        width.accepted(width.sent(width.allowed(most)), most, 0.0)
+        call = width.sent(width.allowed(most))
+        width.ended(call, seconds)
+        width.accepted(call, most, 0.0)
 
 
 def test_level_is_lowered_when_the_first_token_comes_far_later_than_it_did():

@@ -126,6 +126,9 @@ class FakeEngine:
         self.api_key = api_key
         self.latency_s = latency_s
         self.bursts_miss = bursts_miss
+        self.metrics: str | None = None
+        """What it tells of its load."""
+        self.num_read = 0
         self._log = None if log is None else log.open("a", encoding="utf-8")
         self.lock = threading.Lock()
         self.prefixes: set[str] = set()
@@ -235,6 +238,9 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             elif self.path == "/metrics" and engine.kv_cache_tokens is not None:
                 info = f'block_size="16",num_gpu_blocks="{engine.kv_cache_tokens // 16}"'
                 self._send_text(200, f"vllm:cache_config_info{{{info}}} 1.0\n".encode())
+            elif self.path == "/metrics" and engine.metrics is not None:
+                engine.num_read += 1
+                self._send_text(200, engine.metrics.encode())
             else:
                 self._send(404, {"error": {"message": f"no such path {self.path}"}})
 

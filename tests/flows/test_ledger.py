@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -6,8 +7,10 @@ from config.load import set_environment
 from connectors.sinks.lake import Lake
 from engine.batch import WINDOW, Amount
 from engine.request import Result, Usage
+from flows.run.answers import result_from_json
 from flows.run.claims import Claims
 from flows.run.ledger import Ledger, journal_spent
+from flows.run.rows import usage_row
 
 
 @pytest.mark.parametrize("num_steps", range(6))
@@ -69,3 +72,15 @@ def test_each_stage_keeps_what_it_spent_when_a_run_stops_in_a_shard(tmp_path):
     assert journal_spent(lake, "s00000", "other", ()) == {}
     with Claims(lake.storage, "run") as claims, claims.take("s00000", wait=False) as claim:
         assert Ledger(lake, "run", "resume", claim).paid(()) == spent
+
+
+def test_result_of_an_earlier_version_is_read_when_it_does_not_say_how_long_it_waited():
+    result = Result(request_key="k", stage="kind", outcome="succeeded", mode="instant", seconds=3.0)
+    kept = asdict(result)
+    for name in ("queued_s", "decoding_s"):
+        del kept[name]
+    assert result_from_json(kept) == result
+    told = replace(result, queued_s=1.5, first_token_s=0.5, decoding_s=1.0)
+    assert result_from_json(asdict(told)) == told
+    row = usage_row("row", told)
+    assert (row["queued_s"], row["first_token_s"], row["decoding_s"]) == (1.5, 0.5, 1.0)
