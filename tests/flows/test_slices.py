@@ -12,7 +12,9 @@ import pytest
 
 from connectors.storage import LocalStorage
 from engine.batch import Limits
-from engine.profile import RateTier
+from engine.profile import RateTier, profile_for_url
+from flows.run.core import run_job
+from flows.run.job import Options, make_job
 from flows.run.slices import SLICES, Slices, fair_parts
 from tests.fakes.engine_server import FakeEngine, Fault
 from tests.flows.slice_worker import LEASE_S, MINUTE_S, line_to
@@ -186,6 +188,27 @@ def test_gate_shuts_by_itself_when_the_slice_cannot_be_renewed(tmp_path, engine)
     time.sleep(LEASE_S)
     with pytest.raises(TimeoutError):
         asyncio.run(call())
+
+
+def test_run_takes_a_slice_and_gives_it_back_when_its_engine_has_a_tier(tmp_path, engine):
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        (tmp_path / "in" / f"{number}.txt").write_text(f"Note {number}.")
+    tier = RateTier(name="t", max_in_flight=2)
+    profile = profile_for_url(engine.url).model_copy(
+        update={"name": "host", "tiers": (tier,), "tier": "t"}
+    )
+    (tmp_path / "host.yaml").write_text(profile.model_dump_json())
+    (tmp_path / "p.yaml").write_text(
+        "name: p\nstages: [{name: kind, prompt: Which kind?, output: {kind: a|b}}]\n"
+    )
+    options = Options(
+        source=str(tmp_path / "in"), sink=str(tmp_path / "lake"), engine=str(tmp_path / "host.yaml")
+    )
+    engine.latency_s = 0.05
+    assert run_job(make_job(tmp_path / "p.yaml", options))["verdict"] == "complete"
+    assert engine.most_in_flight == 2
+    assert limits_in(LocalStorage(tmp_path / "lake")) == []
 
 
 HALVES = [(50, 100, 1000), (50, 100, 1000)]
