@@ -1,9 +1,10 @@
 """Three stages that build on one another, over more text than the engine's cache holds: in which order.
 
-`python -m benchmarks.chunk_order [--documents 14] [--repeats 3] [--json FILE]` serves the embedded model with a KV cache of
-12,000 tokens. The first arm is a run of Headrace; the others send the same bodies through the openai client and a
-semaphore, stage by stage over all chunks, and shuffled. Each has a cache salt of its own. `prefilled_tokens`
-are the prompt tokens that the server computed; `unique` is what a cache without end would leave to compute.
+`python -m benchmarks.chunk_order [--documents 14] [--repeats 3] [--json FILE]` serves the embedded model with a
+KV cache of 12,000 tokens. The first arm is a run of Headrace; the others send the same bodies through the openai
+client and a semaphore, stage by stage over all chunks, and shuffled. Each has a cache salt of its own.
+`prefilled_tokens` are the prompt tokens that the server computed; `unique` is what a cache without end would
+leave to compute.
 """
 
 from __future__ import annotations
