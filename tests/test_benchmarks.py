@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.trainers import WordLevelTrainer
+
 from benchmarks import gpu_capacity
 from engine import tiny
 from tests.corpora.make import write_video
@@ -157,3 +162,32 @@ def test_citation_check_scores_each_kind_and_change_when_run_in_small():
     assert arms["all"]["precision"] >= 0.99
     assert arms["all"]["recall"] >= 0.97
     assert found["2000 lines, s to make ready"] > 0
+
+
+def test_row_order_counts_what_rows_share_when_there_is_no_engine(tmp_path):
+    lines = ["id,port,name"]
+    lines += [f"{n},P{n % 5},Airport number {n % 5} of a town" for n in range(100)]
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "benchmarks.row_order", "--no-engine",
+            f"--table={tmp_path / 'table.csv'}", "--counted-rows=60", "--planned-rows=100",
+            f"--tokenizer={_word_tokenizer(tmp_path)}",
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    planned, given, shuffled = json.loads(result.stdout.splitlines()[-1])["arms"]
+    assert planned["prompt"] == given["prompt"] == shuffled["prompt"]
+    assert planned["least"] <= planned["unique one by one"] <= planned["consecutive"]
+    assert planned["consecutive"] < given["unique one by one"] <= shuffled["consecutive"]
+    assert planned["s to plan 100 rows"] > 0
+
+
+def _word_tokenizer(folder: Path) -> Path:
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    words = (folder / "table.csv").read_text(encoding="utf-8").replace(",", " ")
+    tokenizer.train_from_iterator([words, "[L1] | :"], WordLevelTrainer(special_tokens=["[UNK]"]))
+    tokenizer.save(str(folder / "words.json"))
+    return folder / "words.json"

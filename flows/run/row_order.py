@@ -1,8 +1,9 @@
 """In which order rows of a table are asked about, and their fields shown, so that prompts begin alike.
 
 An engine computes what consecutive prompts begin with once. So rows that say the same in a column are
-put one after the other with that field in front: the column whose values save most comes first, each group
-of its rows is then treated the same way, and so are the rows whose value nobody else has. Pure.
+put one after the other with that field in front: of all values the one that saves most makes the first group,
+the rows that are left make the next, and each group is then treated the same way. To group by all values of
+the best column at once is tried too, and what shares most is taken. Pure.
 
 Source: greedy group recursion, arXiv 2403.05821 (docs/decisions/0013-rows-in-shared-order.md says what
 differs). It looks at repeated values and at columns that others follow from, and stops early.
@@ -13,15 +14,16 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 Fields = Sequence[tuple[str, str]]
 """One row: names of columns, each at most once, and values."""
 
-MAX_VISITS = 16_000_000
-"""Fields looked at in groups, the largest first, about a microsecond each. Groups that are left then are
-sorted by fixed columns."""
+MAX_VISITS = 10_000_000
+"""Fields looked at in groups, the largest first, about a microsecond each; each way of grouping has as many.
+Groups that are left then are sorted by fixed columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,8 @@ def shared_order(
         lambda: (range(len(rows)), table.rows),
         lambda: (_sorted(table.rows), table.rows),
         lambda: (_sorted(ranked), ranked),
-        lambda: _Grouping(table, ranked, max_visits).run(),
+        lambda: _Grouping(table, ranked, _Grouping.by_value, max_visits).run(),
+        lambda: _Grouping(table, ranked, _Grouping.by_column, max_visits).run(),
     )
     for attempt in tries:
         order = table.order(*attempt())
@@ -130,6 +133,7 @@ class _Table:
         ranks = [(-saved[column], column, pair) for pair, column in enumerate(self.columns)]
         return [sorted(row, key=ranks.__getitem__) for row in self.rows]
 
+    @cached_property
     def implied(self) -> list[tuple[int, ...]]:
         """Return what each pair brings along: the pairs of the columns that follow from its own."""
         columns = [[-1] * len(self.rows) for _ in range(max(self.columns, default=-1) + 1)]
@@ -171,12 +175,24 @@ class _Group:
     inner: list[_Group] = field(default_factory=list)
 
 
+_Gains = Mapping[int, int]
+"""What each pair saves per row but the first, with what follows from it."""
+_Having = Mapping[int, list[int]]
+"""Places of the rows that have a pair."""
+
+
 class _Grouping:
     """Takes the rows of a table apart, group in group; each row lies in one group at a time."""
 
-    def __init__(self, table: _Table, ranked: Sequence[Sequence[int]], max_visits: int) -> None:
+    def __init__(
+        self,
+        table: _Table,
+        ranked: Sequence[Sequence[int]],
+        choose: Callable[[_Grouping, _Gains, _Having], Sequence[tuple[int, list[int]]]],
+        max_visits: int,
+    ) -> None:
         self._table, self._ranked, self._left = table, ranked, max_visits
-        self._implied = table.implied()
+        self._choose, self._implied = choose, table.implied
         self._front: list[list[int]] = [[] for _ in ranked]
         self._open = [[pair for pair in row if table.counts[pair] > 1] for row in ranked]
         """Of each row the pairs that others of its group have too, and whose place is not settled."""
@@ -202,7 +218,7 @@ class _Grouping:
         return _in_order(whole), shown
 
     def _divide(self, group: _Group) -> Sequence[_Group]:
-        """Put in front what all members share, and take them apart by the column that saves most."""
+        """Put in front what all members share, and take them apart."""
         having: dict[int, list[int]] = defaultdict(list)
         for place in group.members:
             self._left -= len(self._open[place])
@@ -216,32 +232,60 @@ class _Grouping:
             self._open[place] = [pair for pair in self._open[place] if pair in some]
         if not some:
             return ()
-        chosen = self._best_column(having, some)
-        # Values that begin alike stand beside each other.
-        for pair in sorted(chosen, key=lambda pair: (self._table.values[pair], pair)):
-            for place in having[pair]:
+        gains = {
+            pair: self._table.weights[pair]
+            + sum(self._table.weights[other] for other in self._implied[pair] if other in some)
+            for pair in some
+        }
+        left = set(group.members)
+        for pair, places in self._choose(self, gains, having):
+            for place in places:
                 self._front[place].append(pair)
                 self._open[place].remove(pair)
-            group.inner.append(_Group(having[pair]))
-        grouped = {place for pair in chosen for place in having[pair]}
-        rest = [place for place in group.members if place not in grouped]
-        if rest:
-            group.inner.append(_Group(rest))
+            left.difference_update(places)
+            group.inner.append(_Group(places))
+        if left:
+            group.inner.append(_Group([place for place in group.members if place in left]))
         return group.inner
 
-    def _best_column(self, having: dict[int, list[int]], some: set[int]) -> list[int]:
-        """Return the pairs of the column that saves most, with what follows from it."""
-        weights, columns = self._table.weights, self._table.columns
+    def by_column(self, gains: _Gains, having: _Having) -> list[tuple[int, list[int]]]:
+        """Return the groups of the one column whose values save most."""
+        columns = self._table.columns
         saved: dict[int, int] = defaultdict(int)
-        pairs: dict[int, list[int]] = defaultdict(list)
-        for pair in some:
-            gain = weights[pair]
-            for other in self._implied[pair]:
-                if other in some:
-                    gain += weights[other]
+        for pair, gain in gains.items():
             saved[columns[pair]] += gain * (len(having[pair]) - 1)
-            pairs[columns[pair]].append(pair)
-        return pairs[max(saved, key=lambda column: (saved[column], -column))]
+        best = max(saved, key=lambda column: (saved[column], -column))
+        chosen = [(pair, having[pair]) for pair in gains if columns[pair] == best]
+        return sorted(chosen, key=self._place)
+
+    def by_value(self, gains: _Gains, having: _Having) -> list[tuple[int, list[int]]]:
+        """Return groups by the pair that saves most, of all columns, and so on with the rows that are left.
+
+        Counts only fall, so a pair whose count has fallen goes back to its later place in the heap.
+        """
+        counts = {pair: len(having[pair]) for pair in gains}
+        heap = [(-gain * (counts[pair] - 1), pair) for pair, gain in gains.items()]
+        heapq.heapify(heap)
+        taken: set[int] = set()
+        chosen = []
+        while heap:
+            saved, pair = heapq.heappop(heap)
+            if counts[pair] < 2:
+                continue
+            if (now := -gains[pair] * (counts[pair] - 1)) != saved:
+                heapq.heappush(heap, (now, pair))
+                continue
+            places = [place for place in having[pair] if place not in taken]
+            taken.update(places)
+            for other in itertools.chain.from_iterable(map(self._open.__getitem__, places)):
+                counts[other] -= 1
+            chosen.append((pair, places))
+        return sorted(chosen, key=self._place)
+
+    def _place(self, chosen: tuple[int, list[int]]) -> tuple[int, str, int]:
+        # Groups of one column stand together, and values that begin alike beside each other.
+        pair, _ = chosen
+        return self._table.columns[pair], self._table.values[pair], pair
 
 
 def _in_order(whole: _Group) -> list[int]:
