@@ -68,6 +68,7 @@ bench: install ## measure against peers in one run, about half an hour; benchmar
 	@$(BIN)/python -m benchmarks.one_group
 	@$(BIN)/python -m benchmarks.pay_once
 	@$(BIN)/python -m benchmarks.resuming --documents 200
+	@$(BIN)/python -m benchmarks.pace_keeping
 	@$(BIN)/python -m benchmarks.run_against_loop --offline
 
 check: install ## longer tests: runs killed hundreds of times; a folder of real files, named by HEADRACE_CORPUS

@@ -234,6 +234,8 @@ class Pace:
         with self._lock:
             assert place.sent is not None
             now = self._clock()
+            # Of calls that went out together the first may be the last to arrive.
+            place.sent.level = max(place.sent.level, self._num_in_flight)
             hold_s = self._width.refused(place.sent, self._limits.max_in_flight, now, retry_after_s)
             self._held_until_s = max(self._held_until_s, now + hold_s)
 

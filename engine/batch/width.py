@@ -33,6 +33,9 @@ again, since then it is a limit that was not told, and each look at it costs a r
 MAX_PATIENCE_S = 300.0
 """Longest such time: a limit that was raised is noticed within five minutes."""
 
+MAX_DECREASES = 3
+"""Decreases without a call accepted, down to a third, after which it is not about how many there are."""
+
 REFUSED_HOLD = 0.25
 """A host that refuses everything is asked again after this share of the time for which it has: what it is
 ready before that is lost, at most a fifth of the time that it was not."""
@@ -86,6 +89,8 @@ class Width:  # noqa: PLR0904 - one method more than the limit: all that can hap
         """First call refused, and when; None when one that went out after it was accepted."""
         self._before = (math.inf, math.inf, 0, FIRST_PATIENCE_S)
         """Level, ceiling, good level and patience before that."""
+        self._num_decreases = 0
+        """Since then."""
         self._is_shut = False
         """Whether everything is refused, so that one call at a time is sent to see whether it still is."""
         self._scout: Sent | None = None
@@ -133,17 +138,19 @@ class Width:  # noqa: PLR0904 - one method more than the limit: all that can hap
         if self._refused is not None and call.number > self._refused[0]:
             self._is_restarting |= self._is_shut
             self._refused, self._is_shut = None, False
-        if call.number < self._began or 2 * call.level < self.allowed(most):
-            # Too few are asked for to tell how many would be taken.
+        if call.number < self._began:
             return
-        self._num_accepted += 1
-        self._highest = max(self._highest, call.level)
         if self._level < min(self._target, most):
             self._level += 1
             if self._level >= min(self._target, most):
                 self._level = self._target
                 self._new_round()
             return
+        if 2 * call.level < self.allowed(most):
+            # Too few are asked for to tell how many would be taken.
+            return
+        self._num_accepted += 1
+        self._highest = max(self._highest, call.level)
         if self._level < self._ceiling - 1 < math.inf:
             self._level += APPROACH * (self._ceiling - 1 - self._level) / self._level
             if self._level > self._ceiling - 1.5:
@@ -161,7 +168,7 @@ class Width:  # noqa: PLR0904 - one method more than the limit: all that can hap
         hold_s = min(MAX_RETRY_AFTER_S, retry_after_s or 0.0)
         if call.number < self._began:
             return hold_s
-        if self._refused is not None:
+        if self._refused is not None and self._num_decreases >= MAX_DECREASES:
             # Nothing sent since was accepted: that is not about how many there are, nor was the first of it.
             refused_s = now - self._refused[1]
             hold_s = max(hold_s, min(MAX_HOLD_S, max(MIN_HOLD_S, REFUSED_HOLD * refused_s)))
@@ -169,9 +176,11 @@ class Width:  # noqa: PLR0904 - one method more than the limit: all that can hap
             self._level, self._ceiling, self._good, self._patience_s = self._before
             self._target = self._level
         else:
-            self._refused = (call.number, now)
-            level = self._level if self._level < most else math.inf
-            self._before = (level, self._ceiling, self._good, self._patience_s)
+            if self._refused is None:
+                self._refused, self._num_decreases = (call.number, now), 0
+                level = self._level if self._level < most else math.inf
+                self._before = (level, self._ceiling, self._good, self._patience_s)
+            self._num_decreases += 1
             self._decrease(call, most, now)
         self._is_restarting |= bool(retry_after_s)
         self._new_round()
