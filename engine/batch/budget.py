@@ -123,7 +123,7 @@ class _Waiter:
                 told.get_loop().call_soon_threadsafe(_resolve, told)
 
 
-class Budget:
+class Budget:  # noqa: PLR0904 - all that is known of what a run spends
     """Caps on dollars, tokens, GPU time and time, of a run and of its stages; without, it counts."""
 
     def __init__(
@@ -277,17 +277,32 @@ class Budget:
         self, waiter: _Waiter, accounts: tuple[_Account, _Account]
     ) -> BudgetReached | None:
         """Return why a call can never go out; None where it can, now or later."""
-        limit = self._max_seconds
-        if limit is not None and self._clock() - self._started >= limit:
-            self._run.reached = self._run.reached or "seconds"
-            return BudgetReached(
-                f"the {limit:,g} seconds of the budget are over; what is under way was let come to"
-                " its end"
-            )
+        if late := self._too_late():
+            return late
         for account in accounts:
             if refusal := account.refusal(waiter.amount):
                 return refusal
         return None
+
+    def require_time(self) -> None:
+        """Check that a call whose amount is reserved may still be begun.
+
+        Raises:
+            BudgetReached: The time is over.
+        """
+        with self._lock:
+            late = self._too_late()
+        if late:
+            raise late
+
+    def _too_late(self) -> BudgetReached | None:
+        limit = self._max_seconds
+        if limit is None or self._clock() - self._started < limit:
+            return None
+        self._run.reached = self._run.reached or "seconds"
+        return BudgetReached(
+            f"the {limit:,g} seconds of the budget are over; what is under way was let come to its end"
+        )
 
     def _check_units(self, stage: str, profile: Profile) -> None:
         for key, limits in (

@@ -24,7 +24,7 @@ from engine.batch.budget import Budget
 from engine.batch.pace import Place
 from engine.batch.route import Line
 from engine.client import Client
-from engine.errors import EngineUnavailable, RequestRejected
+from engine.errors import BudgetReached, EngineUnavailable, RequestRejected
 from engine.reply import Reply
 from engine.request import Request, Usage, add_usage
 
@@ -174,7 +174,11 @@ class Caller:
         priority: int,
         is_last: bool,
     ) -> Reply:
-        """Return the reply of one call, sent when breaker and gate both let it."""
+        """Return the reply of one call, sent when breaker and gate both let it.
+
+        Raises:
+            BudgetReached: The budget's time is over by then.
+        """
         tokens = prompt_tokens + body["max_tokens"]
         while True:
             async with AsyncExitStack() as stack:
@@ -182,6 +186,11 @@ class Caller:
                     await self._admitted(is_last=is_last)
                     place = self.line.pace.place(tokens, priority)
                     await stack.enter_async_context(place)
+                try:
+                    self._budget.require_time()
+                except BudgetReached:
+                    place.withdraw()
+                    raise
                 # Asked again: the circuit may have opened while the call waited for its place.
                 if self.line.breaker.admit() == "go":
                     account.attempts += 1
