@@ -54,7 +54,7 @@ stages:
     over: rows
     prompt: Was it late?
     output: {{late: yes|no|unknown}}
-    max_output_tokens: 12
+    max_output_tokens: 24
 """
 _ORDERS = {"planned": "shared", "given": "given"}
 """What `rows.order` is in the arms that are runs."""

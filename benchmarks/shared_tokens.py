@@ -53,7 +53,7 @@ def count_rows(
         }
 
     found["planned"]["least"] = float(least(rows, tokenizer))
-    found["planned"][f"s to plan {len(lines[:planned]):,} rows"] = planning_s
+    found["planned"] |= {"rows planned": len(lines[:planned]), "CPU s to plan": planning_s}
     return found
 
 

@@ -181,7 +181,8 @@ def test_row_order_counts_what_rows_share_when_there_is_no_engine(tmp_path):
     assert planned["prompt"] == given["prompt"] == shuffled["prompt"]
     assert planned["least"] <= planned["unique one by one"] <= planned["consecutive"]
     assert planned["consecutive"] < given["unique one by one"] <= shuffled["consecutive"]
-    assert planned["s to plan 100 rows"] > 0
+    assert planned["rows planned"] == 100
+    assert planned["CPU s to plan"] > 0
 
 
 def _word_tokenizer(folder: Path) -> Path:

@@ -69,24 +69,28 @@ def shared_order(
         return given_order(rows)
     table = _Table(rows, weigh)
     ranked = table.by_column()
-    best, most = given_order(()), -1
-    tries = (
-        lambda: (range(len(rows)), table.rows),
+    best: _Shown = (range(len(rows)), table.rows)
+    most = table.saved(*best)
+    others: Sequence[Callable[[], _Shown]] = (
         lambda: (_sorted(table.rows), table.rows),
         lambda: (_sorted(ranked), ranked),
         lambda: _Grouping(table, ranked, _Grouping.by_value, max_visits).run(),
         lambda: _Grouping(table, ranked, _Grouping.by_column, max_visits).run(),
     )
-    for attempt in tries:
-        order = table.order(*attempt())
-        if (saved := table.shared(order)) > most:
-            best, most = order, saved
-    return best
+    for attempt in others:
+        found = attempt()
+        if (saved := table.saved(*found)) > most:
+            best, most = found, saved
+    return table.order(*best)
 
 
 def _sorted(shown: Sequence[list[int]]) -> list[int]:
     """Return the places of rows sorted as they are shown, so that equal pairs come together."""
     return sorted(range(len(shown)), key=shown.__getitem__)
+
+
+_Shown = tuple[Sequence[int], Sequence[list[int]]]
+"""Places of rows in their order, and by place the pairs of each as they are shown."""
 
 
 class _Table:
@@ -117,13 +121,15 @@ class _Table:
             fields.append(tuple([at[pair] for pair in own]))
         return RowOrder(rows=rows, fields=tuple(fields), num_shared=tuple(num_shared))
 
-    def shared(self, order: RowOrder) -> int:
+    def saved(self, places: Iterable[int], shown: Sequence[list[int]]) -> int:
         """Return the weight of what the rows begin with as the row before them does."""
-        return sum(
-            self.weights[row[place]]
-            for row, places, num in zip(self.rows, order.fields, order.num_shared, strict=True)
-            for place in places[:num]
-        )
+        weights, before, total = self.weights, list[int](), 0
+        for place in places:
+            own = shown[place]
+            for pair in own[: _num_alike(before, own)]:
+                total += weights[pair]
+            before = own
+        return total
 
     def by_column(self) -> list[list[int]]:
         """Return the rows with their fields in one order of columns: what saves most first."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import logging
+import math
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -323,9 +325,15 @@ class _Phase:
         async for read in documents:
             if read.document.status == "rejected":
                 continue
-            found = [*self._chunk_families(read), *self._row_families(read)]
-            self._left[read.document.source.path] = len(found)
-            for family in found or [Family(tokens=0, work=partial(self._about_document, read))]:
+            num_families = len(read.chunks) if self._over("chunk") else 0
+            if self._over("rows"):
+                num_families += math.ceil(len(read.turns) / ROWS_PER_FAMILY)
+            self._left[read.document.source.path] = num_families
+            if not num_families:
+                yield Family(tokens=0, work=partial(self._about_document, read))
+                continue
+            # One by one: a sheet has thousands, and each is weighed.
+            for family in itertools.chain(self._chunk_families(read), self._row_families(read)):
                 yield family
 
     def _over(self, over: str) -> list[StageConfig]:
