@@ -36,7 +36,7 @@ from flows.run.bench import NUM_READERS, chunk_rule, open_engine, open_room
 from flows.run.core import run_job
 from flows.run.job import Job, Options, make_job
 from flows.run.plan import list_sources
-from flows.run.shard import read_chunks
+from flows.run.reading import read_chunks
 
 _IN_FLIGHT = 64
 _LINES = 45

@@ -33,7 +33,7 @@ from flows.run.bench import (
 from flows.run.job import Job
 from flows.run.plan import list_sources, require_match
 from flows.run.plans import keep_plan
-from flows.run.shard import read_chunks
+from flows.run.reading import read_chunks
 from flows.stage_estimate import Material, estimate_stages, num_rows
 
 _Sample = Mapping[str, Read]

@@ -18,13 +18,15 @@ from engine.endpoint import Endpoint
 from engine.prompt import user_text
 from engine.wire import body_of, opening
 from flows.run.ask import Asker
+from flows.run.asking import ask_all
 from flows.run.bench import chunk_rule, endpoint_facts, open_bench, open_room, plan_engine
 from flows.run.job import Job, new_run_id
 from flows.run.manifest import spent_json
 from flows.run.plan import ShardPlan, list_sources
 from flows.run.progress import Progress
+from flows.run.reading import ReadDocument, read_chunks
 from flows.run.rows import Answered, Inquiry
-from flows.run.shard import ReadDocument, ask_all, open_shard, read, read_chunks
+from flows.run.shard import open_shard, read
 from flows.run.units import rows_of
 
 

@@ -31,7 +31,8 @@ from flows.run.resume import marker_path
 from flows.run.rows import Answered, record_row, usage_row
 
 if TYPE_CHECKING:
-    from flows.run.shard import ReadDocument, Shard
+    from flows.run.reading import ReadDocument
+    from flows.run.shard import Shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
