@@ -55,7 +55,7 @@ class Asker:
         """
         self.endpoint = endpoint
         self._max_per_document = pipeline.chunk.max_per_document
-        self._lines: dict[tuple[str, str], tuple[list[Line], str]] = {}
+        self._lines: dict[tuple[str, str], tuple[list[Line], str, str]] = {}
         self._questions: dict[str, str] = {}
         self._tails: dict[str, int] = {}
         self.instructions = instructions(pipeline.shared)
@@ -116,9 +116,9 @@ class Asker:
                 f" {self.endpoint.profile.name!r} reads text only",
             )
         if row:
-            lines, material = _shown_lines(document, segments, row.shown)
+            (lines, material), key = _shown_lines(document, segments, row.shown), _row_key(row)
         else:
-            lines, material = self._lines_of(document, chunk)
+            lines, material, key = self._lines_of(document, chunk, images)
         shown = _Shown(
             document=document,
             lines=lines,
@@ -136,7 +136,7 @@ class Asker:
             unit=unit,
             question=question,
             input_keys=[
-                _row_key(row) if row else _chunk_key(chunk, images),
+                key,
                 *([content_key("question", question)] if stage.needs else []),
             ],
         )
@@ -144,12 +144,15 @@ class Asker:
             return inquiry
         return replace(inquiry, shared_tokens=self._shared_tokens(row))
 
-    def _lines_of(self, document: Document, chunk: Chunk) -> tuple[list[Line], str]:
-        """Return a chunk's lines, alone and as one text; all stages ask about them in turn."""
+    def _lines_of(
+        self, document: Document, chunk: Chunk, images: Sequence[Path]
+    ) -> tuple[list[Line], str, str]:
+        """Return a chunk's lines, alone and as one text, and their key; all stages ask about them in turn."""
         key = (document.source.path, chunk.chunk_key)
         found = self._lines.get(key)
         if found is None:
-            found = _shown_lines(document, chunk.segments)
+            lines, material = _shown_lines(document, chunk.segments)
+            found = (lines, material, _chunk_key(chunk, images))
             if len(self._lines) >= _RECENT:
                 self._lines.clear()
             self._lines[key] = found

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from engine.server import cache_block_tokens, cache_tokens
+from engine.server import CacheFacts, cache_facts, cache_tokens
 
 
 @pytest.fixture
@@ -37,10 +37,12 @@ def serve():
 
 def test_size_of_the_cache_and_of_its_blocks_are_read_when_told(serve):
     url = serve('# HELP x\nvllm:cache_config_info{block_size="32",num_gpu_blocks="376"} 1.0\n')
-    assert (cache_tokens(url), cache_block_tokens(url)) == (12_032, 32)
+    assert cache_facts(url) == CacheFacts(num_tokens=12_032, block_tokens=32)
+    assert cache_tokens(url) == 12_032
 
 
 @pytest.mark.parametrize("text", ["", 'vllm:cache_config_info{block_size="None"} 1.0\n'])
 def test_nothing_is_told_of_the_cache_when_the_server_does_not_say(serve, text):
     url = serve(text)
-    assert (cache_tokens(url), cache_block_tokens(url)) == (None, None)
+    assert cache_facts(url) is None
+    assert cache_tokens(url) is None
