@@ -152,7 +152,7 @@ class Asker:
         found = self._lines.get(key)
         if found is None:
             lines, material = _shown_lines(document, chunk.segments)
-            found = (lines, material, _chunk_key(chunk, images))
+            found = (lines, material, _chunk_key(chunk, material, images))
             if len(self._lines) >= _RECENT:
                 self._lines.clear()
             self._lines[key] = found
@@ -451,9 +451,9 @@ def _disarmed(value: object) -> object:
     return [_disarmed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _chunk_key(chunk: Chunk, images: Sequence[Path]) -> str:
+def _chunk_key(chunk: Chunk, material: str, images: Sequence[Path]) -> str:
     """Return the key of what the model is shown of a chunk, whichever document it stands in."""
     # Pictures are no text: they are what the document's reader made of it.
     pictures = chunk.chunk_key if images else None
-    shown = [[segment.label, segment.kind, segment.text] for segment in chunk.segments]
-    return content_key("chunk", shown, pictures)
+    kinds = " ".join(segment.kind for segment in chunk.segments)
+    return content_key("chunk", material, kinds, pictures)
