@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import random
 
 import pytest
@@ -68,7 +67,8 @@ def test_row_has_no_fields_when_it_is_not_whole(text, cells, is_rest):
 
 def test_long_cells_are_read_back_when_csv_has_a_limit():
     long = "word " * 40_000
-    assert len(long) > csv.field_size_limit()
+    # More than Python's csv module takes by default.
+    assert len(long) > 128 * 1024
     heading, row = _segments([["name", "text"], ["a", long.strip()]])
     columns = columns_of(heading.text)
     assert columns is not None
