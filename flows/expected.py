@@ -66,6 +66,8 @@ def expect_stages(
         if stage.over == "chunk":
             kept = max(0.0, load.tokens - lost.get(stage.name, 0))
             load = load._replace(shared=0.0 if leads else kept)
+        elif stage.over == "rows" and lost.get(stage.name):
+            load = load._replace(shared=max(0.0, load.shared - lost[stage.name]))
         found[stage.name] = _expected(asker, stage, told, load)
     return found
 

@@ -96,6 +96,8 @@ def estimate_stages(
                 shared=0.0 if is_first else max(0.0, load.tokens - lost.get(stage.name, 0))
             )
             is_first = False
+        elif stage.over == "rows" and lost.get(stage.name):
+            load = load._replace(shared=max(0.0, load.shared - lost[stage.name]))
         loads[stage.name] = load
         overhead = overhead_tokens(asker, stage, stage.prompt)
         found.append(

@@ -81,6 +81,10 @@ class Account:
             self.queued_s += time.monotonic() - started
 
 
+class CircuitOpen(EngineUnavailable):
+    """The endpoint is left alone for a while; nothing was sent."""
+
+
 class Caller:
     """Makes calls to one endpoint of a route."""
 
@@ -97,7 +101,7 @@ class Caller:
         priority: int,
         account: Account,
         *,
-        is_last: bool,
+        waits: bool,
     ) -> Reply:
         """Return the reply of one turn, its usage filled in where the endpoint did not tell it.
 
@@ -112,10 +116,12 @@ class Caller:
             body = {**body, "priority": priority}
         worst = worst_usage(body, request)
         with account.queueing():
+            # In front of the call: nothing that is paid for waits for it.
+            await self._read_load()
             reserved = await self._budget.reserve(request.stage, worst, profile)
         used = Amount()
         try:
-            reply = await self._retried(body, request, account, priority=priority, is_last=is_last)
+            reply = await self._retried(body, request, account, priority=priority, waits=waits)
             usage = usage_of(reply, body, worst)
             used = amount_of(usage, profile)
         finally:
@@ -127,7 +133,6 @@ class Caller:
         if time_s is not None:
             account.gpu_seconds = time_s + (account.gpu_seconds or 0.0)
         account.first_token_s, account.decoding_s = reply.first_token_s, reply.decoding_s
-        await self._read_load()
         return replace(reply, usage=usage)
 
     async def _retried(
@@ -137,18 +142,21 @@ class Caller:
         account: Account,
         *,
         priority: int,
-        is_last: bool,
+        waits: bool,
     ) -> Reply:
         """Return the reply, after as many calls as the retry rule allows.
 
         Raises:
             EngineUnavailable: The last call failed as well.
+            CircuitOpen: It is not to be called now.
             AssertionError: Never.
         """
         tokens = _prompt_tokens(body, request, account)
         for attempt in range(1, self._retry.max_attempts + 1):
             try:
-                return await self._once(body, tokens, account, priority=priority, is_last=is_last)
+                return await self._once(body, tokens, account, priority=priority, waits=waits)
+            except CircuitOpen:
+                raise
             except EngineUnavailable as exc:
                 if attempt == self._retry.max_attempts:
                     raise
@@ -172,7 +180,7 @@ class Caller:
         account: Account,
         *,
         priority: int,
-        is_last: bool,
+        waits: bool,
     ) -> Reply:
         """Return the reply of one call, sent when breaker and gate both let it.
 
@@ -183,7 +191,7 @@ class Caller:
         while True:
             async with AsyncExitStack() as stack:
                 with account.queueing():
-                    await self._admitted(is_last=is_last)
+                    await self._admitted(waits=waits)
                     place = self.line.pace.place(tokens, priority)
                     await stack.enter_async_context(place)
                 try:
@@ -234,15 +242,15 @@ class Caller:
         if self.line.endpoint.profile.capabilities.priority and self.line.pace.begin_reading():
             self.line.pace.loaded(await self._client.load())
 
-    async def _admitted(self, *, is_last: bool) -> None:
+    async def _admitted(self, *, waits: bool) -> None:
         """Wait while the circuit is open; go on to the next endpoint at once where there is one.
 
         Raises:
-            EngineUnavailable: It has been open for too long, or another endpoint stands in.
+            CircuitOpen: It has been open for too long, or another endpoint stands in.
         """
         while (answer := self.line.breaker.look()) != "go":
-            if answer == "give_up" or not is_last:
-                raise EngineUnavailable(
+            if answer == "give_up" or not waits:
+                raise CircuitOpen(
                     f"{self.line.endpoint.base_url} failed again and again and is left alone for a"
                     f" while; the last time: {self.line.breaker.last_failure}"
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.batch.breaker import Breaker, BreakerRule
 from engine.batch.pace import Pace
@@ -46,7 +46,7 @@ class Route:
 
     lines: Sequence[Line]
     """Of the endpoint, its replicas, then the fallbacks."""
-    replicas: Replicas
+    replicas: Replicas = field(default_factory=lambda: Replicas([""]))
     num_replicas: int = 1
     """The endpoint's own server among them."""
 

@@ -11,10 +11,11 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.batch.budget import Budget
-from engine.batch.call import Account, Caller, RetryRule
+from engine.batch.call import Account, Caller, CircuitOpen, RetryRule
 from engine.batch.ledger import Log, on_record
 from engine.batch.route import Route
 from engine.client import Client
@@ -25,6 +26,7 @@ from engine.modes.mode import Ending
 from engine.reply import Reply
 from engine.request import Outcome, Request, Result
 
+_CIRCUIT_POLL_S = 0.1
 LEAST_AHEAD = 8
 """Requests that may be on record ahead of the places: fewer would wait for the log."""
 
@@ -146,24 +148,12 @@ class _Sender:
     async def _result(self, request: Request, priority: int, order: Sequence[int]) -> Result:
         started = time.monotonic()
         account = Account()
-        number, ending = order[0], None
-        reasons: list[str] = []
-        for tried in order:
-            if ending and ending.error_class != "engine_unavailable" and self._is_own(tried):
-                # A replica would refuse it as well.
-                continue
-            caller, is_last = self._callers[tried], tried == order[-1]
-            refused = caller.line.cannot_take(request) if reasons else None
-            if refused is None:
-                number = tried
-                ending, refused = await self._try(
-                    caller, request, priority, account, is_last=is_last
-                )
-            if refused is None:
-                break
-            reasons.append(f"{caller.line.endpoint.profile.name}: {refused}")
-        assert ending is not None, "the first endpoint is always tried"
-        answered_by, is_own = self._callers[number], self._is_own(number)
+        found = await self._first_that_can(request, priority, account, order)
+        while found.is_waiting:
+            await asyncio.sleep(_CIRCUIT_POLL_S)
+            found = await self._first_that_can(request, priority, account, order)
+        ending, reasons = found.ending, found.reasons
+        answered_by, is_own = self._callers[found.number], self._is_own(found.number)
         endpoint = answered_by.line.endpoint
         return Result(
             request_key=request.request_key,
@@ -171,7 +161,7 @@ class _Sender:
             outcome=ending.outcome,
             output=ending.output,
             error_class=ending.error_class,
-            error=_told(ending, reasons) if is_own else ending.error,
+            error=_told(ending, found.others) if is_own else ending.error,
             mode=request.mode,
             mode_observed=ending.mode_observed,
             mode_notes=ending.mode_notes,
@@ -190,22 +180,55 @@ class _Sender:
             decoding_s=account.decoding_s,
         )
 
+    async def _first_that_can(
+        self, request: Request, priority: int, account: Account, order: Sequence[int]
+    ) -> _Found:
+        """Return how the request ended on the first endpoint that could take it, or on the last."""
+        found = _Found(number=order[0], ending=_NOT_SENT)
+        for number in order:
+            if found.is_refused and self._is_own(number):
+                # A replica would refuse it as well.
+                continue
+            caller = self._callers[number]
+            why = caller.line.cannot_take(request) if found.reasons else None
+            if why is None:
+                ending, why = await self._try(
+                    caller, request, priority, account, waits=len(order) == 1
+                )
+                if ending is None:
+                    found.open_circuits.append(caller)
+                else:
+                    found.number, found.ending = number, ending
+            if why is None:
+                found.open_circuits.clear()
+                return found
+            found.reasons.append(f"{caller.line.endpoint.profile.name}: {why}")
+            if not self._is_own(number):
+                found.others.append(found.reasons[-1])
+        if found.ending is _NOT_SENT:
+            found.ending = _ended("failed", "engine_unavailable", found.reasons[0])
+        else:
+            found.open_circuits.clear()
+        return found
+
     def _is_own(self, number: int) -> bool:
         """Tell whether a line leads to the pipeline's own engine."""
         return number < self._route.num_replicas
 
     @staticmethod
     async def _try(
-        caller: Caller, request: Request, priority: int, account: Account, *, is_last: bool
-    ) -> tuple[Ending, str | None]:
+        caller: Caller, request: Request, priority: int, account: Account, *, waits: bool
+    ) -> tuple[Ending | None, str | None]:
         """Return how the request ended on one endpoint, and why the next one is to be tried.
+
+        There is no end where the endpoint's circuit is open, unless `waits`.
 
         Raises:
             EngineMisconfigured: The endpoint refuses every request of this kind.
         """
 
         async def send(body: Mapping[str, Any]) -> Reply:
-            return await caller.call(body, request, priority, account, is_last=is_last)
+            return await caller.call(body, request, priority, account, waits=waits)
 
         try:
             mode = MODES[request.mode]
@@ -217,18 +240,47 @@ class _Sender:
         except RequestRejected as exc:
             return _ended("failed", "request_rejected", exc), str(exc)
         except EngineUnavailable as exc:
-            return _ended("failed", "engine_unavailable", exc), str(exc)
+            is_open = isinstance(exc, CircuitOpen)
+            return None if is_open else _ended("failed", "engine_unavailable", exc), str(exc)
         except BudgetReached as exc:
             return _ended("over_budget", "budget_reached", exc), None
 
 
-def _told(ending: Ending, reasons: Sequence[str]) -> str | None:
-    """Return the first endpoint's error, with why none of the others stood in."""
-    others = "; ".join(reasons[1:])
-    return f"{ending.error}; fallback: {others}" if ending.error and others else ending.error
+@dataclass(slots=True, kw_only=True)
+class _Found:
+    """Where a request's way along the endpoints has led."""
+
+    number: int
+    """Of the last endpoint that it was tried on."""
+    ending: Ending
+    reasons: list[str] = field(default_factory=list)
+    """Why endpoints did not take it."""
+    others: list[str] = field(default_factory=list)
+    """Those of the fallbacks."""
+    open_circuits: list[Caller] = field(default_factory=list)
+    """Endpoints that are left alone for a while, where it could be sent to none."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Tell whether an endpoint took it and refused it."""
+        return self.ending is not _NOT_SENT and self.ending.error_class != "engine_unavailable"
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether it was sent nowhere, and an endpoint may still come back."""
+        return any(caller.line.breaker.look() != "give_up" for caller in self.open_circuits)
 
 
-def _ended(outcome: Outcome, error_class: str, exc: Exception, more: str = "") -> Ending:
+_NOT_SENT = Ending(outcome="failed")
+
+
+def _told(ending: Ending, others: Sequence[str]) -> str | None:
+    """Return the engine's error, with why no fallback stood in."""
+    fallbacks = "; ".join(others)
+    return f"{ending.error}; fallback: {fallbacks}" if ending.error and others else ending.error
+
+
+def _ended(outcome: Outcome, error_class: str, exc: Exception | str, more: str = "") -> Ending:
     return Ending(outcome=outcome, error_class=error_class, error=f"{exc}{more}")
 
 

@@ -127,14 +127,17 @@ class Bench(Room):
 
     @property
     def chunk_room(self) -> int | None:
-        """Return how many tokens of material the KV cache holds beside questions; None: not known."""
-        return None if self.cache_tokens is None else int(CACHE_SHARE * self.cache_tokens)
+        """Return how many tokens of a chunk one server's KV cache holds beside questions; None: not known."""
+        if self.cache_tokens is None:
+            return None
+        return int(CACHE_SHARE * self.cache_tokens) // self.route.num_replicas
 
     @property
     def family_tokens(self) -> int | None:
         """Return how many tokens of material one shard may have in the KV cache; None: not known."""
-        room = self.chunk_room
-        return None if room is None else room // self.in_work.num_expected
+        if self.cache_tokens is None:
+            return None
+        return int(CACHE_SHARE * self.cache_tokens) // self.in_work.num_expected
 
     @property
     def max_in_flight(self) -> int:

@@ -184,7 +184,7 @@ class Scheduler:
             " chunk.max_tokens (said once)",
             bench.job.run_id,
             f"{family.tokens:,}",
-            f"{bench.cache_tokens:,}",
+            f"{(bench.cache_tokens or 0) // bench.route.num_replicas:,}",
         )
 
     def _asked(self, family: int) -> None:
@@ -248,7 +248,11 @@ class Scheduler:
 
     async def _led(self, inquiry: Inquiry, request: Request, family: int) -> None:
         """Wait for the first answer about the same material, where the engine gains by it."""
-        firsts, material = self._first.setdefault(family, {}), hash(request.material)
+        firsts, material = (
+            self._first.setdefault(family, {}),
+            # An engine keeps a cache for each adapter.
+            hash((request.adapter, request.material)),
+        )
         first = firsts.setdefault(material, self._results[request.request_key])
         leaders = self._shard.bench.leaders
         sent: Sent = "first" if first is self._results[request.request_key] else "beside"

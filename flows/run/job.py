@@ -155,16 +155,7 @@ def job_of(
             f"sink {config.sink!r} lies inside source {config.source!r}, so the next run would"
             " read this run's output; choose a sink outside the source"
         )
-    if config.cache is not None and is_inside(config.cache, config.source):
-        raise ConfigError(
-            f"cache {config.cache!r} lies inside source {config.source!r}, so the next run would read"
-            " its answers as documents; choose a folder outside the source"
-        )
-    if config.cache is not None and is_inside(config.cache, config.sink):
-        raise ConfigError(
-            f"cache {config.cache!r} lies inside sink {config.sink!r}, whose tables are read by glob;"
-            " choose a folder of its own"
-        )
+    check_cache_place(config.cache, config.source, config.sink)
     return Job(
         run_id=run_id or new_run_id(),
         pipeline=config,
@@ -172,6 +163,24 @@ def job_of(
         sink=_absolute(config.sink),
         limit=limit,
     )
+
+
+def check_cache_place(cache: str | None, source: str, sink: str) -> None:
+    """Check that a cache lies where nobody reads it as something else.
+
+    Raises:
+        ConfigError: It lies inside the source or the sink.
+    """
+    if cache is not None and is_inside(cache, source):
+        raise ConfigError(
+            f"cache {cache!r} lies inside source {source!r}, so the next run would read"
+            " its answers as documents; choose a folder outside the source"
+        )
+    if cache is not None and is_inside(cache, sink):
+        raise ConfigError(
+            f"cache {cache!r} lies inside sink {sink!r}, whose tables are read by glob;"
+            " choose a folder of its own"
+        )
 
 
 def _absolute(url: str) -> str:

@@ -63,7 +63,9 @@ def manifest(
             "context_tokens": endpoint.context_tokens,
             "tokens_counted": "exactly" if endpoint.counter.exact else "by estimate",
             "token_counter": endpoint.counter.name,
-            "fallback": [line.endpoint.profile.name for line in bench.route.lines[1:]],
+            "fallback": [
+                line.endpoint.profile.name for line in bench.route.lines[bench.route.num_replicas :]
+            ],
         },
         "documents": {"listed": planner.num_listed, **total.documents}
         | ({"left": total.num_left} if total.num_left else {})

@@ -18,7 +18,9 @@ from engine.request import content_key
 from flows.run.job import Job
 from flows.run.resume import manifest_path
 
-_BESIDE = frozenset({"budget", "failure_limit", "fallback", "report", "sink", "source"})
+_BESIDE = frozenset({
+    "budget", "cache", "failure_limit", "fallback", "report", "sink", "source", "storage",
+})  # fmt: skip
 """Keys of a pipeline that change nothing of what is asked; the places are in the key as the job has them."""
 
 
@@ -69,6 +71,8 @@ def taken(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 def _file(job: Job) -> Path:
     pipeline = job.pipeline.model_dump(mode="json", exclude=set(_BESIDE))
+    for stage in pipeline["stages"]:
+        del stage["budget"]
     key = content_key("plan", job.sink, job.source, job.limit, pipeline)
     return load_surroundings().state / "plans" / f"{key[:32]}.json"
 

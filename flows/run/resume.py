@@ -23,7 +23,7 @@ from config.load import (
 from connectors.sinks.lake import Lake
 from engine.batch import Amount
 from flows.run.counts import ShardReport, add_amounts, report_from_json
-from flows.run.job import Job, Options, job_from_json
+from flows.run.job import Job, Options, check_cache_place, job_from_json
 from flows.run.ledger import journal_spent, journaled
 from flows.run.registry import find_run, known_runs, open_sink
 
@@ -205,7 +205,9 @@ def _changed(job: Job, options: Options) -> Job:
     if options.engine is not None:
         update["engine"] = resolve_engine(options.engine, Path.cwd(), "--engine")
     if options.cache is not None:
-        update["cache"] = resolve_folder(options.cache, Path.cwd())
+        cache = resolve_folder(options.cache, Path.cwd())
+        check_cache_place(cache, job.source, job.sink)
+        update["cache"] = cache
     if options.failure_limit is not None:
         update["failure_limit"] = options.failure_limit
     return replace(job, pipeline=pipeline.model_copy(update=update))

@@ -21,7 +21,7 @@ from flows.run.bench import NUM_READERS, Bench
 from flows.run.cache import Replays
 from flows.run.claims import Claim
 from flows.run.commit import commit_shard
-from flows.run.counts import ShardReport, left_alone
+from flows.run.counts import UNANSWERED, ShardReport, left_alone
 from flows.run.families import take_over_answers
 from flows.run.held import HeldShard, load_held
 from flows.run.ledger import Ledger
@@ -135,7 +135,8 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
         found = ReadDocument(document=document, chunks=chunks, media_dir=media_dir)
         take_over_answers(shard, document.document_key)
     commit = shard.held.commit
-    if chunks and (held is None or commit is None or commit.work_key != bench.work_key):
+    is_done = held is not None and commit is not None and commit.work_key == bench.work_key
+    if chunks and (not is_done or (commit and UNANSWERED & commit.outcomes.keys())):
         # Here and not when it is asked about, so that nobody waits for it.
         shard.replays.look(document.document_key)
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))

@@ -244,7 +244,7 @@ def _clear(stock: Stock, path: str, choice: Choice) -> int:
             return 0
         left = [answer for answer in held.answers if not choice.fits(answer)]
         num_cleared = len(held.answers) - len(left)
-        if choice.is_all or (num_cleared and not left):
+        if choice.is_all:
             stock.storage.delete(path)
             return num_cleared
         if not num_cleared or _put(stock.storage, held, left):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from engine.batch import RetryRule, route_to, run
+from engine.batch import BreakerRule, RetryRule, route_to, run
+from engine.batch.breaker import Breaker
 from engine.batch.replicas import Replicas
 from engine.endpoint import open_endpoint, replicas_of
 from engine.errors import EngineMisconfigured
@@ -156,3 +157,60 @@ def test_a_server_of_another_model_is_refused():
 def test_replicas_are_checked_when_a_profile_is_read(base_url, replicas, problem):
     with pytest.raises(ValidationError, match=problem):
         Profile(name="x", base_url=base_url, replicas=replicas, modes={})
+
+
+def test_a_request_goes_to_the_next_server_at_once_when_a_circuit_is_open():
+    broken = Fault(status=500)
+    with FakeEngine(script=lambda *_: broken) as a, FakeEngine() as b:
+        endpoint = open_endpoint(
+            profile_of(a, b), venv=None, cache=Path("none"), environment={}, api_key=None,
+            notify=print,
+        )  # fmt: skip
+        route = route_to(endpoint, replicas=replicas_of(endpoint, print))
+        for _ in range(8):
+            route.lines[0].breaker.failed("down")
+
+        async def collect():
+            async def source():
+                for number in range(20):
+                    yield request(number, affinity=f"{number}")
+
+            # With these delays a request that tried its server again would take a minute.
+            batch = run(source(), route, retry=RetryRule(first_delay_s=30.0))
+            async with asyncio.timeout(20):
+                return [result async for result in batch]
+
+        results = asyncio.run(collect())
+        assert {result.outcome for result in results} == {"succeeded"}
+        assert len(b.calls) >= 19
+
+
+def test_requests_wait_for_a_server_that_comes_back_when_the_other_one_is_gone():
+    with FakeEngine() as a, FakeEngine() as b:
+        endpoint = open_endpoint(
+            profile_of(a, b), venv=None, cache=Path("none"), environment={}, api_key=None,
+            notify=print,
+        )  # fmt: skip
+        rule = BreakerRule(first_open_s=0.5, max_open_s=60.0, give_up_s=600.0)
+        route = route_to(endpoint, replicas=replicas_of(endpoint, print), rule=rule)
+        now = [0.0]
+        # The second one has been down for longer than anybody waits.
+        gone = Breaker(BreakerRule(first_open_s=1e6, give_up_s=300.0), clock=lambda: now[0])
+        lines = [route.lines[0], replace(route.lines[1], breaker=gone)]
+        route = replace(route, lines=lines)
+        for _ in range(8):
+            route.lines[0].breaker.failed("restarting")
+            gone.failed("gone")
+        now[0] = 400.0
+        assert gone.look() == "give_up"
+
+        async def collect():
+            async def source():
+                for number in range(10):
+                    yield request(number, affinity=f"{number}")
+
+            return [result async for result in run(source(), route)]
+
+        assert {result.outcome for result in asyncio.run(collect())} == {"succeeded"}
+        assert len(a.calls) == 10
+        assert not b.calls

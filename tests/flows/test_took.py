@@ -145,7 +145,7 @@ def test_report_of_a_shard_is_read_when_an_earlier_version_wrote_it():
     counts = {"num_inputs": 1, "failures": []}
     value = {
         "shard": "s00000", "num_documents": 1, "documents": {}, "rejected": {}, "num_chunks": 1,
-        "stages": {"kind": counts}, "claims": [],
+        "stages": {"kind": counts}, "paid": {}, "claims": [],
     }  # fmt: skip
     assert report_from_json(value).stages["kind"].reasoning_tokens is None
 
