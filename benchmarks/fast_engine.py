@@ -21,6 +21,7 @@ from benchmarks.machine import ROOT
 
 if TYPE_CHECKING:
     from engine.batch import Route
+    from engine.profile import Profile
 
 MODEL = "fast"
 _ANSWER = json.dumps({"topic": "b"})
@@ -129,8 +130,6 @@ class _Connection(asyncio.Protocol):
 
 def route(url: str, *, max_in_flight: int, streamed: bool) -> Route:
     """Return the way to this engine."""
-    from engine.batch import route_to
-    from engine.endpoint import open_endpoint
     from engine.profile import Capabilities, ModeSettings, Profile
 
     profile = Profile(
@@ -140,6 +139,14 @@ def route(url: str, *, max_in_flight: int, streamed: bool) -> Route:
         capabilities=Capabilities(structured_output=True, stream=streamed),
         modes={"instant": ModeSettings(sampling={"temperature": 0.6})},
     )
+    return route_of(profile)
+
+
+def route_of(profile: Profile) -> Route:
+    """Return the way to the endpoint of a profile that is served already."""
+    from engine.batch import route_to
+    from engine.endpoint import open_endpoint
+
     endpoint = open_endpoint(
         profile,
         venv=Path("none"),

@@ -17,20 +17,17 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 from benchmarks.fast_engine import serving
 from benchmarks.machine import machine, show
 from benchmarks.pdf_writing import pdf
-from benchmarks.run_against_loop import HEADRACE
+from benchmarks.planning import WORDS
+from benchmarks.run_against_loop import HEADRACE, watched
 from config.load import child_environment, set_environment
-from engine.client import Client, Patience, Watch
-from engine.reply import Reply
 from flows.run.ask import Asker
 from flows.run.bench import NUM_READERS, chunk_rule, open_engine, open_room
 from flows.run.core import run_job
@@ -41,25 +38,6 @@ from flows.run.reading import read_chunks
 _IN_FLIGHT = 64
 _LINES = 45
 """Of a page; it has about 1,000 tokens."""
-_WORDS = [
-    "the",
-    "board",
-    "of",
-    "the",
-    "northern",
-    "water",
-    "works",
-    "has",
-    "met",
-    "in",
-    "spring",
-    "to",
-    "read",
-    "its",
-    "report",
-    "on",
-    "rope",
-]
 _CHUNK_TOKENS = 2_000
 _SHARES = (1 / 3, 1.0, 3.0)
 """Time of generating, as a share of that of reading."""
@@ -128,7 +106,7 @@ def _write(folder: Path, documents: int, pages: int) -> None:
     for number in range(documents):
         text = [
             [
-                f"{number}.{page}.{line} {' '.join(chance.choices(_WORDS, k=12))}"
+                f"{number}.{page}.{line} {' '.join(chance.choices(WORDS, k=12))}"
                 for line in range(_LINES)
             ]
             for page in range(pages)
@@ -164,7 +142,8 @@ def _run(folder: Path, delay_s: float, name: str) -> Mapping[str, float]:
     with serving(delay_s) as url:
         job = _job(folder, url, f"lake-{name}")
         started = time.monotonic()
-        with _first_call() as calls:
+        calls: list[float] = []
+        with watched(lambda _: calls.append(time.monotonic())):
             manifest = run_job(job)
         assert manifest["verdict"] == "complete", manifest["verdict"]
         return {"seconds": manifest["seconds"], "first_call_s": calls[0] - started}
@@ -216,32 +195,6 @@ def _first_call_of(folder: Path, objects: int) -> float:
         process.kill()
         process.wait()
         server.shutdown()
-
-
-@contextmanager
-def _first_call() -> Iterator[list[float]]:
-    """Keep the time of the first call that this process makes."""
-    times: list[float] = []
-    complete = Client.complete
-
-    async def noting(
-        self: Client,
-        body: Mapping[str, Any],
-        *,
-        prompt_tokens: int,
-        patience: Patience | None = None,
-        watch: Watch | None = None,
-    ) -> Reply:
-        times.append(time.monotonic())
-        return await complete(
-            self, body, prompt_tokens=prompt_tokens, patience=patience, watch=watch
-        )
-
-    Client.complete = noting  # type: ignore[method-assign]
-    try:
-        yield times
-    finally:
-        Client.complete = complete  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.fast_engine import route_of
 from benchmarks.limited_engine import Rules, arguments
 from benchmarks.machine import ROOT, machine, show
 
@@ -198,8 +199,6 @@ def _request(number: int) -> Request:
 
 
 def _route(url: str, limits: dict[str, int]) -> Route:
-    from engine.batch import route_to
-    from engine.endpoint import open_endpoint
     from engine.profile import Capabilities, ModeSettings, Profile, RateTier
 
     profile = Profile(
@@ -211,15 +210,7 @@ def _route(url: str, limits: dict[str, int]) -> Route:
         capabilities=Capabilities(structured_output=True, stream=True),
         modes={"instant": ModeSettings()},
     )
-    endpoint = open_endpoint(
-        profile,
-        venv=Path("none"),
-        cache=Path("none"),
-        environment={},
-        api_key=None,
-        notify=lambda _: None,
-    )
-    return route_to(endpoint)
+    return route_of(profile)
 
 
 if __name__ == "__main__":

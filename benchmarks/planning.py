@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from connectors.document import Chunk, Document
     from flows.run.ask import Asker
 
-_WORDS = [
+WORDS = [
     "the",
     "board",
     "of",
@@ -144,7 +144,7 @@ def _chunks(count: int, lines: int) -> Iterator[tuple[Document, Chunk]]:
     segments = tuple(
         Segment(
             kind="paragraph",
-            text=f"{line} {' '.join(_WORDS)}",
+            text=f"{line} {' '.join(WORDS)}",
             span=Span(char_start=line, char_end=line + 1),
             label=f"L{line + 1}",
         )
@@ -166,7 +166,7 @@ def _chunks(count: int, lines: int) -> Iterator[tuple[Document, Chunk]]:
 def _plain(requests: int, stages: int, lines: int) -> Iterator[object]:
     """Yield bodies of the same size, each with a hash of its prompt."""
     for number in range(requests // stages + 1):
-        text = "".join(f"[L{line + 1}] {line} {' '.join(_WORDS)}\n" for line in range(lines))
+        text = "".join(f"[L{line + 1}] {line} {' '.join(WORDS)}\n" for line in range(lines))
         for stage in range(stages):
             prompt = (
                 f"{text}\nQuestion: What does part {stage} of the board's rules say about this?"

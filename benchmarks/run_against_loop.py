@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,9 +131,16 @@ def salted_profile(folder: Path, url: str, salt: str) -> Path:
 def recorded() -> Iterator[list[dict[str, Any]]]:
     """Keep the bodies that this process sends meanwhile."""
     bodies: list[dict[str, Any]] = []
+    with watched(lambda body: bodies.append(dict(body))):
+        yield bodies
+
+
+@contextmanager
+def watched(take: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Hand over the body of each call that this process makes meanwhile, just before it is sent."""
     complete = Client.complete
 
-    async def recording(
+    async def watching(
         self: Client,
         body: Mapping[str, Any],
         *,
@@ -141,14 +148,14 @@ def recorded() -> Iterator[list[dict[str, Any]]]:
         patience: Patience | None = None,
         watch: Watch | None = None,
     ) -> Reply:
-        bodies.append(dict(body))
+        take(body)
         return await complete(
             self, body, prompt_tokens=prompt_tokens, patience=patience, watch=watch
         )
 
-    Client.complete = recording  # type: ignore[method-assign]
+    Client.complete = watching  # type: ignore[method-assign]
     try:
-        yield bodies
+        yield
     finally:
         Client.complete = complete  # type: ignore[method-assign]
 

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from connectors.readers.table_fields import Field, fields_text
-from flows.run.row_order import RowOrder, given_order, shared_order
+from flows.run.row_order import RowOrder, given_order, num_alike, shared_order
 
 _NUM_COMPARED = 500
 """Rows that are compared with all others."""
@@ -104,14 +104,5 @@ def consecutive(prompts: Sequence[Sequence[int]], block: int) -> int:
     """Return the tokens that a cache of one prompt leaves to compute, in this order."""
     total = sum(map(len, prompts))
     for before, own in itertools.pairwise(prompts):
-        total -= _num_alike(before, own) // block * block
+        total -= num_alike(before, own) // block * block
     return total
-
-
-def _num_alike(first: Sequence[int], second: Sequence[int]) -> int:
-    number = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        number += 1
-    return number

@@ -16,7 +16,6 @@ from typing import Any
 
 from connectors.document import Chunk, SourceRef
 from engine.endpoint import Endpoint
-from engine.server import CacheFacts, cache_facts
 from flows.calibrate import Calibration, calibrate
 from flows.expected import as_columns, expect_stages
 from flows.graph_drawing import graph_json
@@ -25,6 +24,7 @@ from flows.plan_totals import cost, for_run, totals, with_seconds
 from flows.row_estimate import RowTokens, row_tokens
 from flows.run.ask import Asker
 from flows.run.bench import (
+    cache_of,
     chunk_rule,
     endpoint_facts,
     open_room,
@@ -114,7 +114,7 @@ def _estimate(
     weigh_rows = partial(row_tokens, counter=rule.counter, order=order) if has_rows else None
     groups = _groups(refs, read, weigh_rows)
     material = _material(groups, read)
-    looked = look(job.pipeline, asker, sent, material=material, cache=_cache(endpoint))
+    looked = look(job.pipeline, asker, sent, material=material, cache=cache_of(endpoint))
     rejected = {
         path: f"{one.document.error_class}: {one.document.error}"
         for path, one in read.items()
@@ -137,12 +137,6 @@ def _asked_about(job: Job, endpoint: Endpoint, one: Read) -> Read:
 
 def _has_image(chunk: Chunk) -> bool:
     return any(segment.kind == "image" and segment.media for segment in chunk.segments)
-
-
-def _cache(endpoint: Endpoint) -> CacheFacts | None:
-    if endpoint.profile.capabilities.priority and endpoint.base_url:
-        return cache_facts(endpoint.base_url)
-    return None
 
 
 def _sample(refs: Sequence[SourceRef], sample: int | None) -> list[SourceRef]:

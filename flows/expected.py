@@ -16,6 +16,7 @@ from flows.stage_estimate import (
     Material,
     document_trees,
     overhead_tokens,
+    sharing,
     tree,
 )
 
@@ -63,11 +64,7 @@ def expect_stages(
             continue
         load = _load(stage, material, told, units=units, overs=overs, room=asker.room(stage))
         units[stage.name] = load.units
-        if stage.over == "chunk":
-            kept = max(0.0, load.tokens - lost.get(stage.name, 0))
-            load = load._replace(shared=0.0 if leads else kept)
-        elif stage.over == "rows" and lost.get(stage.name):
-            load = load._replace(shared=max(0.0, load.shared - lost[stage.name]))
+        load = sharing(stage, load, lost, leads=leads)
         found[stage.name] = _expected(asker, stage, told, load)
     return found
 

@@ -91,13 +91,8 @@ def estimate_stages(
             continue
         room = asker.room(stage)
         load = _load(stage, material, loads=loads, overs=overs, room=room)
-        if stage.over == "chunk":
-            load = load._replace(
-                shared=0.0 if is_first else max(0.0, load.tokens - lost.get(stage.name, 0))
-            )
-            is_first = False
-        elif stage.over == "rows" and lost.get(stage.name):
-            load = load._replace(shared=max(0.0, load.shared - lost[stage.name]))
+        load = sharing(stage, load, lost, leads=is_first)
+        is_first = is_first and stage.over != "chunk"
         loads[stage.name] = load
         overhead = overhead_tokens(asker, stage, stage.prompt)
         found.append(
@@ -111,6 +106,22 @@ def estimate_stages(
         if stage.over == "rows" and material.num_rows:
             found[-1]["assumed"].append(_row_order(pipeline.rows.order, material.row_tokens))
     return found
+
+
+def sharing(stage: StageConfig, load: Load, lost: Mapping[str, int], *, leads: bool) -> Load:
+    """Return the load with what it shares with the stages before it.
+
+    Args:
+        stage: Whose load it is.
+        load: With what rows share among themselves.
+        lost: Material tokens by stage that it cannot share.
+        leads: Whether no stage before it is about chunks.
+    """
+    if stage.over == "chunk":
+        shared = 0.0 if leads else load.tokens - lost.get(stage.name, 0)
+    else:
+        shared = load.shared - lost.get(stage.name, 0)
+    return load._replace(shared=max(0.0, shared))
 
 
 def overhead_tokens(asker: Asker, stage: StageConfig, question: str) -> int:

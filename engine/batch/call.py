@@ -250,11 +250,20 @@ class Caller:
         """
         while (answer := self.line.breaker.look()) != "go":
             if answer == "give_up" or not waits:
-                raise CircuitOpen(
-                    f"{self.line.endpoint.base_url} failed again and again and is left alone for a"
-                    f" while; the last time: {self.line.breaker.last_failure}"
-                )
+                self.require_closed()
             await asyncio.sleep(_BREAKER_POLL_S)
+
+    def require_closed(self) -> None:
+        """Check that a call may go out now.
+
+        Raises:
+            CircuitOpen: The endpoint is left alone for a while.
+        """
+        if self.line.breaker.look() != "go":
+            raise CircuitOpen(
+                f"{self.line.endpoint.base_url} failed again and again and is left alone for a while;"
+                f" the last time: {self.line.breaker.last_failure}"
+            )
 
 
 def _is_busy(exc: EngineUnavailable) -> bool:

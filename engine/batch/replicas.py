@@ -30,6 +30,10 @@ class Replicas:
         self._chosen: OrderedDict[str, int] = OrderedDict()
         self._loads = [0] * len(addresses)
 
+    def __len__(self) -> int:
+        """Return how many servers there are."""
+        return len(self._addresses)
+
     @contextmanager
     def place(self, prefix: str) -> Iterator[Sequence[int]]:
         """Yield the numbers of the servers in the order in which they are tried, for one request.

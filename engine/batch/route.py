@@ -47,8 +47,12 @@ class Route:
     lines: Sequence[Line]
     """Of the endpoint, its replicas, then the fallbacks."""
     replicas: Replicas = field(default_factory=lambda: Replicas([""]))
-    num_replicas: int = 1
-    """The endpoint's own server among them."""
+    """Of the endpoint, its own server among them."""
+
+    @property
+    def num_replicas(self) -> int:
+        """Return how many of the lines lead to the endpoint's own model."""
+        return len(self.replicas)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -77,4 +81,4 @@ def route_to(
         Line(endpoint, Breaker(rule), Pace(endpoint.profile.limits))
         for endpoint in [*own, *endpoints[1:]]
     ]
-    return Route(lines, Replicas([endpoint.base_url for endpoint in own]), len(own))
+    return Route(lines, Replicas([endpoint.base_url for endpoint in own]))

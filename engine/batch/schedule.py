@@ -231,6 +231,9 @@ class _Sender:
             return await caller.call(body, request, priority, account, waits=waits)
 
         try:
+            # Asked before the body is made, which may have pictures in it.
+            if not waits:
+                caller.require_closed()
             mode = MODES[request.mode]
             return await mode.carry_out(request, caller.line.endpoint, send), None
         except RequestTooLong as exc:

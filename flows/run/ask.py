@@ -32,7 +32,7 @@ class _Shown:
     lines: Sequence[Line]
     tokens: int
     """Tokens of the lines, images included."""
-    material: str = ""
+    material: str
     """The lines as one text."""
     images: tuple[Path, ...] = ()
     chunk: Chunk | None = None
@@ -217,11 +217,12 @@ class Asker:
         else:
             prepared = self.stages[stage.name]
             template = prepared.combine if combines else prepared.question
+            material = render(line.segment for line in lines)
             shown = _Shown(
                 document=unit.document,
                 lines=lines,
-                material=render(line.segment for line in lines),
-                tokens=self.endpoint.counter.count(render(line.segment for line in lines)),
+                material=material,
+                tokens=self.endpoint.counter.count(material),
             )
             question = self._render(stage, template, upstream=outputs, group=unit.group)
             inquiry = self._ask(

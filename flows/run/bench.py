@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from connectors.storage import STATE_PREFIX, Source
 from engine.batch import Amount, Budget, Caps, Route, route_to, unknown_unit
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint, replicas_of
 from engine.profile import Prices, Profile
-from engine.server import cache_facts, cache_tokens
+from engine.server import CacheFacts, cache_facts
 from engine.tokens import image_tokens
 from flows.run.ask import Asker
 from flows.run.cache import AnswerCache, open_cache
@@ -104,7 +104,7 @@ class Bench(Room):
     large_families: Iterator[int] = field(default_factory=itertools.count)
     """Counts the families that the engine's KV cache cannot hold."""
     cache_tokens: int | None = None
-    """Tokens that the engine's KV cache holds; None where it does not tell."""
+    """Tokens that the KV caches of the engine's servers hold together; None where none tells."""
     cache_block_tokens: int | None = None
     """Tokens of one block of it, the unit in which prefixes are kept; None where it does not tell."""
     commits: dict[str, Commit] = field(default_factory=dict)
@@ -307,6 +307,7 @@ def open_bench(
         )
         replicas = replicas_of(endpoint, notify)
         route = route_to(endpoint, *fallbacks, replicas=replicas)
+        caches = [held for one in (endpoint, *replicas) if (held := cache_of(one)) is not None]
         at_once = min(at_once, route.max_in_flight)
         cancelled, in_work = threading.Event(), Shift(at_once)
         rule = chunk_rule(job, endpoint, asker, room.lake)
@@ -338,8 +339,8 @@ def open_bench(
             claims=claims,
             flights=Flights(),
             copies=Copies(room.lake),
-            cache_tokens=_cache_of_all([endpoint, *replicas]),
-            cache_block_tokens=_cache_block_tokens(endpoint),
+            cache_tokens=sum(held.num_tokens for held in caches) if caches else None,
+            cache_block_tokens=caches[0].block_tokens if caches else None,
             cache=cache,
             reading_key=reading_key(job, rule),
             work_key=work_key(job, rule, asker),
@@ -426,29 +427,16 @@ def _auto_chunk_tokens(endpoint: Endpoint, room: int) -> int:
     """
     growth = min(PROMPT_GROWTH_TOKENS, endpoint.context_tokens // 16)
     limits = [max(1, room - growth), endpoint.profile.max_chunk_tokens or room]
-    held = cache_tokens_of(endpoint)
-    if held is not None:
-        limits.append(max(1, int(CACHE_SHARE * held) // CHUNKS_IN_CACHE))
+    cache = cache_of(endpoint)
+    if cache is not None:
+        limits.append(max(1, int(CACHE_SHARE * cache.num_tokens) // CHUNKS_IN_CACHE))
     return min(limits)
 
 
-def cache_tokens_of(endpoint: Endpoint) -> int | None:
-    """Return what the KV cache of a vLLM server holds; None where it is none, or does not tell."""
+def cache_of(endpoint: Endpoint) -> CacheFacts | None:
+    """Return the KV cache of a vLLM server; None where it is none, or does not tell."""
     if endpoint.profile.capabilities.priority and endpoint.base_url:
-        return cache_tokens(endpoint.base_url)
-    return None
-
-
-def _cache_of_all(servers: Sequence[Endpoint]) -> int | None:
-    """Return what the KV caches of a model's servers hold together; None where none tells."""
-    held = [tokens for server in servers if (tokens := cache_tokens_of(server)) is not None]
-    return sum(held) if held else None
-
-
-def _cache_block_tokens(endpoint: Endpoint) -> int | None:
-    if endpoint.profile.capabilities.priority and endpoint.base_url:
-        facts = cache_facts(endpoint.base_url)
-        return None if facts is None else facts.block_tokens
+        return cache_facts(endpoint.base_url)
     return None
 
 

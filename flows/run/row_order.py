@@ -113,7 +113,7 @@ class _Table:
         num_shared = [0] * len(rows)
         before: Sequence[int] = ()
         for place in rows:
-            num_shared[place] = _num_alike(before, shown[place])
+            num_shared[place] = num_alike(before, shown[place])
             before = shown[place]
         fields = []
         for given, own in zip(self.rows, shown, strict=True):
@@ -126,7 +126,7 @@ class _Table:
         weights, before, total = self.weights, list[int](), 0
         for place in places:
             own = shown[place]
-            for pair in own[: _num_alike(before, own)]:
+            for pair in own[: num_alike(before, own)]:
                 total += weights[pair]
             before = own
         return total
@@ -155,7 +155,8 @@ class _Table:
         return [tuple(found[pair]) if pair in found else () for pair in range(len(self.counts))]
 
 
-def _num_alike(first: Sequence[int], second: Sequence[int]) -> int:
+def num_alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many numbers both begin with."""
     number = 0
     for one, other in zip(first, second, strict=False):
         if one != other:
