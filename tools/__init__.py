@@ -1,1 +1,1 @@
-"""What a model may call while it works on a request. Empty until the first agent mode."""
+"""What a model may call while it works on a request: one file per tool, and the registry in `tools.registry`."""

@@ -1,0 +1,55 @@
+"""The protocol of a tool, and what a tool is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from engine.tool import Aside, ToolAnswer, ToolSpec
+from tools.corpus import Corpus
+
+
+class Arguments(BaseModel):
+    """The arguments of a tool; their JSON Schema is what the model is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What the tools of one request work on."""
+
+    corpus: Corpus
+    scratch: Path
+    """A folder of their own for indexes and temporary files; gone after the run."""
+
+
+class Tool(Protocol):
+    """One tool, made for one scope."""
+
+    @property
+    def spec(self) -> ToolSpec:
+        """Return what the model is told of it."""
+
+    async def call(self, arguments: Mapping[str, Any], aside: Aside) -> ToolAnswer:
+        """Return what it gives for arguments that follow its schema.
+
+        Raises:
+            ToolError: The model must ask otherwise.
+        """
+
+
+def spec_of(
+    name: str, description: str, arguments: type[Arguments], *, has_effects: bool = False
+) -> ToolSpec:
+    """Return the spec of a tool whose arguments are a model's fields."""
+    schema = arguments.model_json_schema()
+    for key in ("title", "description"):
+        schema.pop(key, None)
+    for field in schema.get("properties", {}).values():
+        field.pop("title", None)
+    return ToolSpec(name=name, description=description, parameters=schema, has_effects=has_effects)
