@@ -28,6 +28,9 @@ class Capabilities(_Model):
     """Whether the model takes images; otherwise it is sent the text read off them."""
     tools: bool = False
     """Whether the host takes `tools` and answers with tool calls."""
+    strict_tools: bool = False
+    """Whether the host constrains a call to its tool's schema where the tool says `strict`, as vLLM does
+    (0.32, tool_parsers/tool_strict_level.py)."""
     structured_output: bool = False
     """Whether `response_format: json_schema` constrains the answer on the host."""
     grammar: Grammar = "any"

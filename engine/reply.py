@@ -37,6 +37,9 @@ class Reply:
     """Seconds until the first event; None where the answer came in one piece."""
     decoding_s: float | None = None
     """Seconds from there to the end; None where the answer came in one piece."""
+    cost_usd: float | None = None
+    """Price of the usage; None where it is not known."""
+    gpu_seconds: float | None = None
 
 
 class Assembly:

@@ -14,9 +14,57 @@ from pathlib import Path
 from typing import Any, Literal
 
 Outcome = Literal["succeeded", "invalid_output", "rejected", "failed", "over_budget", "skipped"]
-ModeName = Literal["instant", "thinking"]
+ModeName = Literal["instant", "thinking", "agent", "swarm"]
+DriftAction = Literal["reorient", "smaller_profile", "stop"]
 ReasoningPolicy = Literal["drop", "keep", "summary"]
 JsonSchema = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentLimits:
+    """How far an agent may go, and what is done where it goes astray."""
+
+    max_steps: int = 100
+    """Turns of the model; the last two are for the answer. Moonshot's own runs of K2.5 allow 100 to a
+    sub-agent and 15 to an orchestrator (arXiv 2602.02276)."""
+    max_calls: int = 300
+    """Tool calls in all."""
+    max_tokens: int | None = None
+    """Prompt and answer tokens of all turns; None: as the budget allows."""
+    max_failures: int = 6
+    """Calls of one tool that may fail in a row; after that it is closed for this request."""
+    result_chars: int = 12_000
+    """Most characters of one result that the model is shown at once."""
+    call_timeout_s: float = 120.0
+    """Longest time one call may take."""
+    think: bool = True
+    """Whether turns are in Thinking mode, where the host has a switch; else in Instant."""
+    on_drift: tuple[DriftAction, ...] = ("reorient", "stop")
+    """What is done the first time, the second time, and so on; the last one from then on."""
+    max_subagents: int = 20
+    """Agents that a swarm may have at work at once; K2.5 was trained with up to 100."""
+    subagent_steps: int = 100
+    """`max_steps` of each of them."""
+    subagent_tokens: int | None = None
+    """`max_tokens` of each of them: its share of the budget."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What an agent or a swarm did for one request."""
+
+    num_steps: int = 0
+    """Turns of the model, those of sub-agents included."""
+    num_calls: int = 0
+    num_failed_calls: int = 0
+    num_compactions: int = 0
+    num_drifts: int = 0
+    num_subagents: int = 0
+    critical_steps: int = 0
+    """Turns one after the other: per turn of the orchestrator one, and the most that one of the sub-agents it
+    waits for took (arXiv 2602.02276); the same as `num_steps` for a single agent."""
+    stopped: str | None = None
+    """Why it had to answer with what it had; None where it came to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +101,8 @@ class Request:
     """The same for requests that share a prefix: they go to the same one of several servers."""
     priority: int | None = None
     """Lower goes first, at endpoints that know priorities; None: as its place in the order."""
+    limits: AgentLimits | None = None
+    """In Agent and Swarm mode only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +158,8 @@ class Result:
     """Seconds its calls waited here before they were sent: for budget, pace and breaker."""
     decoding_s: float | None = None
     """Seconds from the last call's first event to its end; None where answers are not streamed."""
+    work: Work | None = None
+    """What an agent did; None in the modes that have no steps."""
 
 
 def add_usage(first: Usage, second: Usage) -> Usage:

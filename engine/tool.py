@@ -26,6 +26,8 @@ class ToolSpec:
     has_effects: bool = False
     """Whether calling it twice differs from calling it once. Such a call is not made again where its end is
     unknown after a kill; the model is told that it may have happened."""
+    keeps_own_time: bool = False
+    """Whether it may take as long as it takes, since it has limits of its own."""
     needs_approval: bool = False
     """Whether a person has to agree before each call."""
 
@@ -44,6 +46,10 @@ class ToolError(Exception):
 
 class Aside(Protocol):
     """Puts a question to the model on a tool's behalf, outside the agent's own transcript."""
+
+    @property
+    def call_id(self) -> str:
+        """Return the id of the call that the tool is at; the same when the call is made again."""
 
     async def ask(
         self,

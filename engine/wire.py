@@ -10,6 +10,7 @@ from typing import Any
 from engine.endpoint import Endpoint
 from engine.prompt import user_text
 from engine.request import JsonSchema, ModeName, Request
+from engine.tool import ToolSpec
 
 Message = Mapping[str, Any]
 
@@ -29,6 +30,8 @@ WHY: Mapping[str, str] = {
     " only where the host takes it",
     "response_format": "constrains the answer to the stage's JSON Schema; with a reasoning parser the"
     " grammar begins after the thinking",
+    "tools": "what an agent may call; rendered in front of everything, so the same in every turn",
+    "tool_choice": "`none` where an agent has to answer: the tools stay in the prompt and its prefix",
     "stream": "shows a stall and the first token; the answer is the same",
     "stream_options": "asks for the usage, which a stream leaves out otherwise",
     "stream_interval": "lets vLLM gather tokens into fewer events",
@@ -50,6 +53,10 @@ class Turn:
     """Most tokens of thinking, where the host can be told."""
     schema: JsonSchema | None = None
     """What the answer must follow; None for plain text."""
+    tools: Sequence[ToolSpec] = ()
+    """What may be called; they stand in front of the prompt, so they stay the same in all turns."""
+    may_call: bool = True
+    """Whether a tool may be called in this turn."""
 
 
 def body_of(turn: Turn, request: Request, endpoint: Endpoint) -> dict[str, Any]:
@@ -71,6 +78,9 @@ def body_of(turn: Turn, request: Request, endpoint: Endpoint) -> dict[str, Any]:
         # Not the stage's name: the same question is the same bytes, whoever asks it.
         schema = {"name": "answer", "schema": dict(turn.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if turn.tools:
+        body["tools"] = [_declared(spec, strict=can.strict_tools) for spec in turn.tools]
+        body["tool_choice"] = "auto" if turn.may_call else "none"
     if can.stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         if can.stream_interval is not None:
@@ -78,11 +88,22 @@ def body_of(turn: Turn, request: Request, endpoint: Endpoint) -> dict[str, Any]:
     return {name: value for name, value in body.items() if name not in profile.refuses}
 
 
+def _declared(spec: ToolSpec, *, strict: bool) -> dict[str, Any]:
+    function: dict[str, Any] = {
+        "name": spec.name,
+        "description": spec.description,
+        "parameters": dict(spec.parameters),
+    }
+    if strict:
+        function["strict"] = True
+    return {"type": "function", "function": function}
+
+
 def opening(request: Request, endpoint: Endpoint) -> Turn:
     """Return a request's first call: for its answer, or to think on a host without a switch."""
     if request.mode == "thinking" and endpoint.profile.modes["thinking"].by == "prompt":
         text = user_text(request.material, f"{request.question.strip()}\n{THINK}")
-        messages = _messages(request, text)
+        messages = opening_messages(request, text)
         return Turn(mode="thinking", messages=messages, max_tokens=request.max_reasoning_tokens)
     thinking = request.max_reasoning_tokens if request.mode == "thinking" else 0
     messages = _first_messages(request, endpoint)
@@ -105,7 +126,7 @@ def answering(
 def _first_messages(request: Request, endpoint: Endpoint) -> list[Message]:
     enforced = endpoint.profile.capabilities.structured_output
     text = user_text(request.material, request.question, None if enforced else request.schema)
-    return _messages(request, text)
+    return opening_messages(request, text)
 
 
 THINK = (
@@ -114,7 +135,8 @@ THINK = (
 )
 
 
-def _messages(request: Request, text: str) -> list[Message]:
+def opening_messages(request: Request, text: str) -> list[Message]:
+    """Return the messages that a request begins with; `text` is the user's, behind the images."""
     content: object = text
     if request.images:
         images = [

@@ -71,6 +71,17 @@ class Account:
     opening_tokens: int | None = None
     """Of the first turn's prompt at worst; what later turns have beyond it comes on top of its count."""
 
+    is_restored: bool = False
+    """Whether what earlier attempts have paid for this request is in it."""
+
+    def add(self, usage: Usage, cost_usd: float | None, gpu_seconds: float | None) -> None:
+        """Add what one call took."""
+        self.usage = add_usage(self.usage, usage)
+        if cost_usd is not None:
+            self.cost_usd = cost_usd + (self.cost_usd or 0.0)
+        if gpu_seconds is not None:
+            self.gpu_seconds = gpu_seconds + (self.gpu_seconds or 0.0)
+
     @contextmanager
     def queueing(self) -> Iterator[None]:
         """Count the time that the block takes as waiting."""
@@ -126,14 +137,10 @@ class Caller:
             used = amount_of(usage, profile)
         finally:
             self._budget.settle(reserved, used)
-        account.usage = add_usage(account.usage, usage)
         cost, time_s = cost_usd(usage, profile.prices), gpu_seconds(usage, profile)
-        if cost is not None:
-            account.cost_usd = cost + (account.cost_usd or 0.0)
-        if time_s is not None:
-            account.gpu_seconds = time_s + (account.gpu_seconds or 0.0)
+        account.add(usage, cost, time_s)
         account.first_token_s, account.decoding_s = reply.first_token_s, reply.decoding_s
-        return replace(reply, usage=usage)
+        return replace(reply, usage=usage, cost_usd=cost, gpu_seconds=time_s)
 
     async def _retried(
         self,

@@ -20,11 +20,19 @@ from engine.batch.ledger import Log, on_record
 from engine.batch.route import Route
 from engine.client import Client
 from engine.endpoint import Endpoint
-from engine.errors import BudgetReached, EngineUnavailable, RequestRejected, RequestTooLong
+from engine.errors import (
+    BudgetReached,
+    EngineError,
+    EngineUnavailable,
+    RequestRejected,
+    RequestTooLong,
+)
 from engine.modes import MODES
-from engine.modes.mode import Ending
+from engine.modes.agent.asides import Asides, OneAside
+from engine.modes.mode import AwaitingApproval, Ending, HandedOver, Means, Send, Workshop
 from engine.reply import Reply
 from engine.request import Outcome, Request, Result
+from engine.steps import Paid
 
 _CIRCUIT_POLL_S = 0.1
 LEAST_AHEAD = 8
@@ -34,7 +42,7 @@ _DEFAULT_RETRY = RetryRule()
 _END = object()
 
 
-async def run(
+async def run(  # noqa: PLR0913 - each is a part of its own that a caller may leave out
     requests: AsyncIterable[Request],
     route: Route,
     *,
@@ -42,6 +50,7 @@ async def run(
     retry: RetryRule = _DEFAULT_RETRY,
     budget: Budget | None = None,
     log: Log | None = None,
+    workshop: Workshop | None = None,
 ) -> AsyncGenerator[Result, None]:
     """Yield exactly one result per request, as they finish.
 
@@ -54,6 +63,7 @@ async def run(
         retry: What to do when an endpoint is unavailable.
         budget: What all calls together may spend; requests beyond it end as `over_budget`.
         log: Has each request before its first call goes out, and each result before it is yielded.
+        workshop: What agents work with; None where no request is for one.
 
     Raises:
         EngineMisconfigured: The endpoint refuses every request of this kind.
@@ -71,7 +81,7 @@ async def run(
             Caller(line, client, retry, budget or Budget())
             for line, client in zip(route.lines, clients, strict=True)
         ]
-        sender = _Sender(route, callers)
+        sender = _Sender(route, callers, workshop or Workshop())
         feeder = asyncio.create_task(_feed(requests, sender, done, limit=limit, log=log))
         try:
             while (item := await done.get()) is not _END:
@@ -137,8 +147,9 @@ async def _feed(
 class _Sender:
     """Carries out one request after the other, on the first endpoint that can."""
 
-    def __init__(self, route: Route, callers: Sequence[Caller]) -> None:
-        self._route, self._callers = route, callers
+    def __init__(self, route: Route, callers: Sequence[Caller], workshop: Workshop) -> None:
+        self._route, self._callers, self._workshop = route, callers, workshop
+        self._asides = Asides(workshop.steps)
 
     async def result(self, request: Request, priority: int) -> Result:
         """Return the request's one result."""
@@ -178,6 +189,7 @@ class _Sender:
             first_token_s=account.first_token_s,
             queued_s=account.queued_s,
             decoding_s=account.decoding_s,
+            work=ending.work,
         )
 
     async def _first_that_can(
@@ -192,9 +204,7 @@ class _Sender:
             caller = self._callers[number]
             why = caller.line.cannot_take(request) if found.reasons else None
             if why is None:
-                ending, why = await self._try(
-                    caller, request, priority, account, waits=len(order) == 1
-                )
+                ending, why = await self._try(number, request, priority, account, order=order)
                 if ending is None:
                     found.open_circuits.append(caller)
                 else:
@@ -215,17 +225,23 @@ class _Sender:
         """Tell whether a line leads to the pipeline's own engine."""
         return number < self._route.num_replicas
 
-    @staticmethod
     async def _try(
-        caller: Caller, request: Request, priority: int, account: Account, *, waits: bool
+        self,
+        number: int,
+        request: Request,
+        priority: int,
+        account: Account,
+        *,
+        order: Sequence[int],
     ) -> tuple[Ending | None, str | None]:
         """Return how the request ended on one endpoint, and why the next one is to be tried.
 
-        There is no end where the endpoint's circuit is open, unless `waits`.
+        There is no end where the endpoint's circuit is open, unless there is no other endpoint.
 
         Raises:
             EngineMisconfigured: The endpoint refuses every request of this kind.
         """
+        caller, waits = self._callers[number], len(order) == 1
 
         async def send(body: Mapping[str, Any]) -> Reply:
             return await caller.call(body, request, priority, account, waits=waits)
@@ -234,19 +250,44 @@ class _Sender:
             # Asked before the body is made, which may have pictures in it.
             if not waits:
                 caller.require_closed()
+            means = Means(send=send)
+            if request.limits is not None:
+                others = [n for n in order[order.index(number) + 1 :] if not self._is_own(n)]
+                means = self._agents_means(request, caller, send, account, has_others=bool(others))
             mode = MODES[request.mode]
-            return await mode.carry_out(request, caller.line.endpoint, send), None
-        except RequestTooLong as exc:
-            return _ended(
-                "rejected", "too_long", exc, _counted_here(request, caller.line.endpoint)
-            ), str(exc)
-        except RequestRejected as exc:
-            return _ended("failed", "request_rejected", exc), str(exc)
-        except EngineUnavailable as exc:
-            is_open = isinstance(exc, CircuitOpen)
-            return None if is_open else _ended("failed", "engine_unavailable", exc), str(exc)
-        except BudgetReached as exc:
-            return _ended("over_budget", "budget_reached", exc), None
+            return await mode.carry_out(request, caller.line.endpoint, means), None
+        except tuple(_ENDS) as exc:
+            return _end_of(exc, request, caller.line.endpoint)
+
+    def _agents_means(
+        self, request: Request, caller: Caller, send: Send, account: Account, *, has_others: bool
+    ) -> Means:
+        # What this attempt itself has paid, on an engine before this one, is in the account already.
+        is_first, account.is_restored = not account.is_restored, True
+
+        def restore(event: Paid) -> None:
+            if is_first:
+                account.add(event.usage, event.cost_usd, event.gpu_seconds)
+
+        def aside(call_id: str) -> OneAside:
+            return OneAside(
+                call_id=call_id,
+                asides=self._asides,
+                request=request,
+                endpoint=caller.line.endpoint,
+                send=send,
+                restore=restore,
+            )
+
+        return Means(
+            send=send,
+            tools=self._workshop.tools(request),
+            steps=self._workshop.steps,
+            aside=aside,
+            approval=self._workshop.approval,
+            restore=restore,
+            can_hand_over=has_others,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -275,6 +316,30 @@ class _Found:
 
 
 _NOT_SENT = Ending(outcome="failed")
+
+
+_ENDS: Mapping[type[EngineError], tuple[Outcome, str]] = {
+    RequestTooLong: ("rejected", "too_long"),
+    RequestRejected: ("failed", "request_rejected"),
+    EngineUnavailable: ("failed", "engine_unavailable"),
+    HandedOver: ("failed", "drifted"),
+    # These two can be resumed, and no other engine would help.
+    BudgetReached: ("over_budget", "budget_reached"),
+    AwaitingApproval: ("over_budget", "awaiting_approval"),
+}
+"""What becomes of a request by the error that ended it, those first that are a kind of another."""
+
+
+def _end_of(
+    exc: EngineError, request: Request, endpoint: Endpoint
+) -> tuple[Ending | None, str | None]:
+    """Return how an error ended a request, and why the next engine is to be tried."""
+    if isinstance(exc, CircuitOpen):
+        return None, str(exc)
+    outcome, error_class = next(end for kind, end in _ENDS.items() if isinstance(exc, kind))
+    more = _counted_here(request, endpoint) if isinstance(exc, RequestTooLong) else ""
+    ending = _ended(outcome, error_class, exc, more)
+    return ending, None if outcome == "over_budget" else str(exc)
 
 
 def _told(ending: Ending, others: Sequence[str]) -> str | None:

@@ -117,12 +117,19 @@ def judge(
     text = sight.answer
     if sight.finish_reason == "length":
         return None, "length", _too_long(request, sight)
+    return judge_text(request.schema, text)
+
+
+def judge_text(
+    schema: JsonSchema, text: str
+) -> tuple[Mapping[str, Any] | None, str | None, str | None]:
+    """Return the answer that a text is, or the class and text of what is wrong with it."""
     if not text:
         return None, "empty", "the answer is empty"
     fenced = _FENCED.search(text)
     try:
         output = json.loads(fenced.group(1) if fenced else text)
-        wrong = misfit(request.schema, output)
+        wrong = misfit(schema, output)
     except (ValueError, RecursionError) as exc:
         # Not only JSONDecodeError: an integer of more than 4,300 digits is a ValueError of Python's.
         return None, "not_json", f"it is not JSON: {exc}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.endpoint import Endpoint
 from engine.modes.dialogue import Dialogue
-from engine.modes.mode import Ending, Send
+from engine.modes.mode import Ending, Means
 from engine.request import Request
 from engine.wire import answering, opening
 
@@ -15,9 +15,9 @@ UNWANTED_THINKING_TOKENS = 2048
 class Instant:
     """The mode for extraction, classification and look-ups."""
 
-    async def carry_out(self, request: Request, endpoint: Endpoint, send: Send) -> Ending:
+    async def carry_out(self, request: Request, endpoint: Endpoint, means: Means) -> Ending:
         """Ask, check the answer against the schema, and re-ask once with the error."""
-        talk = Dialogue(request, endpoint, send)
+        talk = Dialogue(request, endpoint, means.send)
         first = opening(request, endpoint)
         sight = await talk.ask(first)
         if sight.ate_budget(0):

@@ -1,17 +1,88 @@
-"""The protocol that every mode follows, and what a mode hands back."""
+"""The protocol that every mode follows, what it is given, and what it hands back."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from engine.endpoint import Endpoint
+from engine.errors import EngineError
 from engine.reply import Reply
-from engine.request import ModeName, Outcome, Request
+from engine.request import ModeName, Outcome, Request, Work
+from engine.steps import AskedCall, Decided, MemoryLog, Paid, StepLog
+from engine.tool import Aside, ToolBox, ToolSpec
 
 Send = Callable[[Mapping[str, Any]], Awaitable[Reply]]
 """Sends one request body and returns the reply; retries and limits are the caller's."""
+
+
+class Approval(Protocol):
+    """Asks a person whether a call may be made."""
+
+    async def decide(self, request: Request, call: AskedCall, spec: ToolSpec) -> Decided:
+        """Return the decision.
+
+        Raises:
+            AwaitingApproval: Nobody has decided yet; the request is taken up again when somebody has.
+        """
+
+
+class AwaitingApproval(EngineError):
+    """A person has to decide first; the request can be resumed."""
+
+
+class HandedOver(EngineError):
+    """An agent has lost its way here; the next engine of the route goes on with its work."""
+
+
+class NoTools:
+    """The tool box of a stage that has none."""
+
+    specs: Sequence[ToolSpec] = ()
+
+    async def call(self, name: str, arguments: Mapping[str, Any], aside: Aside) -> Any:  # noqa: ANN401, D102
+        raise AssertionError((name, arguments, aside))
+
+
+def _ignored(turn: Paid) -> None:
+    """Take no account of a turn."""
+
+
+def _no_aside(call_id: str) -> Aside:
+    raise AssertionError(call_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What a mode works with."""
+
+    send: Send
+    tools: ToolBox = field(default_factory=NoTools)
+    steps: StepLog = field(default_factory=MemoryLog)
+    aside: Callable[[str], Aside] = _no_aside
+    """Returns what the tool behind a call, by its id, asks the model with."""
+    approval: Approval | None = None
+    """None: calls that need it are refused."""
+    restore: Callable[[Paid], None] = _ignored
+    """Takes into account a turn that an earlier attempt has paid for."""
+    can_hand_over: bool = False
+    """Whether another engine of the route could go on."""
+
+
+def _no_tools(_request: Request) -> ToolBox:
+    """Return a box with nothing in it."""
+    return NoTools()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What the agents of a batch work with."""
+
+    tools: Callable[[Request], ToolBox] = _no_tools
+    """Returns the tools that a request may call."""
+    steps: StepLog = field(default_factory=MemoryLog)
+    approval: Approval | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +97,11 @@ class Ending:
     mode_notes: tuple[str, ...] = ()
     reasoning: str | None = None
     finish_reason: str | None = None
+    work: Work | None = None
 
 
 class Mode(Protocol):
     """One way of carrying out a request."""
 
-    async def carry_out(self, request: Request, endpoint: Endpoint, send: Send) -> Ending:
-        """Return how it ended; raise only what `send` raises."""
+    async def carry_out(self, request: Request, endpoint: Endpoint, means: Means) -> Ending:
+        """Return how it ended; raise only what `means.send` raises, and the two errors above."""

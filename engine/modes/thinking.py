@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from engine.endpoint import Endpoint
 from engine.modes.dialogue import Dialogue
-from engine.modes.mode import Ending, Send
+from engine.modes.mode import Ending, Means
 from engine.modes.sight import Sight
 from engine.prompt import answer_text
 from engine.request import ModeName, Request
@@ -16,9 +16,9 @@ from engine.wire import Message, answering, opening
 class Thinking:
     """The mode for analysis and judgement: where the answer does not stand in one place."""
 
-    async def carry_out(self, request: Request, endpoint: Endpoint, send: Send) -> Ending:
+    async def carry_out(self, request: Request, endpoint: Endpoint, means: Means) -> Ending:
         """Think, answer, check; where thinking eats the budget, double it once, then go Instant."""
-        talk = Dialogue(request, endpoint, send)
+        talk = Dialogue(request, endpoint, means.send)
         if endpoint.profile.modes["thinking"].by == "prompt":
             return await _by_prompt(talk, request, endpoint)
         first = opening(request, endpoint)
