@@ -7,28 +7,23 @@ a run's manifest keeps.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import jinja2
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from config.agents import LimitsConfig
 from config.graph import Problem, problems
+from config.model import Model
 from config.output import check_output
+from config.storage import StorageConfig
 from connectors.readers import ReaderOptions
 from connectors.storage import Access
-from engine.request import ReasoningPolicy
+from engine.request import DriftAction, ReasoningPolicy
 
-ModeChoice = Literal["instant", "thinking", "auto"]
+ModeChoice = Literal["instant", "thinking", "agent", "swarm", "auto"]
 Over = Literal["chunk", "rows", "document", "group", "corpus"]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]{0,127}$")]
 StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -42,14 +37,7 @@ REDUCES: frozenset[Over] = frozenset({"document", "group", "corpus"})
 _COMPUTED_FIELDS = frozenset({"name", "over", "needs", "compute", "tables", "output"})
 
 
-class _Model(BaseModel):
-    # Inputs are hidden: someone will write a password where its variable's name belongs.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
-    )
-
-
-class ReaderConfig(_Model):
+class ReaderConfig(Model):
     """How documents are read."""
 
     ocr: Literal["rapidocr", "tesseract", "off"] = "rapidocr"
@@ -121,7 +109,7 @@ class ReaderConfig(_Model):
         )
 
 
-class ChunkConfig(_Model):
+class ChunkConfig(Model):
     """How documents are cut."""
 
     max_tokens: int | None = Field(default=None, ge=64)
@@ -135,7 +123,7 @@ class ChunkConfig(_Model):
     reason `beyond_limit`. None: all."""
 
 
-class RowsConfig(_Model):
+class RowsConfig(Model):
     """How rows of tables are asked about, by stages `over: rows`."""
 
     order: Literal["shared", "given"] = "shared"
@@ -144,7 +132,7 @@ class RowsConfig(_Model):
     Records, citations and keys of answers are the same either way."""
 
 
-class EscalateConfig(_Model):
+class EscalateConfig(Model):
     """When an Instant answer is doubtful, the question is asked again in Thinking."""
 
     when: tuple[Literal["invalid", "empty", "disagreement"], ...] = (
@@ -161,7 +149,7 @@ class EscalateConfig(_Model):
     weak prompt cannot turn a cheap stage into a costly one. One question is always allowed."""
 
 
-class StageBudgetConfig(_Model):
+class StageBudgetConfig(Model):
     """What one stage may spend, within the run's own budget.
 
     When a call of the stage does not fit any more, only the stage's questions end there: other stages go
@@ -189,7 +177,7 @@ class BudgetConfig(StageBudgetConfig):
     no limit."""
 
 
-class StageConfig(_Model):
+class StageConfig(Model):
     """One question to the model."""
 
     name: StageName
@@ -206,8 +194,20 @@ class StageConfig(_Model):
     by: str | None = None
     """Output field of one of `needs` that makes groups, for `over: group`: `FIELD` or `STAGE.FIELD`."""
     mode: ModeChoice = "instant"
-    """How the model works on it: `instant` answers at once, `thinking` reasons first, `auto` is the
-    cheapest that the stage's shape needs; `headrace plan` shows which, and why."""
+    """How the model works on it: `instant` answers at once, `thinking` reasons first, `agent` works with
+    `tools` step by step, `swarm` gives the work out to agents side by side, `auto` is the cheapest that the
+    stage's shape needs; `headrace plan` shows which, and why."""
+    tools: tuple[str, ...] = ()
+    """What an agent may call; nothing else can be called, whatever a document says. A stage over the corpus
+    or groups has all documents before it, any other one its own; docs/agents.md says what there is."""
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    """How far an agent or a swarm may go."""
+    on_drift: tuple[DriftAction, ...] = Field(default=("reorient", "stop"), min_length=1)
+    """What is done when an agent goes round in circles, learns nothing new or loses its goal, the first time,
+    the second, and so on: `reorient` reminds it, `smaller_profile` hands its work to the next engine of
+    `fallback`, `stop` has it answer with what it has. The last one holds from then on."""
+    approval: tuple[str, ...] = ()
+    """Tools whose every call waits until a person has agreed to it."""
     prompt: str = ""
     """The question, a Jinja2 template; `upstream.<stage>.<field>` are the answers of `needs`
     for the same chunk, `group` is what a group has in common. The chunk itself, or the answers that
@@ -270,7 +270,9 @@ class StageConfig(_Model):
             self._check_asked()
         else:
             self._check_computed()
-        if self.over in REDUCES and not self.needs:
+        # An agent can look for itself.
+        looks = self.over == "corpus" and bool(self.tools)
+        if self.over in REDUCES and not self.needs and not looks:
             raise ValueError(f"a stage over {self.over} needs at least one stage in `needs`")
         if (self.over == "group") != (self.by is not None):
             raise ValueError(
@@ -287,6 +289,18 @@ class StageConfig(_Model):
             raise ValueError("`tables` are for `compute`; a prompt cannot read them")
         if self.combine is not None and self.over not in REDUCES:
             raise ValueError("`combine` is for stages over document, group or corpus")
+        self._check_agent()
+
+    def _check_agent(self) -> None:
+        if self.mode in {"agent", "swarm"} and not self.tools:
+            raise ValueError(f"mode {self.mode} works with `tools`, and there are none; list some")
+        if self.tools and self.mode not in {"agent", "swarm", "auto"}:
+            raise ValueError(f"mode {self.mode} calls no `tools`; set mode: agent, or drop them")
+        if self.tools and self.escalate is not None:
+            raise ValueError("an agent does not escalate; drop `escalate`")
+        strange = sorted(set(self.approval) - set(self.tools))
+        if strange:
+            raise ValueError(f"approval names {strange[0]!r}, which is none of `tools`")
 
     def _check_computed(self) -> None:
         fields = type(self).model_fields
@@ -315,53 +329,7 @@ class StageConfig(_Model):
         return self.over in {"group", "corpus"}
 
 
-class StorageConfig(_Model):
-    """How one place in object storage is reached.
-
-    What is left out comes from the profile, then from the environment (`AWS_PROFILE`,
-    `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `AWS_REGION`). Keys and secrets are never here: they are
-    in the profile's files or in the environment. The run keeps this in its sink, and this machine
-    remembers how it reached the sink: resume, retry, records and report need not be told. Commands
-    without a pipeline (`headrace ask`), and those with a `--sink` that this machine has not written
-    to, go by the environment alone.
-    """
-
-    profile: str | None = None
-    """Profile of `~/.aws/config` or `~/.aws/credentials`: keys, role, SSO or `credential_process`, address
-    and region."""
-    endpoint_url: str | None = None
-    """Address of the store, such as `http://minio:9000`; of AWS itself `https://s3.REGION.amazonaws.com`,
-    where the environment names another one."""
-    region: str | None = None
-    """Region of the bucket. None: `us-east-1` where nothing else says one."""
-    anonymous: bool = False
-    """Send requests unsigned, also where there are credentials: for public data."""
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _check_address(cls, url: str | None) -> str | None:
-        if url is not None and not re.fullmatch(r"https?://[^/@?\s]+(/[^@?\s]*)?", url):
-            # Not shown: what stands before an @ may be a password.
-            raise ValueError("endpoint_url must be like http://host:9000, without user or password")
-        return url
-
-    @model_validator(mode="after")
-    def _check_keys(self) -> Self:
-        if self.anonymous and self.profile is not None:
-            raise ValueError("anonymous and profile exclude each other; drop one")
-        return self
-
-    def access(self) -> Access:
-        """Return what storage is opened with."""
-        return Access(
-            profile=self.profile,
-            endpoint_url=self.endpoint_url,
-            region=self.region,
-            anonymous=self.anonymous,
-        )
-
-
-class ReportTemplate(_Model):
+class ReportTemplate(Model):
     """The texts of a template of one's own; what is left out is the shipped one."""
 
     html: str | None = None
@@ -382,7 +350,7 @@ class ReportTemplate(_Model):
         return text
 
 
-class ReportConfig(_Model):
+class ReportConfig(Model):
     """What the report says besides the figures, and its form."""
 
     title: str | None = None
@@ -399,7 +367,7 @@ class ReportConfig(_Model):
         return None if isinstance(self.template, str) else self.template
 
 
-class PipelineConfig(_Model):
+class PipelineConfig(Model):
     """The whole pipeline."""
 
     name: StageName
