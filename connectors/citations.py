@@ -33,7 +33,7 @@ _ELLIPSIS = re.compile(
     r"[\[(]\s?(?:\.\s?\.\s?\.|…)\s?[\])]|…|(?<!\.)(?<!\.\s)\.\s?\.\s?\.(?:\s?\.){0,3}(?!\s?\.)"
 )
 """Longer rows of dots lead to the page numbers of a table of contents."""
-_LABEL = r"[A-Z]{1,3}\d{1,6}"
+_LABEL = r"(?:D\d{1,6})?[A-Z]{1,3}\d{1,6}"
 _LEADING_LABEL = re.compile(
     rf"^[ \t\"'“‘*_`>-]*(?:[\[(]\s*{_LABEL}(?:\s*[-–,;]\s*{_LABEL})*\s*[\])]|{_LABEL}\s?[:)\]](?=\s))[\s:*]*",
     re.MULTILINE,

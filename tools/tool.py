@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine.tool import Aside, ToolAnswer, ToolSpec
+from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
 from tools.corpus import Corpus
 
 
@@ -17,6 +17,22 @@ class Arguments(BaseModel):
     """The arguments of a tool; their JSON Schema is what the model is told."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """Return the arguments of a call.
+
+        Raises:
+            ToolError: They do not follow the schema.
+        """
+        try:
+            return cls.model_validate(arguments)
+        except ValidationError as exc:
+            wrong = [
+                f"{'.'.join(map(str, error['loc'])) or 'arguments'}: {error['msg']}"
+                for error in exc.errors(include_url=False, include_input=False)
+            ]
+            raise ToolError(f"wrong arguments: {'; '.join(wrong)}") from exc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,145 @@
+"""Full-text search over the documents of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from pydantic import Field
+
+from connectors.document import Segment
+from connectors.index import Hit, Index, Passage, TantivyIndex, passages_of
+from engine.tool import Aside, ToolAnswer, ToolSpec
+from tools.corpus import Corpus
+from tools.labels import find_documents, shown_line, shown_place
+from tools.tool import Arguments, Scope, spec_of
+
+_MOST_LINE_CHARS = 700
+_WORD = re.compile(r"\w+")
+
+
+class SearchArguments(Arguments):
+    """What to look for."""
+
+    query: str = Field(min_length=1, max_length=2000)
+    """Words that the passage may hold, in any order and form. Words in double quotes must stand there
+    exactly so."""
+    document: str | None = None
+    """Look only here: the label of a document (D3), or a part of the paths of several (reports/2031)."""
+    limit: int = Field(default=8, ge=1, le=30)
+    """Most passages."""
+
+
+class Search:
+    """Finds the passages that fit a query best, by BM25."""
+
+    spec: ToolSpec = spec_of(
+        "search",
+        "Finds passages in the documents by their words, best first, and gives their lines with labels"
+        " and places. Try other words, or fewer, where it finds nothing.",
+        SearchArguments,
+    )
+
+    def __init__(self, scope: Scope) -> None:
+        self._corpus = scope.corpus
+        self._scratch = scope.scratch
+        self._index: Index | None = None
+
+    async def call(self, arguments: Mapping[str, Any], aside: Aside) -> ToolAnswer:  # noqa: ARG002
+        """Return the passages.
+
+        Raises:
+            ToolError: No document is called so.
+        """
+        return await asyncio.to_thread(self._search, SearchArguments.of(arguments))
+
+    def _search(self, asked: SearchArguments) -> ToolAnswer:
+        among = None
+        if asked.document is not None and asked.document.strip():
+            labels = {entry.label for entry in find_documents(self._corpus, asked.document)}
+            entries = self._corpus.entries
+            among = {n for n, entry in enumerate(entries) if entry.label in labels}
+        if self._index is None:
+            self._index = _opened(self._corpus, self._scratch)
+        hits = self._index.search(asked.query, limit=asked.limit, among=among)
+        if not hits:
+            return ToolAnswer(
+                text="Nothing found. Try other words, fewer words, or none in quotes."
+                + (" It was looked for in the named documents only." if among is not None else "")
+            )
+        head = f"{len(hits)} passages, best first:" if len(hits) > 1 else "1 passage:"
+        return ToolAnswer(
+            text="\n\n".join([head, *(self._shown(hit, asked.query) for hit in hits)])
+        )
+
+    def _shown(self, hit: Hit, query: str) -> str:
+        entry = self._corpus.entries[hit.document]
+        segments = self._corpus.lines(entry.label)[hit.first - 1 : hit.last]
+        words = {word.casefold() for word in _WORD.findall(query)}
+        lines = [
+            shown_line(f"{entry.label}L{number}", _around(segment, words))
+            for number, segment in enumerate(segments, start=hit.first)
+        ]
+        return "\n".join([shown_place(entry, [segment.span for segment in segments]), *lines])
+
+
+def _around(segment: Segment, words: set[str]) -> Segment:
+    """Return the segment, a long one cut to what stands around the first word that was looked for."""
+    text = segment.text
+    if len(text) <= _MOST_LINE_CHARS:
+        return segment
+    found = (m.start() for m in _WORD.finditer(text) if m[0].casefold() in words)
+    start = max(0, min(next(found, 0) - _MOST_LINE_CHARS // 3, len(text) - _MOST_LINE_CHARS))
+    end = start + _MOST_LINE_CHARS
+    cut = f"{'… ' if start else ''}{text[start:end]}{' …' if end < len(text) else ''}"
+    return replace(segment, text=cut)
+
+
+# --- one index for a corpus, whoever asks first ---------------------------------------------------
+
+
+class _Turn:
+    """Held by whoever makes the index of a folder."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+_turns: WeakValueDictionary[Path, _Turn] = WeakValueDictionary()
+_turns_lock = threading.Lock()
+
+
+def _opened(corpus: Corpus, scratch: Path) -> Index:
+    """Return the index of a corpus; made by the first who asks, while the others wait."""
+    folder = scratch / f"search-{_key(corpus)}"
+    with _turns_lock:
+        turn = _turns.setdefault(folder, _Turn())
+    with turn.lock:
+        if not folder.exists():
+            making = folder.with_name(f"{folder.name}.making")
+            # Left by a maker that came to no end.
+            shutil.rmtree(making, ignore_errors=True)
+            TantivyIndex(making).add(_passages(corpus))
+            making.rename(folder)
+        return TantivyIndex(folder)
+
+
+def _key(corpus: Corpus) -> str:
+    digest = hashlib.sha256()
+    for entry in corpus.entries:
+        said: Sequence[object] = (entry.label, entry.path, entry.document_key, entry.num_lines)
+        digest.update(repr(said).encode())
+    return digest.hexdigest()[:16]
+
+
+def _passages(corpus: Corpus) -> Iterator[Passage]:
+    for number, entry in enumerate(corpus.entries):
+        yield from passages_of(number, entry.path, corpus.lines(entry.label))
