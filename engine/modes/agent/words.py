@@ -13,7 +13,7 @@ When you have what the task asks for, answer without calling a tool.
 """
 
 COMPACT = """\
-The conversation is about to be cut, and only what you write now stays. Write notes to go on from, in plain text:
+The conversation is about to be cut, and only what you write now stays. Write a summary to go on from, in plain text:
 1. the goal, in one sentence; 2. the plan, and what of it is done; 3. every finding so far with its figures and
 the labels of the lines it rests on; 4. what is still open, and the next step.
 Do not call a tool and do not answer the task yet.
