@@ -72,7 +72,9 @@ class Transcript:
         ]
         self.answered = list(_answered(self.messages))
         """Each call that has a result, with the text of it."""
-        self.results = [text_of(m) for m in self.messages if m["role"] == "tool"]
+        told = {"tool", "user"} if self.is_summary else {"tool"}
+        self.results = [text_of(m) for m in self.messages if m["role"] in told]
+        """What the tools gave; a summary may be asked of a history that stands in a user message."""
         self.notes = "\n".join(text_of(m) for m in self.messages if m["role"] != "tool")
         """All that was said outside tool messages: instructions, question, summaries."""
         self.asked = "\n".join(text_of(m) for m in self.messages if m["role"] in {"user", "system"})

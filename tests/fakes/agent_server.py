@@ -187,8 +187,8 @@ class AgentServer:
         if one.refusal is not None:
             self._end_of(one, "refused", 400)
             return _error(400, one.refusal)
-        fixed = isinstance(self.latency, int | float)
-        await asyncio.sleep(self.latency if fixed else self.latency.of(body, one.nth))
+        wait = self.latency
+        await asyncio.sleep(wait.of(body, one.nth) if isinstance(wait, Latency) else wait)
         fault = self.faults.of_reply(body, one.nth)
         if fault in {"empty_body", "too_many", "server_error"}:
             return self._fail(one, fault)
