@@ -37,6 +37,7 @@ from flows.run.flights import Flights
 from flows.run.job import Job
 from flows.run.keys import reading_key, work_key
 from flows.run.leaders import Leaders
+from flows.run.line_store import LineStores
 from flows.run.passwords import Passwords
 from flows.run.prepare import check_fit
 from flows.run.progress import Progress
@@ -111,6 +112,8 @@ class Bench(Room):
     """What the sink says of its shards and gathered stages; kept up to date by this process."""
     to_rebuild: set[str] = field(default_factory=set)
     """Shards whose parts were changed by hand and are to be written anew."""
+    line_stores: LineStores = field(default_factory=LineStores)
+    """The lines of the sink's documents, for agents."""
     hopeless: threading.Event = field(default_factory=threading.Event)
     """Set when the failure limit cannot be kept any more, so that no further shard is begun."""
 

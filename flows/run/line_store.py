@@ -289,3 +289,24 @@ def _segment(row: Mapping[str, Any]) -> Segment:
 def segments_of(chunks: Sequence[Chunk]) -> list[Segment]:
     """Return the lines of a document that is in memory."""
     return in_reading_order([chunk.segments for chunk in chunks])
+
+
+class LineStores:
+    """The line stores of a run: one for each state that its sink has been in. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stores: dict[str, LineStore] = {}
+
+    def at(self, key: str, lake: Lake, folder: Path) -> LineStore:
+        """Return the store of the sink as it is now.
+
+        Args:
+            key: Of all that is committed; another one means that there is something new.
+            lake: The sink.
+            folder: Where stores are kept.
+        """
+        with self._lock:
+            if key not in self._stores:
+                self._stores[key] = LineStore(lake, folder / key[:16])
+            return self._stores[key]

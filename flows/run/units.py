@@ -128,6 +128,8 @@ class Subject:
     document: Document | None = None
     group: str | None = None
     """What the members of a group have in common."""
+    scope: str = ""
+    """Key of the documents that an agent may read besides what it is shown."""
     left_out: bool = False
     """Whether there are answers, and `when` leaves all of them out."""
     is_unpaid: bool = False
