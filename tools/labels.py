@@ -21,7 +21,7 @@ _LINES = re.compile(
     r"\[?\s*D(\d{1,9})\s*L(\d{1,9})(?:\s*[-–]\s*(?:D(\d{1,9})\s*)?L?(\d{1,9}))?\s*\]?",  # noqa: RUF001 - models write it
     re.IGNORECASE,
 )
-_LIKE_A_LABEL = re.compile(r"\[(?=\s*D\d+(?:\s*L\d+)?\s*[\]\-–,;])", re.IGNORECASE)  # noqa: RUF001
+_LIKE_A_LABEL = re.compile(r"\[(?=D\d+(?:\s*L\d+)?\s*[\]\-–,;])", re.IGNORECASE)  # noqa: RUF001
 _MOST_NAMED = 6
 _MOST_QUOTED_CHARS = 80
 
