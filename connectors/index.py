@@ -16,7 +16,7 @@ from typing import Protocol
 import tantivy
 
 from connectors.document import Segment
-from connectors.errors import StorageError
+from connectors.errors import DiskFull, StorageError, is_full
 
 _PASSAGE_CHARS = 600
 """A passage ends with the line that brings it to this length."""
@@ -255,7 +255,8 @@ class TantivyIndex:
             yield
         except (OSError, ValueError) as exc:
             uri = str(self._folder)
-            raise StorageError(
+            full = isinstance(exc, OSError) and is_full(exc)
+            raise (DiskFull if full else StorageError)(
                 f"search index {uri!r} cannot be used: {exc}; check that the disk has room", uri=uri
             ) from exc
 

@@ -10,6 +10,7 @@ import pytest
 
 from connectors.chunker import ChunkRule, chunk_document
 from connectors.document import Content, Document, Media, Segment, SourceRef, Span
+from connectors.errors import DiskFull
 from connectors.readers import ReaderOptions, detect_media_type, load_reader
 from connectors.sinks.lake import Lake
 from flows.run.core import run_job
@@ -216,6 +217,12 @@ def test_lines_are_as_a_list_has_them_when_sliced(store):
     assert (lines[127], lines[128], lines[-1]) == (every[127], every[128], every[-1])
     with pytest.raises(IndexError):
         lines[len(every)]
+
+
+def test_full_disk_is_told_with_the_folder_when_lines_are_brought(store):
+    store._db.execute("PRAGMA max_page_count = 8")
+    with pytest.raises(DiskFull, match=r"lines\.sqlite.*make room"):
+        SinkCorpus(store).entries[0]
 
 
 def test_changed_document_has_its_new_lines_when_the_sink_was_written_again(tmp_path):

@@ -29,6 +29,7 @@ def test_row_is_found_by_a_column_of_its_sheet_when_the_row_does_not_say_it(use)
 def test_only_named_documents_are_searched_when_a_filter_is_given(use):
     assert "D3" not in use("search", query="euro", document="notes/")
     assert "[D3L4]" in use("search", query="euro", document="D3")
+    assert "D2" not in use("search", query="euro", document="reports/*.pdf")
     assert use("search", query="lantern", document="D3").startswith("Nothing found")
     with pytest.raises(ToolError, match="no document is called '/etc'"):
         use("search", query="euro", document="/etc")
