@@ -138,11 +138,12 @@ def _choice(asked: ReadArguments, lines: Sequence[Segment]) -> _Choice | None:
     Raises:
         ToolError: Ways are mixed, or one is not of this kind of document.
     """
+    by_cells = bool((asked.sheet or "").strip() or (asked.cells or "").strip())
     ways = [
         choose
         for is_asked, choose in (
             (asked.page is not None, _by_page),
-            (asked.sheet is not None or asked.cells is not None, _by_cells),
+            (by_cells, _by_cells),
             (asked.from_s is not None or asked.to_s is not None, _by_time),
         )
         if is_asked
@@ -167,11 +168,11 @@ def _by_page(asked: ReadArguments, _lines: Sequence[Segment]) -> _Choice:
 def _by_cells(asked: ReadArguments, lines: Sequence[Segment]) -> _Choice:
     sheet = _sheet_of(asked.sheet, lines)
     area = None
-    if asked.cells is not None:
+    if (asked.cells or "").strip():
         # A model may write the sheet in front.
-        area = Cells.of(asked.cells.rpartition("!")[2])
+        area = Cells.of((asked.cells or "").rpartition("!")[2])
         if area is None:
-            raise ToolError(f"{shown_text(asked.cells)!r} is no range of cells; write A5:F20")
+            raise ToolError(f"{shown_text(asked.cells or '')!r} is no range of cells; write A5:F20")
 
     def fits(span: Span) -> bool:
         if span.sheet != sheet:
@@ -200,14 +201,17 @@ def _sheet_of(wanted: str | None, lines: Sequence[Segment]) -> str:
     if not sheets:
         raise ToolError("the document has no sheets: read it by from_line")
     named = ", ".join(repr(shown_text(name)) for name in sheets[:_MOST_SHEETS])
-    if wanted is None:
+    if sheets == [""]:
+        # A table without a name, whatever it is called.
+        return ""
+    if not (wanted or "").strip():
         if len(sheets) > 1:
             raise ToolError(f"cells need a sheet; its sheets are {named}")
         return sheets[0]
-    folded = wanted.strip().casefold()
+    folded = (wanted or "").strip().casefold()
     found = [sheet for sheet in sheets if sheet.casefold() == folded]
     if not found:
-        raise ToolError(f"there is no sheet {shown_text(wanted)!r}; its sheets are {named}")
+        raise ToolError(f"there is no sheet {shown_text(wanted or '')!r}; its sheets are {named}")
     return found[0]
 
 

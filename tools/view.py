@@ -183,7 +183,7 @@ def _no_picture(entry: Entry, lines: Sequence[Segment], page: int) -> str:
 
 
 async def _look(aside: Aside, view: _View, question: str) -> ToolAnswer:
-    answer = await aside.ask(question, images=view.files)
+    answer = await aside.ask(disarm(question), images=view.files)
     entry = view.entry
     labels = ", ".join(f"{entry.label}L{picture.number}" for picture in view.pictures)
     spans = [picture.segment.span for picture in view.pictures]
