@@ -19,10 +19,12 @@ from config.graph import Problem, problems
 from config.model import Model
 from config.output import check_output, formats_in
 from config.storage import StorageConfig
+from config.templates import nearest
 from connectors.readers import ReaderOptions
 from connectors.sinks.parquet import LABEL_FORMAT
 from connectors.storage import Access
 from engine.request import DriftAction, ReasoningPolicy
+from tools.registry import TOOLS
 
 ModeChoice = Literal["instant", "thinking", "agent", "swarm", "auto"]
 Over = Literal["chunk", "rows", "document", "group", "corpus"]
@@ -302,6 +304,11 @@ class StageConfig(Model):
         if self.tools and LABEL_FORMAT in formats_in(self.output):
             raise ValueError(
                 "an agent finds its lines itself, so that `line` cannot be checked; make the field `cited`"
+            )
+        unknown = sorted(set(self.tools) - TOOLS.keys())
+        if unknown:
+            raise ValueError(
+                f"there is no tool {unknown[0]!r}{nearest(unknown[0], [*TOOLS])}; tools: {', '.join(TOOLS)}"
             )
         strange = sorted(set(self.approval) - set(self.tools))
         if strange:

@@ -9,9 +9,12 @@ from typing import Any
 from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
 from tools.cite import Cite
 from tools.documents import Documents
+from tools.python import Python
 from tools.read import Read
 from tools.search import Search
 from tools.summarise import Summarise
+from tools.table_query import TableQuery
+from tools.tables import Tables
 from tools.tool import Scope, Tool
 from tools.view import ViewFrame, ViewPage
 
@@ -23,6 +26,9 @@ TOOLS: Mapping[str, Callable[[Scope], Tool]] = {
     "view_page": ViewPage,
     "view_frame": ViewFrame,
     "cite": Cite,
+    "tables": Tables,
+    "table_query": TableQuery,
+    "python": Python,
 }
 """By the name that a pipeline and the model call them."""
 

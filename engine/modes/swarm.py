@@ -19,6 +19,7 @@ from engine.modes.agent.calls import arguments_of
 from engine.modes.agent.run import AgentRun, Assignment
 from engine.modes.agent.words import RULES
 from engine.modes.mode import Ending, Means
+from engine.prompt import agent_instructions
 from engine.request import AgentLimits, Request, Work, content_key
 from engine.steps import AskedCall, Compacted, Event, Paid, Returned, Turned
 from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
@@ -197,7 +198,7 @@ class _Team:
         self._keys[call_id] = key
         return Assignment(
             key=key,
-            system=f"{self._request.instructions.rstrip()}\n{RULES}\nYour role:\n{role}",
+            system=f"{agent_instructions(self._request.instructions, RULES)}\nYour role:\n{role}",
             task=prompt,
             goal=prompt,
             limits=replace(
