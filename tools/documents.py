@@ -19,7 +19,7 @@ _MOST_TABLES = 6
 class DocumentsArguments(Arguments):
     """Which documents to list."""
 
-    match: str = Field(default="", max_length=500)
+    match: str = ""
     """A part of the path, or a pattern with * and ?, such as reports/*.pdf. Empty: all documents."""
     first: int = Field(default=1, ge=1)
     """The number in the list to begin with; raise it to go on."""

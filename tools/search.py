@@ -29,10 +29,10 @@ _WORD = re.compile(r"\w+")
 class SearchArguments(Arguments):
     """What to look for."""
 
-    query: str = Field(min_length=1, max_length=2000)
+    query: str = Field(min_length=1)
     """Words that the passage may hold, in any order and form. Words in double quotes must stand there
     exactly so."""
-    document: str | None = Field(default=None, max_length=500)
+    document: str | None = None
     """Look only here: the label of a document (D3), or a part of the paths of several (reports/2031), or a
     pattern such as *.pdf."""
     limit: int = Field(default=8, ge=1, le=30)

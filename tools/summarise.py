@@ -38,9 +38,9 @@ _COMBINE = (
 class SummariseArguments(Arguments):
     """What to condense, and towards what."""
 
-    document: str = Field(min_length=1, max_length=1000)
+    document: str = Field(min_length=1)
     """Label of the document (D3), or its path."""
-    aim: str = Field(min_length=1, max_length=2000)
+    aim: str = Field(min_length=1)
     """What the digest is for, such as: which dates and sums are agreed. The same aim is paid for once."""
     from_line: int = Field(default=1, ge=1)
     """The first line of the range to condense."""

@@ -107,6 +107,9 @@ def test_what_is_seen_in_a_time_is_read_when_seconds_are_given(use):
         use("read", document="counter", from_s=60)
     with pytest.raises(ToolError, match="it is no film"):
         use("read", document="D2", from_s=1)
+    for odd in ({"from_s": 1e308}, {"to_s": -1e308}, {"from_s": float("nan")}):
+        with pytest.raises(ToolError):
+            use("read", document="D1", **odd)
     with pytest.raises(ToolError, match="to_s must not be before"):
         use("read", document="D1", from_s=2, to_s=1)
 
