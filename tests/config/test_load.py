@@ -94,7 +94,7 @@ def test_files_are_read_relative_to_the_pipeline_when_named(tmp_path):
             "over document needs at least one stage",
         ),
         (
-            ("    prompt", "    mode: swarm\n    prompt"),
+            ("    prompt", "    mode: swarms\n    prompt"),
             r"stages\[0\]\.mode: Input should be 'instant'",
         ),
         (("stages:", "stages: ["), "is not YAML"),
