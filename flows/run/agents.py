@@ -46,7 +46,11 @@ class ShardAgents:
 
     def workshop(self) -> Workshop:
         """Return what the engine gives to agents."""
-        return Workshop(tools=self._tools, steps=self._shard.ledger.steps.of)
+        return Workshop(
+            tools=self._tools,
+            steps=self._shard.ledger.steps.of,
+            approval=self._shard.bench.approval,
+        )
 
     def expect(self, request: Request, inquiry: Inquiry) -> None:
         """Take down what a request is about, before it is sent."""
