@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.cli import approve, cache, check, look, machine, prepare, preview, run
+from flows.cli import approve, cache, check, look, machine, prepare, preview, run, transcript
 from flows.cli.app import app, main
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "prepare",
     "preview",
     "run",
+    "transcript",
 ]
