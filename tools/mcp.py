@@ -36,10 +36,8 @@ from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
 from tools.mcp_text import (
     MAX_DESCRIPTION_CHARS,
     MAX_ERROR_CHARS,
-    MAX_RESULT_CHARS,
     SchemaRefused,
     clean_schema,
-    cut,
     plain,
     result_text,
     tool_name,
@@ -50,6 +48,7 @@ _LOGGER = logging.getLogger(__name__)
 _MAX_NAME_CHARS = 64
 _MAX_PAGES = 20
 _START_S = 30.0
+_ANSWER_S = 5.0
 _NAME = r"^[A-Za-z][A-Za-z0-9]{0,19}$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _Variable = Annotated[str, Field(pattern=_VARIABLE)]
@@ -206,7 +205,7 @@ class McpServer:
         full = tool_name(self.name, name)
         if len(full) > _MAX_NAME_CHARS or full in others:
             raise SchemaRefused(f"its name {full!r} is taken, or longer than {_MAX_NAME_CHARS}")
-        told = cut(plain(remote.description or "", self._secrets), MAX_DESCRIPTION_CHARS)
+        told = plain(remote.description or "", self._secrets, MAX_DESCRIPTION_CHARS)
         annotations = remote.annotations
         spec = ToolSpec(
             name=full,
@@ -237,10 +236,10 @@ class McpServer:
         except _FAILURES as exc:
             raise ToolError(await self._after(exc, holder)) from None
         self._num_ended = 0
-        text = plain(result_text(result), self._secrets)
+        text = result_text(result)
         if result.is_error:
-            raise ToolError(f"{self.name!r} says: {cut(text, MAX_ERROR_CHARS)}")
-        return ToolAnswer(text=cut(text, MAX_RESULT_CHARS))
+            raise ToolError(f"{self.name!r} says: {plain(text, self._secrets, MAX_ERROR_CHARS)}")
+        return ToolAnswer(text=plain(text, self._secrets))
 
     async def _result(
         self, client: Client, name: str, arguments: Mapping[str, Any]
@@ -274,11 +273,14 @@ class McpServer:
             return (
                 f"{self.name!r} gave an answer that does not follow the protocol; go on without it"
             )
-        self._num_ended += 1
         is_late = isinstance(exc, TimeoutError) or getattr(exc, "code", 0) == REQUEST_TIMEOUT
-        async with self._lock:
-            if self._holder is holder:
-                await self._close()
+        # Others may have calls with it: a server that is slow with one is kept.
+        if not (is_late and await self._answers()):
+            async with self._lock:
+                # Of all calls that end with a connection, one closes it.
+                if self._holder is holder:
+                    self._num_ended += 1
+                    await self._close()
         if is_late:
             return (
                 f"{self.name!r} did not answer within {self._config.timeout_s:.0f} s; it may have acted "
@@ -289,11 +291,23 @@ class McpServer:
             "same. The next call tries it once more"
         )
 
+    async def _answers(self) -> bool:
+        """Return whether the server still answers at all."""
+        client = self._client
+        if client is None:
+            return False
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                await client.list_tools()
+        except _FAILURES:
+            return False
+        return True
+
     def _why(self, exc: BaseException) -> str:
         while isinstance(exc, BaseExceptionGroup):
             exc = exc.exceptions[0]
         if isinstance(exc, MCPError):
-            return cut(plain(exc.message, self._secrets), MAX_ERROR_CHARS)
+            return plain(exc.message, self._secrets, MAX_ERROR_CHARS)
         if isinstance(exc, TimeoutError):
             return "it takes too long"
         if isinstance(exc, OSError) and exc.strerror:

@@ -45,11 +45,16 @@ class SchemaRefused(Exception):
     """A tool's schema cannot be used; the message says why."""
 
 
-def plain(text: str, secrets: Sequence[str] = ()) -> str:
-    """Return the text without control and invisible characters, marks of chat templates, and secrets."""
+def plain(text: str, secrets: Sequence[str] = (), max_chars: int = MAX_RESULT_CHARS) -> str:
+    """Return the text without control and invisible characters, marks of chat templates, and secrets.
+
+    Of a longer one its beginning, and how long it was.
+    """
     for secret in secrets:
         if len(secret) >= _MIN_SECRET_CHARS:
             text = text.replace(secret, "[secret]")
+    # First, since looking at each of millions of characters takes seconds.
+    text = _cut(text, max_chars)
     kept = (
         char
         for char in text
@@ -58,8 +63,7 @@ def plain(text: str, secrets: Sequence[str] = ()) -> str:
     return disarm("".join(kept))
 
 
-def cut(text: str, max_chars: int) -> str:
-    """Return the beginning of a text, and how long it was where that is not all."""
+def _cut(text: str, max_chars: int) -> str:
     if len(text) <= max_chars:
         return text
     return f"{text[:max_chars]}\n(the first {max_chars:,} of {len(text):,} characters)"
@@ -119,7 +123,7 @@ def _clean(schema: Any, secrets: Sequence[str], depth: int) -> Any:  # noqa: ANN
 
 def _value(key: str, value: Any, secrets: Sequence[str]) -> Any:  # noqa: ANN401 - any JSON
     if key in {"title", "description"}:
-        return cut(plain(str(value), secrets), MAX_DESCRIPTION_CHARS)
+        return plain(str(value), secrets, MAX_DESCRIPTION_CHARS)
     _exact(value if isinstance(value, str) else orjson.dumps(value).decode())
     return value
 

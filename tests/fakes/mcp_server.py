@@ -49,6 +49,13 @@ def stall() -> str:
 
 
 @server.tool()
+async def block() -> str:
+    """Holds up all of the server."""
+    time.sleep(60)
+    return "late"
+
+
+@server.tool()
 def huge(num_chars: int) -> str:
     return "h" * num_chars
 

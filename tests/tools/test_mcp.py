@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from engine.errors import PrerequisiteError
 from engine.tool import ToolError
 from tests.tools.corpus import NoAside
-from tools import mcp_transport
+from tools import mcp, mcp_transport
 from tools.mcp import HttpServer, McpServer, ProcessServer
 from tools.mcp_text import SchemaRefused, clean_schema, plain
 
 SERVER = str(Path(__file__).resolve().parents[1] / "fakes" / "mcp_server.py")
-ALL = ("add", "inject", "environment", "fail", "crash", "stall", "huge", "pid")
+ALL = ("add", "inject", "environment", "fail", "crash", "stall", "block", "huge", "pid")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HARBOUR_TOKEN": "s3cret-token", "OTHER": "not for it"}
 
 
@@ -155,15 +155,39 @@ def test_a_server_is_given_up_when_it_dies_again():
     use(process_server(), work)
 
 
-def test_a_call_ends_when_the_server_stalls():
+def test_a_server_is_kept_when_one_call_is_slow():
     async def work(server, tools, call):
-        began = time.monotonic()
+        first = await call("pid")
         with pytest.raises(ToolError, match="did not answer within 2 s; it may have acted"):
             await call("stall")
-        assert time.monotonic() - began < 15
-        assert await call("add", a=1, b=1) == "2"
+        assert await call("pid") == first
 
     use(process_server(timeout_s=2), work)
+
+
+def test_a_server_is_started_again_when_it_answers_nothing(monkeypatch):
+    monkeypatch.setattr(mcp, "_ANSWER_S", 1.0)
+
+    async def work(server, tools, call):
+        first = await call("pid")
+        with pytest.raises(ToolError, match="did not answer within 2 s"):
+            await call("block")
+        assert await call("pid") != first
+
+    use(process_server(timeout_s=2), work)
+
+
+def test_a_server_is_tried_again_when_it_died_under_many_calls(tmp_path):
+    async def work(server, tools, call):
+        calls = [call("stall") for _ in range(5)]
+        waiting = asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.sleep(0.5)
+        with pytest.raises(ToolError, match="ended during the call"):
+            await call("crash", mark=str(tmp_path / "mark"))
+        assert {type(end) for end in await waiting} == {ToolError}
+        assert await call("add", a=1, b=1) == "2"
+
+    use(process_server(), work)
 
 
 def test_a_result_is_cut_when_it_is_long():
