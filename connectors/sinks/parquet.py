@@ -178,6 +178,12 @@ USAGE = pa.schema([
     ("reasoning_tokens", pa.int64()),
     ("usage_guessed", pa.bool_()),
     ("cost_usd", pa.float64()),
+    ("steps", pa.int32()),
+    ("tool_calls", pa.int32()),
+    ("failed_calls", pa.int32()),
+    ("subagents", pa.int32()),
+    ("critical_steps", pa.int32()),
+    ("stopped", pa.string()),
 ])
 
 TRANSCRIPTS = pa.schema([

@@ -25,7 +25,7 @@ from connectors.sinks.lake import Lake
 from engine.request import content_key
 from flows.run.agents import catalogue, looks_itself, scope_key
 from flows.run.claims import claimed
-from flows.run.commit import Done, bills, put_done, record_parts, usage_rows
+from flows.run.commit import Done, agents_of, bills, put_done, record_parts, usage_rows
 from flows.run.compute import compute, tables_key
 from flows.run.counts import UNANSWERED, ShardReport, count_stage, left_alone
 from flows.run.families import Scheduler
@@ -208,6 +208,7 @@ class _Ends:
                 shard, self.stage, [*map(record_row, answers)], [*map(record_row, parts)]
             ),
             usage=usage_rows(every, shard.ledger),
+            agents=agents_of(every),
             results={"": [result for end in every for result in end.results]},
             outcomes=Counter(end.result.outcome for end in every),
             work_key=work_key,

@@ -238,3 +238,14 @@ def test_approve_command_lists_what_waits_and_decides_it(corpus):
         CliRunner().invoke(app, ["approve", first["run_id"], "--sink", sink, "--yes"])
         done = run_job(reopen(first["run_id"], None, "resume"))
     assert done["verdict"] == "complete"
+
+
+def test_transcript_of_a_run_has_every_turn_and_call_of_its_agents(corpus):
+    with AgentServer(Reviewer()) as server:
+        manifest = run_job(job(corpus, server))
+    rows = pl.read_parquet(f"{corpus}/lake/runs/{manifest['run_id']}/transcripts/*.parquet")
+    assert rows.filter(kind="turn").height == 4
+    tools = rows.filter(pl.col("tool").is_not_null())["tool"].to_list()
+    assert tools == ["search", "tables", "table_query"]
+    usage = pl.read_parquet(f"{corpus}/lake/runs/{manifest['run_id']}/usage/stage-*.parquet")
+    assert usage.select("steps", "tool_calls", "failed_calls").row(0) == (4, 3, 0)
