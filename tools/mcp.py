@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Any, Self
 
 import anyio
 import httpx2
@@ -29,10 +28,11 @@ from mcp_types import (
     Implementation,
 )
 from mcp_types import Tool as RemoteTool
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
 from engine.errors import PrerequisiteError
 from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
+from tools.mcp_config import HttpServer, ProcessServer, variables
 from tools.mcp_text import (
     MAX_DESCRIPTION_CHARS,
     MAX_ERROR_CHARS,
@@ -49,9 +49,6 @@ _MAX_NAME_CHARS = 64
 _MAX_PAGES = 20
 _START_S = 30.0
 _ANSWER_S = 5.0
-_NAME = r"^[A-Za-z][A-Za-z0-9]{0,19}$"
-_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_Variable = Annotated[str, Field(pattern=_VARIABLE)]
 
 _FAILURES = (
     MCPError,
@@ -68,49 +65,6 @@ _FAILURES = (
 """What the SDK raises where a server or the way to it fails."""
 _GONE = frozenset({CONNECTION_CLOSED, REQUEST_TIMEOUT, INVALID_REQUEST})
 """Codes behind which no server answers: also a session that it has forgotten, since it was restarted."""
-
-
-class _Server(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    name: str = Field(pattern=_NAME)
-    """Short; its tools are called `name__tool`."""
-    allow: tuple[str, ...] = Field(min_length=1)
-    """The tools that are offered, by the server's own names; no other can be called."""
-    timeout_s: float = Field(default=60.0, gt=0, le=600)
-    """For one call."""
-
-
-class ProcessServer(_Server):
-    """An MCP server that is started for the run and talks over stdin and stdout."""
-
-    kind: Literal["stdio"] = "stdio"
-    command: tuple[str, ...] = Field(min_length=1)
-    """Program and arguments. Secrets do not belong here: others on the machine can see them."""
-    environment: tuple[_Variable, ...] = ()
-    """Names of variables that it gets beside PATH, HOME and LANG; their values are never shown."""
-
-
-class HttpServer(_Server):
-    """An MCP server that is reached over streamable HTTP."""
-
-    kind: Literal["http"] = "http"
-    url: str
-    """`http` or `https`, without a password in it."""
-    headers: dict[str, _Variable] = Field(default_factory=dict)
-    """Headers of each request: the name of the variable that holds the value, such as
-    `{Authorization: CRM_AUTHORIZATION}`."""
-
-    @field_validator("url")
-    @classmethod
-    def _is_plain(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-            raise ValueError("an MCP server's url is http(s)://host/path; put secrets into headers")
-        return url
-
-
-ServerConfig = Annotated[ProcessServer | HttpServer, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +90,7 @@ class McpServer:
             PrerequisiteError: A variable is not set.
         """
         self._config = config
-        named = config.environment if isinstance(config, ProcessServer) else config.headers.values()
+        named = variables(config)
         missing = [name for name in named if not environment.get(name)]
         if missing:
             raise PrerequisiteError(

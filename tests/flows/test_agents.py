@@ -84,9 +84,9 @@ def corpus(tmp_path):
     return tmp_path
 
 
-def job(corpus, server, stages=REVIEW, **options):
+def job(corpus, server, stages=REVIEW, *, head="", **options):
     (corpus / "scripted.yaml").write_text(PROFILE.format(url=server.url), encoding="utf-8")
-    (corpus / "work.yaml").write_text(f"name: work\nstages:\n{stages}", encoding="utf-8")
+    (corpus / "work.yaml").write_text(f"name: work\n{head}stages:\n{stages}", encoding="utf-8")
     asked = Options(
         source=str(corpus / "in"),
         sink=str(corpus / "lake"),

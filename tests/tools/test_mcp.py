@@ -15,7 +15,8 @@ from engine.errors import PrerequisiteError
 from engine.tool import ToolError
 from tests.tools.corpus import NoAside
 from tools import mcp, mcp_transport
-from tools.mcp import HttpServer, McpServer, ProcessServer
+from tools.mcp import McpServer
+from tools.mcp_config import HttpServer, ProcessServer
 from tools.mcp_text import SchemaRefused, clean_schema, plain
 
 SERVER = str(Path(__file__).resolve().parents[1] / "fakes" / "mcp_server.py")
