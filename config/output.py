@@ -69,3 +69,11 @@ def _labels(value: object) -> Iterator[object]:
     if isinstance(value, list):
         for inner in value:
             yield from _labels(inner)
+
+
+def formats_in(schema: object) -> set[str]:
+    """Return all formats that a schema asks for, at any depth."""
+    if isinstance(schema, Mapping):
+        own = {str(schema["format"])} if isinstance(schema.get("format"), str) else set()
+        return own.union(*map(formats_in, schema.values()))
+    return set().union(*map(formats_in, schema)) if isinstance(schema, list) else set()

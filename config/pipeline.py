@@ -17,11 +17,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from config.agents import LimitsConfig
 from config.graph import Problem, problems
 from config.model import Model
-from config.output import check_output
+from config.output import check_output, formats_in
 from config.storage import StorageConfig
+from config.templates import nearest
 from connectors.readers import ReaderOptions
+from connectors.sinks.parquet import LABEL_FORMAT
 from connectors.storage import Access
 from engine.request import DriftAction, ReasoningPolicy
+from tools.registry import TOOLS
 
 ModeChoice = Literal["instant", "thinking", "agent", "swarm", "auto"]
 Over = Literal["chunk", "rows", "document", "group", "corpus"]
@@ -298,6 +301,15 @@ class StageConfig(Model):
             raise ValueError(f"mode {self.mode} calls no `tools`; set mode: agent, or drop them")
         if self.tools and self.escalate is not None:
             raise ValueError("an agent does not escalate; drop `escalate`")
+        if self.tools and LABEL_FORMAT in formats_in(self.output):
+            raise ValueError(
+                "an agent finds its lines itself, so that `line` cannot be checked; make the field `cited`"
+            )
+        unknown = sorted(set(self.tools) - TOOLS.keys())
+        if unknown:
+            raise ValueError(
+                f"there is no tool {unknown[0]!r}{nearest(unknown[0], [*TOOLS])}; tools: {', '.join(TOOLS)}"
+            )
         strange = sorted(set(self.approval) - set(self.tools))
         if strange:
             raise ValueError(f"approval names {strange[0]!r}, which is none of `tools`")

@@ -16,7 +16,7 @@ from typing import Protocol
 import tantivy
 
 from connectors.document import Segment
-from connectors.errors import StorageError
+from connectors.errors import DiskFull, StorageError, is_full
 
 _PASSAGE_CHARS = 600
 """A passage ends with the line that brings it to this length."""
@@ -26,14 +26,13 @@ _HEADING_CHARS = 300
 _HEAP_BYTES = 32 << 20
 _MOST_WORDS = 48
 """Words of one query that are looked for; further ones are left out."""
-_MOST_AMONG = 2000
-"""Documents of a filter that are named to the index one by one."""
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]"
 )
 """Characters of scripts that put no space between words: each is a word here."""
 _QUOTED = re.compile(r'["“”„«»]([^"“”„«»]*)["“”„«»]')
+_NUMBERS = ("document", "first", "last")
 _FIELDS = (("exact", "plain"), ("across", "plain"), ("stem", "stem"), ("about", "stem"))
 _ABOUT_SHARE = 0.4
 _STEM_SHARE = 0.6
@@ -147,7 +146,7 @@ class TantivyIndex:
         """
         self._folder = folder
         builder = tantivy.SchemaBuilder()
-        for name in ("document", "first", "last"):
+        for name in _NUMBERS:
             builder.add_integer_field(name, stored=True, indexed=name == "document")
         for name, analyzer in _FIELDS:
             builder.add_text_field(name, tokenizer_name=analyzer)
@@ -198,33 +197,16 @@ class TantivyIndex:
         wanted = self._query(query)
         if wanted is None:
             return []
-        # Of a wide filter the hits are picked; a narrow one goes into the query.
-        picked = among if among is not None and len(among) > _MOST_AMONG else None
-        if among is not None and picked is None:
+        if among is not None:
             within = tantivy.Query.term_set_query(self._schema, "document", sorted(among))
             wanted = tantivy.Query.boolean_query([
                 (tantivy.Occur.Must, wanted),
                 (tantivy.Occur.Must, tantivy.Query.const_score_query(within, 0.0)),
             ])
-        return self._hits(wanted, limit, picked)
-
-    def _hits(self, wanted: tantivy.Query, limit: int, picked: Collection[int] | None) -> list[Hit]:
-        hits: list[Hit] = []
-        offset, many = 0, limit if picked is None else 20 * limit
         with self._mapped():
             searcher = self._index.searcher()
-            while len(hits) < limit:
-                found = searcher.search(wanted, limit=many, count=False, offset=offset).hits
-                for score, address in found:
-                    stored = searcher.doc(address)
-                    document = int(stored["document"][0])
-                    if picked is None or document in picked:
-                        first, last = int(stored["first"][0]), int(stored["last"][0])
-                        hits.append(Hit(document=document, first=first, last=last, score=score))
-                if len(found) < many:
-                    break
-                offset += many
-        return hits[:limit]
+            found = searcher.search(wanted, limit=limit, count=False).hits
+            return [_hit(searcher.doc(address), score) for score, address in found]
 
     def _query(self, query: str) -> tantivy.Query | None:
         """Return what is looked for; None where the query has no words."""
@@ -273,9 +255,15 @@ class TantivyIndex:
             yield
         except (OSError, ValueError) as exc:
             uri = str(self._folder)
-            raise StorageError(
+            full = isinstance(exc, OSError) and is_full(exc)
+            raise (DiskFull if full else StorageError)(
                 f"search index {uri!r} cannot be used: {exc}; check that the disk has room", uri=uri
             ) from exc
+
+
+def _hit(stored: tantivy.Document, score: float) -> Hit:
+    document, first, last = (int(stored[name][0]) for name in _NUMBERS)
+    return Hit(document=document, first=first, last=last, score=score)
 
 
 def _analyzer(*filters: tantivy.Filter) -> tantivy.TextAnalyzer:

@@ -237,6 +237,17 @@ class Profile(_Model):
                 raise ValueError(f"modes.{mode} sends {sent[0]!r}, which the host refuses")
         return self
 
+    def offers(self, mode: ModeName) -> bool:
+        """Tell whether requests can be carried out in a mode; agents need calls of tools, and any other mode."""
+        return self.capabilities.tools if mode in {"agent", "swarm"} else mode in self.modes
+
+    def turn_mode(self, mode: ModeName, *, think: bool) -> ModeName:
+        """Return the mode of a request's calls: of an agent's turns, Thinking where the host has a switch for it."""
+        if mode not in {"agent", "swarm"}:
+            return mode
+        can_think = "thinking" in self.modes and self.modes["thinking"].by == "host"
+        return "thinking" if can_think and (think or "instant" not in self.modes) else "instant"
+
     @property
     def limits(self) -> RateTier:
         """Return the limits to keep: the account's tier, within `max_in_flight`."""

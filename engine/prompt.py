@@ -24,6 +24,11 @@ def instructions(shared: Mapping[str, str]) -> str:
     return "\n".join([CONSTANT, *(text.strip() for text in shared.values())]).strip() + "\n"
 
 
+def agent_instructions(text: str, rules: str) -> str:
+    """Return instructions with an agent's rules in place of those for reading one excerpt."""
+    return f"{rules}{text.removeprefix(CONSTANT).strip()}".strip() + "\n"
+
+
 def user_text(material: str, question: str, schema: Mapping[str, Any] | None = None) -> str:
     """Return the user's message: the material, which questions share, then the question.
 

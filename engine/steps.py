@@ -89,7 +89,7 @@ class Nudged:
 
     kind: ClassVar[str] = "nudged"
     why: str
-    """repeated_call, nothing_new, off_goal, answer or stopped."""
+    """repeated_call, nothing_new, off_goal, empty, answer or stopped."""
     text: str
     cause: str | None = None
     """Why it was stopped."""

@@ -105,9 +105,11 @@ def opening(request: Request, endpoint: Endpoint) -> Turn:
         text = user_text(request.material, f"{request.question.strip()}\n{THINK}")
         messages = opening_messages(request, text)
         return Turn(mode="thinking", messages=messages, max_tokens=request.max_reasoning_tokens)
-    thinking = request.max_reasoning_tokens if request.mode == "thinking" else 0
+    think = request.limits is None or request.limits.think
+    mode = endpoint.profile.turn_mode(request.mode, think=think)
+    thinking = request.max_reasoning_tokens if mode == "thinking" else 0
     messages = _first_messages(request, endpoint)
-    return answering(request, request.mode, messages, thinking_tokens=thinking)
+    return answering(request, mode, messages, thinking_tokens=thinking)
 
 
 def answering(

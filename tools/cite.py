@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -28,13 +28,11 @@ _NUMBER = re.compile(r"\d[\d.,]*\d|\d")
 class CiteArguments(Arguments):
     """A statement and what it rests on."""
 
-    claim: str = Field(min_length=1, max_length=4000)
+    claim: str = Field(min_length=1)
     """The statement, in one sentence."""
-    lines: tuple[Annotated[str, Field(max_length=60)], ...] = Field(
-        min_length=1, max_length=_MOST_LABELS
-    )
+    lines: tuple[str, ...] = Field(min_length=1, max_length=_MOST_LABELS)
     """Labels of the lines it rests on, such as D3L120, or a range such as D3L120-L124."""
-    quote: str = Field(min_length=1, max_length=4000)
+    quote: str = Field(min_length=1)
     """A few words of those lines, copied exactly."""
 
 

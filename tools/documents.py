@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import fnmatch
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from engine.tool import Aside, ToolAnswer, ToolSpec
 from tools.corpus import Entry
-from tools.labels import shown_text
+from tools.labels import path_matcher, shown_text
 from tools.tool import Arguments, Scope, spec_of
 
 _MOST_TABLES = 6
@@ -21,7 +19,7 @@ _MOST_TABLES = 6
 class DocumentsArguments(Arguments):
     """Which documents to list."""
 
-    match: str = Field(default="", max_length=500)
+    match: str = ""
     """A part of the path, or a pattern with * and ?, such as reports/*.pdf. Empty: all documents."""
     first: int = Field(default=1, ge=1)
     """The number in the list to begin with; raise it to go on."""
@@ -46,7 +44,7 @@ class Documents:
         return await asyncio.to_thread(self._list, DocumentsArguments.of(arguments))
 
     def _list(self, asked: DocumentsArguments) -> ToolAnswer:
-        fits = _matcher(asked.match)
+        fits = path_matcher(asked.match)
         found = [entry for entry in self._corpus.entries if fits(entry.path) is not None]
         if not found:
             total = len(self._corpus.entries)
@@ -58,16 +56,6 @@ class Documents:
         head = f"Documents {asked.first}-{last} of {len(found)}"
         rest = f"; go on with first={last + 1}" if last < len(found) else ""
         return ToolAnswer(text="\n".join([f"{head}{rest}:", *map(_described, shown)]))
-
-
-def _matcher(wanted: str) -> Callable[[str], object]:
-    """Return what tells whether a path fits: something where it does, None where it does not."""
-    text = wanted.strip()
-    if "*" not in text and "?" not in text:
-        return re.compile(re.escape(text), re.IGNORECASE).search
-    # Its translation takes no longer for many stars in a row. A bracket is a bracket here.
-    pattern = fnmatch.translate(text.replace("[", "[[]"))
-    return re.compile(pattern, re.IGNORECASE).fullmatch
 
 
 def _described(entry: Entry) -> str:

@@ -6,8 +6,9 @@ label of its own, and no argument of a tool reaches more than the corpus.
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from connectors.chunker import render
@@ -21,7 +22,7 @@ _LINES = re.compile(
     r"\[?\s*D(\d{1,9})\s*L(\d{1,9})(?:\s*[-–]\s*(?:D(\d{1,9})\s*)?L?(\d{1,9}))?\s*\]?",  # noqa: RUF001 - models write it
     re.IGNORECASE,
 )
-_LIKE_A_LABEL = re.compile(r"\[(?=\s*D\d+(?:\s*L\d+)?\s*[\]\-–,;])", re.IGNORECASE)  # noqa: RUF001
+_LIKE_A_LABEL = re.compile(r"\[(?=D\d+(?:\s*L\d+)?\s*[\]\-–,;])", re.IGNORECASE)  # noqa: RUF001
 _MOST_NAMED = 6
 _MOST_QUOTED_CHARS = 80
 
@@ -101,18 +102,30 @@ def find_document(corpus: Corpus, name: str) -> Entry:
     raise ToolError(f"{_quoted(name)} fits {len(matches)} documents: {named}{more}; give a label")
 
 
+def path_matcher(wanted: str) -> Callable[[str], object]:
+    """Return what tells whether a path fits a part of it, or a pattern with * and ?.
+
+    It gives something where the path fits, and None where it does not.
+    """
+    text = wanted.strip()
+    if "*" not in text and "?" not in text:
+        return re.compile(re.escape(text), re.IGNORECASE).search
+    # Its translation takes no longer for many stars in a row. A bracket is a bracket here.
+    pattern = fnmatch.translate(text.replace("[", "[[]"))
+    return re.compile(pattern, re.IGNORECASE).fullmatch
+
+
 def find_documents(corpus: Corpus, name: str) -> list[Entry]:
-    """Return all documents that a label, a path or a part of a path names.
+    """Return all documents that a label, a part of a path, or a pattern with * and ? names.
 
     Raises:
         ToolError: There is none.
     """
-    wanted = name.strip()
-    if _DOCUMENT.fullmatch(wanted):
-        return [find_document(corpus, wanted)]
-    folded = wanted.casefold()
-    matches = [entry for entry in corpus.entries if folded in entry.path.casefold()]
-    return matches or [find_document(corpus, wanted)]
+    if _DOCUMENT.fullmatch(name.strip()):
+        return [find_document(corpus, name)]
+    fits = path_matcher(name)
+    matches = [entry for entry in corpus.entries if fits(entry.path) is not None]
+    return matches or [find_document(corpus, name)]
 
 
 def find_lines(corpus: Corpus, label: str, *, most: int) -> list[Place]:

@@ -20,12 +20,13 @@ from tools.tool import Arguments, Scope, spec_of
 _MOST_LINES = 400
 _MOST_CHARS = 32_000
 _MOST_SHEETS = 20
+_FOREVER_S = 1e9
 
 
 class ReadArguments(Arguments):
     """Which lines to read: by line numbers alone, or those of one page, of cells, or of a time."""
 
-    document: str = Field(min_length=1, max_length=1000)
+    document: str = Field(min_length=1)
     """Label of the document (D3), or its path."""
     from_line: int = Field(default=1, ge=1)
     """The line to begin with, also where a page, cells or a time are given."""
@@ -33,13 +34,13 @@ class ReadArguments(Arguments):
     """Most lines."""
     page: int | None = Field(default=None, ge=1)
     """Only lines of this page of a PDF, from 1."""
-    sheet: str | None = Field(default=None, max_length=300)
+    sheet: str | None = None
     """Only rows of this sheet of a workbook."""
-    cells: str | None = Field(default=None, max_length=40)
+    cells: str | None = None
     """Only rows that meet this range, such as A5:F20, B:C or 5:20."""
-    from_s: float | None = None
+    from_s: float | None = Field(default=None, allow_inf_nan=False)
     """Only what is seen or said in a film at this second or later."""
-    to_s: float | None = None
+    to_s: float | None = Field(default=None, allow_inf_nan=False)
     """Only what is seen or said in a film up to this second."""
 
 
@@ -138,11 +139,12 @@ def _choice(asked: ReadArguments, lines: Sequence[Segment]) -> _Choice | None:
     Raises:
         ToolError: Ways are mixed, or one is not of this kind of document.
     """
+    by_cells = bool((asked.sheet or "").strip() or (asked.cells or "").strip())
     ways = [
         choose
         for is_asked, choose in (
             (asked.page is not None, _by_page),
-            (asked.sheet is not None or asked.cells is not None, _by_cells),
+            (by_cells, _by_cells),
             (asked.from_s is not None or asked.to_s is not None, _by_time),
         )
         if is_asked
@@ -167,11 +169,11 @@ def _by_page(asked: ReadArguments, _lines: Sequence[Segment]) -> _Choice:
 def _by_cells(asked: ReadArguments, lines: Sequence[Segment]) -> _Choice:
     sheet = _sheet_of(asked.sheet, lines)
     area = None
-    if asked.cells is not None:
+    if (asked.cells or "").strip():
         # A model may write the sheet in front.
-        area = Cells.of(asked.cells.rpartition("!")[2])
+        area = Cells.of((asked.cells or "").rpartition("!")[2])
         if area is None:
-            raise ToolError(f"{shown_text(asked.cells)!r} is no range of cells; write A5:F20")
+            raise ToolError(f"{shown_text(asked.cells or '')!r} is no range of cells; write A5:F20")
 
     def fits(span: Span) -> bool:
         if span.sheet != sheet:
@@ -200,21 +202,24 @@ def _sheet_of(wanted: str | None, lines: Sequence[Segment]) -> str:
     if not sheets:
         raise ToolError("the document has no sheets: read it by from_line")
     named = ", ".join(repr(shown_text(name)) for name in sheets[:_MOST_SHEETS])
-    if wanted is None:
+    if sheets == [""]:
+        # A table without a name, whatever it is called.
+        return ""
+    if not (wanted or "").strip():
         if len(sheets) > 1:
             raise ToolError(f"cells need a sheet; its sheets are {named}")
         return sheets[0]
-    folded = wanted.strip().casefold()
+    folded = (wanted or "").strip().casefold()
     found = [sheet for sheet in sheets if sheet.casefold() == folded]
     if not found:
-        raise ToolError(f"there is no sheet {shown_text(wanted)!r}; its sheets are {named}")
+        raise ToolError(f"there is no sheet {shown_text(wanted or '')!r}; its sheets are {named}")
     return found[0]
 
 
 def _by_time(asked: ReadArguments, _lines: Sequence[Segment]) -> _Choice:
-    start = asked.from_s if asked.from_s is not None else float("-inf")
-    end = asked.to_s if asked.to_s is not None else float("inf")
-    if end < start:
+    start = -_FOREVER_S if asked.from_s is None else max(-_FOREVER_S, asked.from_s)
+    end = _FOREVER_S if asked.to_s is None else min(_FOREVER_S, asked.to_s)
+    if end < start or start >= _FOREVER_S:
         raise ToolError("to_s must not be before from_s")
 
     def fits(span: Span) -> bool:
@@ -230,6 +235,6 @@ def _by_time(asked: ReadArguments, _lines: Sequence[Segment]) -> _Choice:
             return "it is no film: read it by from_line"
         return f"it runs from {min(times):.1f} to {max(times):.1f} s"
 
-    begin = clock(start) if asked.from_s is not None else "the beginning"
-    finish = clock(end) if asked.to_s is not None else "the end"
+    begin = clock(start) if abs(start) < _FOREVER_S else "the beginning"
+    finish = clock(end) if abs(end) < _FOREVER_S else "the end"
     return _Choice(fits=fits, name=f"{begin} to {finish}", nothing=there)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
 from tools.cite import Cite
 from tools.documents import Documents
+from tools.python import Python
 from tools.read import Read
 from tools.search import Search
 from tools.summarise import Summarise
+from tools.table_query import TableQuery
+from tools.tables import Tables
 from tools.tool import Scope, Tool
 from tools.view import ViewFrame, ViewPage
 
@@ -22,6 +26,9 @@ TOOLS: Mapping[str, Callable[[Scope], Tool]] = {
     "view_page": ViewPage,
     "view_frame": ViewFrame,
     "cite": Cite,
+    "tables": Tables,
+    "table_query": TableQuery,
+    "python": Python,
 }
 """By the name that a pipeline and the model call them."""
 
@@ -29,12 +36,15 @@ TOOLS: Mapping[str, Callable[[Scope], Tool]] = {
 class Tools:
     """The tools of a stage, made for one scope; an `engine.tool.ToolBox`."""
 
-    def __init__(self, names: Sequence[str], scope: Scope) -> None:
+    def __init__(
+        self, names: Sequence[str], scope: Scope, *, approval: Collection[str] = ()
+    ) -> None:
         """Make the tools.
 
         Args:
             names: Which, in the order in which the model is told of them.
             scope: What they work on.
+            approval: Those of them whose every call a person has to agree to.
 
         Raises:
             ValueError: There is no such tool, or it is named twice.
@@ -46,11 +56,15 @@ class Tools:
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"tool {twice!r} is named twice; name each once")
         self._tools = {name: TOOLS[name](scope) for name in names}
+        self._approval = frozenset(approval)
 
     @property
     def specs(self) -> Sequence[ToolSpec]:
         """Return what may be called, in the order of the names given."""
-        return [tool.spec for tool in self._tools.values()]
+        return [
+            replace(tool.spec, needs_approval=name in self._approval)
+            for name, tool in self._tools.items()
+        ]
 
     async def call(self, name: str, arguments: Mapping[str, Any], aside: Aside) -> ToolAnswer:
         """Return what one tool gives.

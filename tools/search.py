@@ -7,7 +7,7 @@ import hashlib
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ _WORD = re.compile(r"\w+")
 class SearchArguments(Arguments):
     """What to look for."""
 
-    query: str = Field(min_length=1, max_length=2000)
+    query: str = Field(min_length=1)
     """Words that the passage may hold, in any order and form. Words in double quotes must stand there
     exactly so."""
     document: str | None = None
-    """Look only here: the label of a document (D3), or a part of the paths of several (reports/2031)."""
+    """Look only here: the label of a document (D3), or a part of the paths of several (reports/2031), or a
+    pattern such as *.pdf."""
     limit: int = Field(default=8, ge=1, le=30)
     """Most passages."""
 
@@ -48,9 +49,16 @@ class Search:
         SearchArguments,
     )
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, *, open_index: Callable[[Path], Index] = TantivyIndex) -> None:
+        """Make the tool; documents are read when it is first called.
+
+        Args:
+            scope: What it works on.
+            open_index: Returns the index in a folder, or an empty one where there is none.
+        """
         self._corpus = scope.corpus
         self._scratch = scope.scratch
+        self._open_index = open_index
         self._index: Index | None = None
 
     async def call(self, arguments: Mapping[str, Any], aside: Aside) -> ToolAnswer:  # noqa: ARG002
@@ -68,7 +76,7 @@ class Search:
             entries = self._corpus.entries
             among = {n for n, entry in enumerate(entries) if entry.label in labels}
         if self._index is None:
-            self._index = _opened(self._corpus, self._scratch)
+            self._index = _opened(self._corpus, self._scratch, self._open_index)
         hits = self._index.search(asked.query, limit=asked.limit, among=among)
         if not hits:
             return ToolAnswer(
@@ -83,7 +91,7 @@ class Search:
     def _shown(self, hit: Hit, query: str) -> str:
         entry = self._corpus.entries[hit.document]
         segments = self._corpus.lines(entry.label)[hit.first - 1 : hit.last]
-        words = {word.casefold() for word in _WORD.findall(query)}
+        words = {_begin(word) for word in _WORD.findall(query)}
         lines = [
             shown_line(f"{entry.label}L{number}", _around(segment, words))
             for number, segment in enumerate(segments, start=hit.first)
@@ -96,11 +104,16 @@ def _around(segment: Segment, words: set[str]) -> Segment:
     text = segment.text
     if len(text) <= _MOST_LINE_CHARS:
         return segment
-    found = (m.start() for m in _WORD.finditer(text) if m[0].casefold() in words)
+    found = (m.start() for m in _WORD.finditer(text) if _begin(m[0]) in words)
     start = max(0, min(next(found, 0) - _MOST_LINE_CHARS // 3, len(text) - _MOST_LINE_CHARS))
     end = start + _MOST_LINE_CHARS
     cut = f"{'… ' if start else ''}{text[start:end]}{' …' if end < len(text) else ''}"
     return replace(segment, text=cut)
+
+
+def _begin(word: str) -> str:
+    """Return what a word has in common with its other forms, near enough to place a cut."""
+    return word.casefold()[:5]
 
 
 # --- one index for a corpus, whoever asks first ---------------------------------------------------
@@ -117,7 +130,7 @@ _turns: WeakValueDictionary[Path, _Turn] = WeakValueDictionary()
 _turns_lock = threading.Lock()
 
 
-def _opened(corpus: Corpus, scratch: Path) -> Index:
+def _opened(corpus: Corpus, scratch: Path, open_index: Callable[[Path], Index]) -> Index:
     """Return the index of a corpus; made by the first who asks, while the others wait."""
     folder = scratch / f"search-{_key(corpus)}"
     with _turns_lock:
@@ -127,9 +140,9 @@ def _opened(corpus: Corpus, scratch: Path) -> Index:
             making = folder.with_name(f"{folder.name}.making")
             # Left by a maker that came to no end.
             shutil.rmtree(making, ignore_errors=True)
-            TantivyIndex(making).add(_passages(corpus))
+            open_index(making).add(_passages(corpus))
             making.rename(folder)
-        return TantivyIndex(folder)
+        return open_index(folder)
 
 
 def _key(corpus: Corpus) -> str:

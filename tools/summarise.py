@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from pydantic import Field
 
 from connectors.control_marks import disarm
+from connectors.document import Segment
 from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
 from tools.corpus import Corpus, Entry
 from tools.labels import find_document, lines_there, shown_line, shown_text
@@ -36,9 +38,9 @@ _COMBINE = (
 class SummariseArguments(Arguments):
     """What to condense, and towards what."""
 
-    document: str = Field(min_length=1, max_length=1000)
+    document: str = Field(min_length=1)
     """Label of the document (D3), or its path."""
-    aim: str = Field(min_length=1, max_length=2000)
+    aim: str = Field(min_length=1)
     """What the digest is for, such as: which dates and sums are agreed. The same aim is paid for once."""
     from_line: int = Field(default=1, ge=1)
     """The first line of the range to condense."""
@@ -81,7 +83,7 @@ class Summarise:
         """
         asked = SummariseArguments.of(arguments)
         entry, first, last, parts = await asyncio.to_thread(self._parts, asked)
-        aim = " ".join(asked.aim.split())
+        aim = disarm(" ".join(asked.aim.split()))
         notes = await _each(aside, _PART.format(aim=aim), parts)
         while len(notes) > 1:
             groups = list(self._grouped(notes))
@@ -109,15 +111,13 @@ class Summarise:
         return entry, first, last, parts
 
     def _filled(self, corpus: Corpus, entry: Entry, first: int, last: int) -> Iterator[str]:
-        """Yield the lines in parts that fit; a line that is longer than a part is cut into several."""
+        """Yield the lines in parts that fit."""
         held: list[str] = []
         size = 0
         has_text = False
         lines = islice(corpus.lines(entry.label), first - 1, last)
         for number, line in enumerate(lines, start=first):
-            whole = shown_line(f"{entry.label}L{number}", line)
-            for start in range(0, len(whole), self._max_chars):
-                text = whole[start : start + self._max_chars]
+            for text in self._cut(f"{entry.label}L{number}", line):
                 if held and size + len(text) + 1 > self._max_chars:
                     if has_text:
                         yield "\n".join(held)
@@ -127,6 +127,17 @@ class Summarise:
                 has_text = has_text or bool(line.text)
         if has_text:
             yield "\n".join(held)
+
+    def _cut(self, label: str, line: Segment) -> Iterator[str]:
+        """Yield a line as it is shown, one that is longer than a part in several, each labelled."""
+        room = self._max_chars - len(f"[{label}] (goes on) ")
+        text = shown_text(line.text)
+        if len(text) <= room:
+            yield shown_line(label, line)
+            return
+        for start in range(0, len(text), room):
+            piece = replace(line, text=text[start : start + room], is_rest=start > 0)
+            yield shown_line(label, piece)
 
     def _grouped(self, notes: Sequence[str]) -> Iterator[list[str]]:
         """Yield notes that fit into one part, at least two by two, so that they become fewer."""

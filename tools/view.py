@@ -23,22 +23,22 @@ _MOST_NAMED = 20
 class ViewPageArguments(Arguments):
     """What to look at, and what to find out."""
 
-    document: str = Field(min_length=1, max_length=1000)
+    document: str = Field(min_length=1)
     """Label of the document (D3), or its path."""
     page: int = Field(ge=1)
     """Number of the page, from 1; an image file is page 1."""
-    question: str = Field(min_length=1, max_length=4000)
+    question: str = Field(min_length=1)
     """What to find out from the picture; it is answered from the picture alone, so say all it needs."""
 
 
 class ViewFrameArguments(Arguments):
     """What to look at, and what to find out."""
 
-    document: str = Field(min_length=1, max_length=1000)
+    document: str = Field(min_length=1)
     """Label of the film (D3), or its path."""
     time_s: float = Field(allow_inf_nan=False)
     """Second of the film; the frame that shows then, or the nearest one that was kept, is taken."""
-    question: str = Field(min_length=1, max_length=4000)
+    question: str = Field(min_length=1)
     """What to find out from the picture; it is answered from the picture alone, so say all it needs."""
 
 
@@ -183,7 +183,7 @@ def _no_picture(entry: Entry, lines: Sequence[Segment], page: int) -> str:
 
 
 async def _look(aside: Aside, view: _View, question: str) -> ToolAnswer:
-    answer = await aside.ask(question, images=view.files)
+    answer = await aside.ask(disarm(question), images=view.files)
     entry = view.entry
     labels = ", ".join(f"{entry.label}L{picture.number}" for picture in view.pictures)
     spans = [picture.segment.span for picture in view.pictures]

@@ -28,7 +28,7 @@ class Line:
     def cannot_take(self, request: Request) -> str | None:
         """Return why the endpoint cannot be asked this at all; None where it can."""
         endpoint, profile = self.endpoint, self.endpoint.profile
-        if request.mode not in profile.modes:
+        if not profile.offers(request.mode):
             return f"has no mode {request.mode}"
         if request.images and not profile.capabilities.images:
             return "takes no images"

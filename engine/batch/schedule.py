@@ -149,7 +149,7 @@ class _Sender:
 
     def __init__(self, route: Route, callers: Sequence[Caller], workshop: Workshop) -> None:
         self._route, self._callers, self._workshop = route, callers, workshop
-        self._asides = Asides(workshop.steps)
+        self._asides = Asides()
 
     async def result(self, request: Request, priority: int) -> Result:
         """Return the request's one result."""
@@ -269,6 +269,8 @@ class _Sender:
             if is_first:
                 account.add(event.usage, event.cost_usd, event.gpu_seconds)
 
+        steps = self._workshop.steps(request)
+
         def aside(call_id: str) -> OneAside:
             return OneAside(
                 call_id=call_id,
@@ -276,13 +278,14 @@ class _Sender:
                 request=request,
                 endpoint=caller.line.endpoint,
                 send=send,
+                steps=steps,
                 restore=restore,
             )
 
         return Means(
             send=send,
             tools=self._workshop.tools(request),
-            steps=self._workshop.steps,
+            steps=steps,
             aside=aside,
             approval=self._workshop.approval,
             restore=restore,

@@ -75,13 +75,19 @@ def _no_tools(_request: Request) -> ToolBox:
     return NoTools()
 
 
+def _forgotten(_request: Request) -> StepLog:
+    """Return a log that ends with the process."""
+    return MemoryLog()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
     """What the agents of a batch work with."""
 
     tools: Callable[[Request], ToolBox] = _no_tools
     """Returns the tools that a request may call."""
-    steps: StepLog = field(default_factory=MemoryLog)
+    steps: Callable[[Request], StepLog] = _forgotten
+    """Returns where a request's events are kept; what is under one key is the same for all requests."""
     approval: Approval | None = None
 
 

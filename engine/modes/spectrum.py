@@ -28,6 +28,9 @@ class Shape:
     max_output_tokens: int
     max_reasoning_tokens: int | None
     """As set in the stage; None where it says nothing of thinking."""
+    num_tools: int = 0
+    is_wide: bool = False
+    """Whether it is over the corpus or groups and sets a number of sub-agents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,16 @@ class _Rule:
 
 
 _RULES = (
+    _Rule(
+        lambda shape: shape.num_tools > 0 and shape.is_wide,
+        "swarm",
+        lambda _: "it has tools, spans documents and sets limits.subagents: wide research",
+    ),
+    _Rule(
+        lambda shape: shape.num_tools > 0,
+        "agent",
+        lambda shape: f"it has {shape.num_tools} tools to work with",
+    ),
     _Rule(
         lambda shape: (shape.max_reasoning_tokens or 0) > 0,
         "thinking",
@@ -85,7 +98,7 @@ _RULES = (
         ),
     ),
 )
-"""First match wins. Tools and fan-out join it with the modes that use them."""
+"""First match wins."""
 
 
 def choose(shape: Shape, offered: Collection[ModeName]) -> Choice:

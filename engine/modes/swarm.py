@@ -19,8 +19,9 @@ from engine.modes.agent.calls import arguments_of
 from engine.modes.agent.run import AgentRun, Assignment
 from engine.modes.agent.words import RULES
 from engine.modes.mode import Ending, Means
-from engine.request import AgentLimits, Request, Work
-from engine.steps import AskedCall, Compacted, Paid, Returned, Turned
+from engine.prompt import agent_instructions
+from engine.request import AgentLimits, Request, Work, content_key
+from engine.steps import AskedCall, Compacted, Event, Paid, Returned, Turned
 from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
 
 _CREATE = ToolSpec(
@@ -76,7 +77,7 @@ class Swarm:
         for call, returned in _ended_calls(lead):
             team.restore(call, returned)
         ending = await lead.run()
-        return replace(ending, work=_work(lead, means, ending.work or Work()))
+        return replace(ending, work=_work(lead, team, ending.work or Work()))
 
 
 def _ended_calls(lead: AgentRun) -> Iterator[tuple[AskedCall, Returned]]:
@@ -87,19 +88,23 @@ def _ended_calls(lead: AgentRun) -> Iterator[tuple[AskedCall, Returned]]:
                 yield call, returned
 
 
-def _sub_key(request_key: str, call_id: str) -> str:
-    """Return the key of the events of the sub-agent behind a call."""
-    return f"{request_key}/{call_id.rpartition(':')[2]}"
+def _sub_key(request_key: str, call_id: str, task: Sequence[str]) -> str:
+    """Return the key of the events of the sub-agent behind a call.
+
+    The number says where it stands, the rest what it does: an orchestrator that begins anew and assigns
+    something else must not be given what another one was told.
+    """
+    return f"{request_key}/{call_id.rpartition(':')[2]}-{content_key('task', *task)[:12]}"
 
 
-def _work(lead: AgentRun, means: Means, own: Work) -> Work:
+def _work(lead: AgentRun, team: _Team, own: Work) -> Work:
     """Return what orchestrator and sub-agents did together."""
     total = own
     critical = 0
     for step in lead.conversation.steps:
         longest = 0
         for call in step.turn.calls:
-            events = means.steps.events(_sub_key(lead.assignment.key, call.call_id))
+            events = team.events(call)
             turns = [event for event in events if isinstance(event, Turned)]
             if not turns:
                 continue
@@ -126,6 +131,8 @@ class _Team:
         self._request, self._endpoint, self._means = request, endpoint, means
         self._limits = request.limits or AgentLimits()
         self._roles: dict[str, str] = {}
+        self._keys: dict[str, str] = {}
+        """Of the sub-agents' events, by the call that they are the work of."""
         self._places = asyncio.Semaphore(self._limits.max_subagents)
 
     @property
@@ -153,16 +160,20 @@ class _Team:
 
     def restore(self, call: AskedCall, returned: Returned) -> None:
         """Take what an earlier attempt did: a role it created, a sub-agent it paid for."""
-        if call.name == _ASSIGN.name:
-            for event in self._means.steps.events(
-                _sub_key(self._request.request_key, call.call_id)
-            ):
+        arguments, _ = arguments_of(call.arguments)
+        role = self._roles.get(str((arguments or {}).get("agent")))
+        if call.name == _CREATE.name and arguments is not None and returned.failure is None:
+            self._roles[arguments["name"]] = arguments["system_prompt"]
+        elif call.name == _ASSIGN.name and arguments is not None and role is not None:
+            self._assignment(call.call_id, role, str(arguments.get("prompt")))
+            for event in self.events(call):
                 if isinstance(event, Paid):
                     self._means.restore(event)
-        elif call.name == _CREATE.name and returned.failure is None:
-            created, _ = arguments_of(call.arguments)
-            assert created is not None
-            self._roles[created["name"]] = created["system_prompt"]
+
+    def events(self, call: AskedCall) -> Sequence[Event]:
+        """Return what is on record of the sub-agent behind a call; nothing where it has none."""
+        key = self._keys.get(call.call_id)
+        return () if key is None else self._means.steps.events(key)
 
     async def _report(self, call_id: str, role: str, arguments: Mapping[str, Any]) -> ToolAnswer:
         run = AgentRun(
@@ -183,9 +194,11 @@ class _Team:
         return ToolAnswer(text=f"Report of {arguments['agent']}.{cut}\n{ending.output['report']}")
 
     def _assignment(self, call_id: str, role: str, prompt: str) -> Assignment:
+        key = _sub_key(self._request.request_key, call_id, [role, prompt])
+        self._keys[call_id] = key
         return Assignment(
-            key=_sub_key(self._request.request_key, call_id),
-            system=f"{self._request.instructions.rstrip()}\n{RULES}\nYour role:\n{role}",
+            key=key,
+            system=f"{agent_instructions(self._request.instructions, RULES)}\nYour role:\n{role}",
             task=prompt,
             goal=prompt,
             limits=replace(

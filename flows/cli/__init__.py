@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from flows.cli import cache, check, look, machine, prepare, preview, run, transcript
+from flows.cli import approve, cache, check, look, machine, prepare, preview, run, transcript
 from flows.cli.app import app, main
 
 __all__ = [
     "app",
+    "approve",
     "cache",
     "check",
     "look",

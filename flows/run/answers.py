@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from engine.request import Result, Usage
+from engine.request import Result, Usage, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,9 @@ def from_json(value: Mapping[str, Any]) -> Answer:
 def result_from_json(value: Mapping[str, Any]) -> Result:
     """Return the result that `asdict` wrote."""
     fields = {**value, "usage": Usage(**value["usage"]), "mode_notes": tuple(value["mode_notes"])}
+    # Lines of before there were agents have none.
+    if fields.get("work") is not None:
+        fields["work"] = Work(**fields["work"])
     return Result(**fields)
 
 

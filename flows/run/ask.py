@@ -18,7 +18,7 @@ from connectors.document import Chunk, Document, Segment
 from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
 from engine.prompt import instructions, user_text
 from engine.request import Request, content_key, request_key
-from flows.run.labels import Line, bind_labels
+from flows.run.labels import Line, bind_claims, bind_labels
 from flows.run.prepare import PreparedStage, Way, prepare
 from flows.run.rows import Answered, Inquiry, origin
 from flows.run.units import UNPAID, UPSTREAM_OVER_BUDGET, WHEN, Input, Row, Subject, chunk_unit
@@ -138,6 +138,8 @@ class Asker:
             input_keys=[
                 key,
                 *([content_key("question", question)] if stage.needs else []),
+                # An agent may read all of the document.
+                *([content_key("scope", document.document_key)] if stage.tools else []),
             ],
         )
         if row is None:
@@ -233,6 +235,7 @@ class Asker:
                 input_keys=[
                     content_key("lines", [line.segment.text for line in lines]),
                     content_key("question", question),
+                    *([content_key("scope", _scope(unit))] if stage.tools else []),
                 ],
                 advice="use larger chunks or shorter answers, or an engine with a longer context",
             )
@@ -346,9 +349,10 @@ class Asker:
         """Return the question in the stage's own way of asking."""
         stage = prepared.config
         segments = [line.as_shown for line in shown.lines]
-        schema = bind_labels(stage.output, segments)
+        is_agent = bool(stage.tools)
+        schema = (bind_claims if is_agent else bind_labels)(stage.output, segments)
         enforced = self.endpoint.profile.capabilities.structured_output
-        tail = user_text("", question, None if enforced else schema)
+        tail = user_text("", question, None if enforced and not is_agent else schema)
         own_tokens = self._weigh_tail(tail) + TEMPLATE_MARGIN_TOKENS
         return Request(
             request_key=key,
@@ -365,6 +369,7 @@ class Asker:
             temperature=stage.temperature,
             adapter=stage.adapter,
             prompt_tokens=self.instructions_tokens + shown.tokens + own_tokens,
+            limits=stage.limits.for_engine(stage.on_drift) if is_agent else None,
         )
 
     def _weigh_tail(self, tail: str) -> int:
@@ -427,6 +432,11 @@ def _shown_lines(
     """Return a document's segments as lines, alone and as one text; a row's as it is shown."""
     lines = [Line(segment=s, origins=(origin(document, s),), shown=row) for s in segments]
     return lines, render([row] if row else segments)
+
+
+def _scope(unit: Subject) -> str:
+    """Return the key of the documents that an agent may read about a unit."""
+    return unit.document.document_key if unit.document else unit.scope
 
 
 def _missing(upstream: Mapping[str, Answered]) -> tuple[str, str] | None:

@@ -50,6 +50,9 @@ async def ask_all(shard: Shard, reading: Sequence[Future[ReadDocument]]) -> list
 
     scheduler = Scheduler(shard)
     own = [stage for stage in shard.bench.job.pipeline.stages if not stage.is_gathered]
+    if not own:
+        # Agents over the corpus look at what is read; nobody asks anything before.
+        return [read async for read in arriving()]
     for number, stages in enumerate(phases(own)):
         phase = _Phase(shard=shard, scheduler=scheduler, stages=stages)
         await scheduler.work_off(phase.families(arriving() if number == 0 else arrived()))

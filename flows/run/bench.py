@@ -28,6 +28,7 @@ from engine.endpoint import Endpoint, open_endpoint, plan_endpoint, replicas_of
 from engine.profile import Prices, Profile
 from engine.server import CacheFacts, cache_facts
 from engine.tokens import image_tokens
+from flows.run.approvals import Ask, SinkApproval
 from flows.run.ask import Asker
 from flows.run.cache import AnswerCache, open_cache
 from flows.run.claims import Claims
@@ -37,6 +38,7 @@ from flows.run.flights import Flights
 from flows.run.job import Job
 from flows.run.keys import reading_key, work_key
 from flows.run.leaders import Leaders
+from flows.run.line_store import LineStores
 from flows.run.passwords import Passwords
 from flows.run.prepare import check_fit
 from flows.run.progress import Progress
@@ -96,6 +98,8 @@ class Bench(Room):
     reading_key: str
     work_key: str
     copies: Copies
+    approval: SinkApproval
+    """Decides on calls of agents that need a person's approval."""
     cache: AnswerCache | None
     """Answers that other sinks share; None where the pipeline names no cache."""
     family_numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -111,6 +115,8 @@ class Bench(Room):
     """What the sink says of its shards and gathered stages; kept up to date by this process."""
     to_rebuild: set[str] = field(default_factory=set)
     """Shards whose parts were changed by hand and are to be written anew."""
+    line_stores: LineStores = field(default_factory=LineStores)
+    """The lines of the sink's documents, for agents."""
     hopeless: threading.Event = field(default_factory=threading.Event)
     """Set when the failure limit cannot be kept any more, so that no further shard is begun."""
 
@@ -274,6 +280,7 @@ def open_bench(
     *,
     spent: Mapping[str, Amount] | None = None,
     at_once: int = NUM_SHARDS_AT_ONCE,
+    ask: Ask | None = None,
 ) -> Iterator[Bench]:
     """Open storage, engine and readers, and close them again.
 
@@ -282,6 +289,7 @@ def open_bench(
         progress: Counters that the shards add to.
         spent: What earlier attempts of the run have taken from its budget, by stage.
         at_once: Shards that may be in work at the same time.
+        ask: Asks a person whether an agent may make a call; None where nobody is there.
         notify: Called with a line whenever something slow begins, such as the engine's start.
 
     Raises:
@@ -339,6 +347,7 @@ def open_bench(
             claims=claims,
             flights=Flights(),
             copies=Copies(room.lake),
+            approval=SinkApproval(room.lake, job.run_id, ask),
             cache_tokens=sum(held.num_tokens for held in caches) if caches else None,
             cache_block_tokens=caches[0].block_tokens if caches else None,
             cache=cache,

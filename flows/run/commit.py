@@ -133,6 +133,7 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     # Before the commit: a kill in between leaves the journal, and with it what is put again.
     shard.replays.put(ledger.new_answers(done.results))
     ledger.commit(done.results)
+    ledger.keep_steps()
     put_all(done.last)
     bench.lake.put_json(path, asdict(report))
     _put_commit(shard, done, put)

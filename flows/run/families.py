@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from engine.batch import run as run_batch
 from engine.request import Request, Result, content_key
+from flows.run.agents import ShardAgents
 from flows.run.bench import Bench
 from flows.run.doubt import decide, doubt_about, num_allowed, settle
 from flows.run.flights import Withdrawn
@@ -66,6 +67,7 @@ class Scheduler:
         self._affinities: dict[int, str] = {}
         self._sent: dict[str, tuple[Sent, float]] = {}
         """How requests were sent, and the share of its prompt that each has in common with the first."""
+        self._agents = ShardAgents(shard)
 
     async def work_off(self, families: AsyncIterator[Family]) -> None:
         """Begin the families in their order, and return when all have ended.
@@ -80,6 +82,7 @@ class Scheduler:
             max_in_flight=bench.max_in_flight,
             budget=bench.budget,
             log=self._shard.ledger,
+            workshop=self._agents.workshop(),
         )
         try:
             async with aclosing(batch) as results:
@@ -97,6 +100,8 @@ class Scheduler:
             return close(inquiry, None)
         asked = (self._result(inquiry, request, family) for request in inquiry.requests)
         results = await asyncio.gather(*asked)
+        if inquiry.stage.tools:
+            inquiry = await asyncio.to_thread(self._agents.with_cited, inquiry, results)
         return close(inquiry, settle(inquiry.stage, results))
 
     def wait_for_earlier(self, family: int) -> None:
@@ -242,6 +247,7 @@ class Scheduler:
         if family not in self._affinities:
             self._affinities[family] = content_key("prefix", request.material)
         request = replace(request, priority=family, affinity=self._affinities[family])
+        self._agents.expect(request, inquiry)
         heapq.heappush(self._ready, (family, place, request))
         self._asked(family)
         return await arriving

@@ -23,6 +23,7 @@ from config.graph import by_field
 from config.pipeline import StageConfig
 from connectors.sinks.lake import Lake
 from engine.request import content_key
+from flows.run.agents import catalogue, looks_itself, scope_key
 from flows.run.claims import claimed
 from flows.run.commit import Done, bills, put_done, record_parts, usage_rows
 from flows.run.compute import compute, tables_key
@@ -92,7 +93,8 @@ def _work_key(bench: Bench, stage: StageConfig) -> str:
     ways = [way.fingerprint for way in (prepared.way, prepared.again) if way] if prepared else []
     reference = tables_key(bench.lake, stage) if stage.tables else None
     run = bench.job.run_id if stage.fresh else None
-    return content_key("gather", stage.asked(), ways, parts, reference, run)
+    scope = scope_key(bench) if stage.tools else None
+    return content_key("gather", stage.asked(), ways, parts, reference, run, scope)
 
 
 def process_stage(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> ShardReport:
@@ -126,8 +128,9 @@ def _process(shard: Shard, stage: StageConfig, work_key: str) -> ShardReport:
         ends = _Ends(stage=stage)
         groups = list(_groups(spool, stage))
         unpaid = _is_unpaid(bench, stage)
+        scope = scope_key(bench) if stage.tools else ""
         subjects = [
-            replace(_subject(stage, group, left_out=bool(replies)), is_unpaid=unpaid)
+            replace(_subject(stage, group, left_out=bool(replies)), is_unpaid=unpaid, scope=scope)
             for group in groups
         ]
         bench.progress.add(expected=len(subjects) * stage.samples)
@@ -224,6 +227,9 @@ def _fill(spool: Spool, shard: Shard, stage: StageConfig) -> int:
     by_name = {one.name: one for one in bench.job.pipeline.stages}
     by = by_field(stage, by_name) if stage.by else None
     num_replies = 0
+    if looks_itself(stage):
+        told = catalogue(bench)
+        spool.add(None, told, bench.asker.weigh(told.lines))
     for replies in _replies(bench, stage.needs):
         num_replies += len(replies)
         by_unit: dict[str, list[Reply]] = defaultdict(list)

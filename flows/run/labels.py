@@ -11,6 +11,7 @@ quote from them. What is stored is the sentence; a claim says whether the quote 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,13 +92,15 @@ def is_claim(schema: Mapping[str, Any]) -> bool:
     return schema.get("format") == CLAIM_FORMAT
 
 
+_SHOWN = "^L[0-9]{1,6}$"
+_FOUND = "^(L[0-9]{1,6}|D[0-9]{1,7}L[0-9]{1,8})$"
 _CLAIM: Mapping[str, Any] = {
     "type": "object",
     # What it rests on comes first, so that the sentence follows from it.
     "properties": {
         "lines": {
             "type": "array",
-            "items": {"type": "string", "pattern": "^L[0-9]{1,6}$"},
+            "items": {"type": "string", "pattern": _SHOWN},
             "maxItems": _MOST_LINES,
             "description": "labels of the lines that the text rests on",
         },
@@ -133,6 +136,13 @@ def bind_labels(schema: Mapping[str, Any], segments: Sequence[Segment]) -> dict[
     if isinstance(items := schema.get("items"), Mapping):
         bound["items"] = bind_labels(items, segments)
     return bound
+
+
+def bind_claims(schema: Mapping[str, Any], segments: Sequence[Segment]) -> dict[str, Any]:
+    """Return the schema for an agent: its claims name lines that it was shown, or has found by tools."""
+    bound = json.dumps(bind_labels(schema, segments))
+    found: dict[str, Any] = json.loads(bound.replace(json.dumps(_SHOWN), json.dumps(_FOUND)))
+    return found
 
 
 def _bind(schema: object, segments: Sequence[Segment]) -> object:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from typing import Any
 
 from config.load import load_surroundings
 from connectors.errors import StorageError
@@ -23,7 +24,9 @@ from engine.batch import WINDOW, Amount
 from engine.request import Outcome, Result
 from flows.run.answers import Answer, as_line, from_json, result_from_json
 from flows.run.claims import Claim
+from flows.run.counts import add_amounts
 from flows.run.job import Start
+from flows.run.steps import Step, Steps, load_steps, spent_on, step_from_json
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,13 @@ STANDS: Mapping[Start, frozenset[Outcome]] = {
 that did not answer may do so in the next run, so that `failed` stands in the same run only."""
 
 
+ENDED: frozenset[Outcome] = frozenset({"invalid_output", "rejected"})
+"""Outcomes after which an agent has nothing to go on with."""
+
+
+_OPEN: frozenset[Outcome] = frozenset({"failed", "over_budget"})
+
+
 def open_journal(lake: Lake, shard: str) -> Journal:
     """Return a shard's journal, in the sink and on this machine."""
     name = hashlib.sha256(lake.url.encode()).hexdigest()[:16]
@@ -58,6 +68,12 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         self._by = {"run": run_id, "claim": claim.holder.token}
         self._stands = STANDS[start]
         self._journal = open_journal(lake, claim.shard)
+        self.steps = Steps(self._write_step)
+        """What agents have done for the shard's requests."""
+        for step in load_steps(lake, claim.shard):
+            self.steps.restore(step)
+        self._paid_steps: list[tuple[str, Step]] = []
+        """By claim."""
         self._kept = load_answers(lake, claim.shard)
         self._results: dict[str, Answer] = {}
         self._this_attempt: dict[str, Answer] = {}
@@ -77,6 +93,8 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         for line in self._journal.lines():
             value = json.loads(line)
             self._sent |= set(value.get("sent", ()))
+            if "step" in value:
+                self._take_step(value)
             if "result" not in value:
                 continue
             result = result_from_json(value["result"])
@@ -84,6 +102,17 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
             self._take(self._answer(result, value["run"]))
             if value["run"] == self._by["run"]:
                 self._paid.append((value["claim"], result))
+
+    def _take_step(self, value: Mapping[str, Any]) -> None:
+        step = step_from_json(value["step"])
+        self.steps.restore(step)
+        if value["run"] == self._by["run"]:
+            self._paid_steps.append((value["claim"], step))
+
+    def _write_step(self, value: dict[str, Any]) -> None:
+        if self._journal.add([json.dumps({**self._by, **value}, default=dict)]) >= WINDOW:
+            self._full.set()
+        self._paid_steps.append((self._by["claim"], step_from_json(value["step"])))
 
     def _answer(self, result: Result, run: str) -> Answer:
         """Return a result that was paid for under this shard's claim."""
@@ -95,6 +124,8 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
             self._results[key] = answer
         else:
             self._results.pop(key, None)
+            if answer.result.outcome in ENDED:
+                self.steps.forget(key)
 
     def find(self, request_key: str, *, fresh: bool = False) -> Result | None:
         """Return the request's result, if there is one that stands or is of this attempt.
@@ -201,6 +232,12 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
             data = "".join(map(as_line, kept.values())).encode()
             self._lake.storage.put(answers_path(self._shard), data)
 
+    def keep_steps(self) -> None:
+        """Keep what agents have done whose requests have no answer yet: a later run goes on from there."""
+        found = {key: self._find(key) for key in self.steps.by_request()}
+        going_on = {key for key, end in found.items() if end is None or end.result.outcome in _OPEN}
+        self.steps.keep(self._lake, self._shard, going_on)
+
     def new_answers(self, answered: Mapping[str, Sequence[Result]]) -> list[Answer]:
         """Return those of the results that the sink's answers do not have yet."""
         kept = {_place(answer): answer.result for answer in self._kept}
@@ -220,7 +257,15 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
 
     def paid(self, counted: Collection[str]) -> dict[str, Amount]:
         """Return what this run has paid under its claims, by stage, but for those counted already."""
-        return _spent(result for claim, result in self._paid if claim not in counted)
+        results = [result for claim, result in self._paid if claim not in counted]
+        # A result has the steps that led to it in its own sum.
+        ended = {result.request_key for _, result in self._paid}
+        steps = (
+            step
+            for claim, step in self._paid_steps
+            if claim not in counted and step.request_key not in ended
+        )
+        return add_amounts([_spent(results), spent_on(steps)])
 
     def remove_journal(self) -> None:
         """Remove the journal, after the commit."""
@@ -262,12 +307,18 @@ def journal_spent(
     lake: Lake, shard: str, run_id: str, counted: Collection[str]
 ) -> dict[str, Amount]:
     """Return what a run has paid for a shard, by stage, by its journal, but for the claims counted."""
-    values = map(json.loads, open_journal(lake, shard).lines())
-    return _spent(
-        result_from_json(value["result"])
-        for value in values
+    values = [
+        value
+        for value in map(json.loads, open_journal(lake, shard).lines())
         if value.get("run") == run_id and value["claim"] not in counted
-    )
+    ]
+    results = [result_from_json(value["result"]) for value in values if "result" in value]
+    ended = {result.request_key for result in results}
+    steps = [step_from_json(value["step"]) for value in values if "step" in value]
+    return add_amounts([
+        _spent(results),
+        spent_on(step for step in steps if step.request_key not in ended),
+    ])
 
 
 def journaled(lake: Lake) -> set[str]:

@@ -1,6 +1,6 @@
 """The lines of a sink's documents on this machine's disk, brought there shard by shard when asked for.
 
-Memory holds one part of the sink while it is brought, and a few blocks of lines; of a document that has
+Memory holds a few parts of the sink while they are brought, and a few blocks of lines; of a document that has
 a hundred thousand lines too. Used by `flows.run.corpus_view`.
 """
 
@@ -9,22 +9,28 @@ from __future__ import annotations
 import pickle
 import sqlite3
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, overload
 
 import polars as pl
 
 from connectors.document import Chunk, Segment, TableFile
+from connectors.errors import DiskFull, StorageError
 from connectors.sinks.lake import Lake
 from connectors.sinks.parquet import span_from_row
 from flows.run.sink_files import SinkFiles
 
 _BLOCK_LINES = 128
 _HELD_BLOCKS = 64
+_PARTS_AHEAD = 4
+_ROWS_AT_ONCE = 16
 _DOCUMENT_COLUMNS = ("path", "document_key", "shard", "status", "media_type", "tables")
 _CHUNK_COLUMNS = ("path", "document_key", "ordinal", "segments")
 
@@ -63,9 +69,9 @@ def in_reading_order(chunks: Sequence[Sequence[Segment]]) -> list[Segment]:
 def _overlap(lines: Sequence[Segment], own: Sequence[Segment]) -> int:
     """Return how many segments at the begin of a chunk are those that stand in front of it."""
     most = next((n for n, s in enumerate(own) if s.kind != "paragraph"), len(own))
-    for count in range(min(most, len(lines)), 0, -1):
-        if own[count - 1] == lines[-1] and list(own[:count]) == lines[-count:]:
-            return count
+    for number in range(min(most, len(lines)), 0, -1):
+        if own[number - 1] == lines[-1] and list(own[:number]) == lines[-number:]:
+            return number
     return 0
 
 
@@ -107,9 +113,9 @@ class LineStore:
         self._documents: Mapping[str, StoredDocument] | None = None
         self._brought: set[str] = set()
         self._blocks: OrderedDict[tuple[int, int], Sequence[Segment]] = OrderedDict()
-        file = folder / "lines.sqlite"
-        file.unlink(missing_ok=True)
-        self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        self._file = folder / "lines.sqlite"
+        self._file.unlink(missing_ok=True)
+        self._db = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False)
         # It is gone with the run: no journal is needed.
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("PRAGMA synchronous = OFF")
@@ -135,9 +141,10 @@ class LineStore:
         with self._lock:
             if self._documents is None:
                 found: dict[str, StoredDocument] = {}
+                numbers = count()
                 for frame in self._lake.iter_table("documents", _DOCUMENT_COLUMNS):
                     for row in frame.filter(pl.col("status") != "rejected").iter_rows(named=True):
-                        found[row["path"]] = _stored(row, len(found))
+                        found[row["path"]] = _stored(row, next(numbers))
                 self._documents = found
             return self._documents
 
@@ -145,7 +152,7 @@ class LineStore:
         """Bring the lines of documents here, with those of the shards that they are in.
 
         Raises:
-            StorageError: The sink cannot be read.
+            StorageError: The sink cannot be read, or this machine's disk is full.
         """
         with self._lock:
             documents = self.documents()
@@ -154,22 +161,41 @@ class LineStore:
             if not wanted:
                 return
             for frame in self._parts(wanted):
-                self._db.execute("BEGIN")
-                for path, chunks in _by_document(frame, documents):
-                    if documents[path].shard in wanted:
+                with self._writing():
+                    for path, chunks in _by_document(frame, documents):
                         self._keep(documents[path], in_reading_order(chunks))
-                self._db.execute("COMMIT")
             self._brought |= wanted
 
-    def _parts(self, shards: set[str]) -> Iterator[pl.DataFrame]:
-        every = {document.shard for document in self.documents().values()}
-        if shards == every:
-            yield from self._lake.iter_table("chunks", _CHUNK_COLUMNS)
-            return
-        for shard in sorted(shards):
-            frame = self._lake.read_table("chunks", _CHUNK_COLUMNS, shard=shard)
-            if frame is not None:
-                yield frame
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Write all that is put meanwhile.
+
+        Raises:
+            DiskFull: This machine's disk has no room left.
+            StorageError: It cannot be written.
+        """
+        try:
+            self._db.execute("BEGIN")
+            yield
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as exc:
+            is_full = exc.sqlite_errorcode == sqlite3.SQLITE_FULL
+            raise (DiskFull if is_full else StorageError)(
+                f"lines for tools cannot be kept in {str(self._file)!r}: {exc}; make room there, or"
+                " point TMPDIR to a larger disk",
+                uri=str(self._file),
+            ) from exc
+
+    def _parts(self, shards: Collection[str]) -> Iterator[pl.DataFrame]:
+        coming: deque[Future[pl.DataFrame | None]] = deque()
+        with ThreadPoolExecutor(_PARTS_AHEAD) as threads:
+            for shard in sorted(shards):
+                read = partial(self._lake.read_table, "chunks", _CHUNK_COLUMNS, shard=shard)
+                coming.append(threads.submit(read))
+                if len(coming) >= _PARTS_AHEAD:
+                    yield from _there(coming.popleft())
+            while coming:
+                yield from _there(coming.popleft())
 
     def _keep(self, document: StoredDocument, lines: Sequence[Segment]) -> None:
         number = document.number
@@ -248,6 +274,13 @@ class StoredLines(Sequence[Segment]):
         return self._store.block(self._document, block)[place]
 
 
+def _there(part: Future[pl.DataFrame | None]) -> Iterator[pl.DataFrame]:
+    """Yield the part, unless it was removed since its documents were read."""
+    frame = part.result()
+    if frame is not None:
+        yield frame
+
+
 def _stored(row: Mapping[str, Any], number: int) -> StoredDocument:
     return StoredDocument(
         number=number,
@@ -266,8 +299,8 @@ def _by_document(
     frame: pl.DataFrame, documents: Mapping[str, StoredDocument]
 ) -> Iterator[tuple[str, list[list[Segment]]]]:
     """Yield the chunks of each document as the documents table has it; a document is in one part."""
-    # Rows are made one document after the other: as Python objects they take several times as much.
-    rows = frame.sort("path", "ordinal").iter_rows(named=True)
+    # A few rows at a time: as Python objects they take several times as much.
+    rows = frame.sort("path", "ordinal").iter_rows(named=True, buffer_size=_ROWS_AT_ONCE)
     for path, chunks in groupby(rows, key=lambda row: row["path"]):
         document = documents.get(path)
         if document is None:
@@ -289,3 +322,24 @@ def _segment(row: Mapping[str, Any]) -> Segment:
 def segments_of(chunks: Sequence[Chunk]) -> list[Segment]:
     """Return the lines of a document that is in memory."""
     return in_reading_order([chunk.segments for chunk in chunks])
+
+
+class LineStores:
+    """The line stores of a run: one for each state that its sink has been in. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stores: dict[str, LineStore] = {}
+
+    def at(self, key: str, lake: Lake, folder: Path) -> LineStore:
+        """Return the store of the sink as it is now.
+
+        Args:
+            key: Of all that is committed; another one means that there is something new.
+            lake: The sink.
+            folder: Where stores are kept.
+        """
+        with self._lock:
+            if key not in self._stores:
+                self._stores[key] = LineStore(lake, folder / key[:16])
+            return self._stores[key]

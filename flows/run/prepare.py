@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jinja2
@@ -97,7 +97,12 @@ def choose_mode(stage: StageConfig, profile: Profile) -> Choice:
         num_free_fields=sum(map(_is_free, stage.output["properties"].values())),
         max_output_tokens=stage.max_output_tokens,
         max_reasoning_tokens=stage.max_reasoning_tokens,
+        num_tools=len(stage.tools),
+        is_wide=stage.is_gathered and "subagents" in stage.limits.model_fields_set,
     )
+    if shape.num_tools:
+        # Any engine with tools can carry agents out; without, `check_fit` says so.
+        return choose(shape, ("agent", "swarm"))
     return choose(shape, profile.modes)
 
 
@@ -119,8 +124,11 @@ def _misfits(stage: StageConfig, profile: Profile) -> list[str]:
     if stage.escalate is not None:
         wanted.append("thinking")
     for mode in wanted:
-        if mode not in profile.modes:
+        if not profile.offers(mode):
             offered = ", ".join(profile.modes)
+            if mode in {"agent", "swarm"}:
+                found.append(f"{engine} takes no tools (capabilities.tools); choose one that does")
+                return found
             found.append(
                 f"{engine} has no mode {mode}; it has {offered}: set another mode or engine"
             )
@@ -151,7 +159,8 @@ def _misfits(stage: StageConfig, profile: Profile) -> list[str]:
 def _temperature(stage: StageConfig, profile: Profile, mode: ModeName) -> float:
     if stage.temperature is not None:
         return stage.temperature
-    return profile.modes[mode].sampling.get("temperature", 1.0)
+    turns = profile.turn_mode(mode, think=stage.limits.think)
+    return profile.modes[turns].sampling.get("temperature", 1.0)
 
 
 def _as_sent(stage: StageConfig) -> Mapping[str, Any]:
@@ -175,9 +184,10 @@ def _is_free(schema: Mapping[str, Any]) -> bool:
 
 
 def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, instructions: str) -> Way:
-    settings = endpoint.profile.modes[mode]
+    turns = endpoint.profile.turn_mode(mode, think=stage.limits.think)
+    settings = endpoint.profile.modes[turns]
     thinking = 0
-    if mode == "thinking":
+    if turns == "thinking":
         thinking = stage.max_reasoning_tokens or settings.reasoning_tokens
     sampling = {**settings.sampling, **settings.wire, "max_tokens": stage.max_output_tokens}
     if stage.temperature is not None:
@@ -186,6 +196,9 @@ def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, instructions: s
         sampling |= {"thinking_tokens": thinking, "by": settings.by}
     if stage.reasoning != "drop":
         sampling["reasoning"] = stage.reasoning
+    if stage.tools:
+        limits = stage.limits.for_engine(stage.on_drift)
+        sampling |= {"tools": list(stage.tools), "limits": asdict(limits)}
     fingerprint = stage_fingerprint(
         mode=mode,
         model=f"{endpoint.model}+{stage.adapter}" if stage.adapter else endpoint.model,

@@ -21,6 +21,7 @@ from flows.run.bench import NUM_READERS, Bench
 from flows.run.cache import Replays
 from flows.run.claims import Claim
 from flows.run.commit import commit_shard
+from flows.run.corpus_view import ChunkCorpus
 from flows.run.counts import UNANSWERED, ShardReport, left_alone
 from flows.run.families import take_over_answers
 from flows.run.held import HeldShard, load_held
@@ -28,6 +29,7 @@ from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
 from flows.run.reading import ReadDocument, folder_of, read_chunks
 from flows.run.units import rows_of
+from tools.corpus import Corpus
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class Shard:
     replays: Replays
     boarded: set[str] = field(default_factory=set)
     """Requests that are this shard's to send, among all shards of the process."""
+    corpora: dict[str, Corpus] = field(default_factory=dict)
+    """What agents see of a document, by its path; only where a stage has tools."""
     looked: dict[str, int] = field(default_factory=dict)
     """How many commits were known when a copy of a document was last looked for, by document."""
 
@@ -139,6 +143,8 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
     if chunks and (not is_done or (commit and UNANSWERED & commit.outcomes.keys())):
         # Here and not when it is asked about, so that nobody waits for it.
         shard.replays.look(document.document_key)
+    if any(stage.tools for stage in bench.job.pipeline.stages):
+        shard.corpora[source.path] = ChunkCorpus(document, chunks, found.media_dir, bench.lake)
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))
     if any(stage.over == "rows" for stage in bench.job.pipeline.stages):
         rows = rows_of(chunks, bench.job.pipeline.rows.order)

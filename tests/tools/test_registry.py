@@ -1,6 +1,7 @@
 """The tools of a stage: which there are, their schemas, and calls that go wrong."""
 
 import asyncio
+import json
 import re
 
 import jsonschema
@@ -35,6 +36,8 @@ def test_every_tool_has_the_name_it_is_registered_by_and_a_sound_schema_when_mad
     ]
     assert not undescribed
     assert spec.description
+    # Engines compile a grammar of it: docs/decisions/0007.
+    assert "maxLength" not in json.dumps(spec.parameters)
 
 
 def test_unknown_names_are_told_with_those_there_are_when_tools_are_made(scope):

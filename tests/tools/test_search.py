@@ -7,44 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from connectors.document import Segment, Span
 from engine.tool import ToolError
 from tests.fakes.aside import FakeAside
-from tools.corpus import Entry
+from tests.tools.memory import MemoryCorpus, paragraph
 from tools.search import Search
 from tools.tool import Scope
-
-
-class ManyLines:
-    """A corpus of two documents in memory; `reads` counts how often lines were asked for."""
-
-    def __init__(self, *documents):
-        self.documents = documents
-        self.entries = [
-            Entry(
-                label=f"D{number}",
-                path=f"{number}.txt",
-                document_key=str(number),
-                media_type="text/plain",
-                num_lines=len(lines),
-            )
-            for number, lines in enumerate(documents, start=1)
-        ]
-        self.reads = 0
-
-    def lines(self, label):
-        self.reads += 1
-        return self.documents[int(label[1:]) - 1]
-
-    def media(self, label, name):
-        raise KeyError(name)
-
-    def table(self, label, name):
-        raise KeyError(name)
-
-
-def paragraph(text, number=0):
-    return Segment(kind="paragraph", text=text, span=Span(char_start=number, char_end=number + 1))
 
 
 def test_lines_come_with_labels_and_place_when_words_are_found(use):
@@ -62,6 +29,7 @@ def test_row_is_found_by_a_column_of_its_sheet_when_the_row_does_not_say_it(use)
 def test_only_named_documents_are_searched_when_a_filter_is_given(use):
     assert "D3" not in use("search", query="euro", document="notes/")
     assert "[D3L4]" in use("search", query="euro", document="D3")
+    assert "D2" not in use("search", query="euro", document="reports/*.pdf")
     assert use("search", query="lantern", document="D3").startswith("Nothing found")
     with pytest.raises(ToolError, match="no document is called '/etc'"):
         use("search", query="euro", document="/etc")
@@ -100,7 +68,7 @@ def test_labels_and_marks_of_a_document_are_no_labels_when_shown(use):
 
 
 def test_index_is_made_once_when_several_tools_share_a_scope(tmp_path):
-    corpus = ManyLines([paragraph("The crane stopped.")], [paragraph("A fuse had blown.")])
+    corpus = MemoryCorpus([paragraph("The crane stopped.")], [paragraph("A fuse had blown.")])
     scope = Scope(corpus=corpus, scratch=tmp_path)
 
     async def ask():
@@ -115,8 +83,8 @@ def test_index_is_made_once_when_several_tools_share_a_scope(tmp_path):
 
 
 def test_index_is_of_its_corpus_when_two_share_a_folder(tmp_path):
-    first = ManyLines([paragraph("The crane stopped.")])
-    other = ManyLines([paragraph("A fuse had blown.")], [])
+    first = MemoryCorpus([paragraph("The crane stopped.")])
+    other = MemoryCorpus([paragraph("A fuse had blown.")], [])
     for corpus, word in ((first, "crane"), (other, "fuse")):
         tool = Search(Scope(corpus=corpus, scratch=tmp_path))
         answer = asyncio.run(tool.call({"query": "crane fuse"}, FakeAside()))
@@ -130,7 +98,7 @@ def test_one_line_is_found_when_there_are_fifty_thousand(tmp_path):
     lines = [paragraph(" ".join(pick.choices(words, k=12)), n) for n in range(50_000)]
     lines[31_416] = paragraph("The lighthouse keeper's ledger names the barque Amalie.")
     lines[47_000] = paragraph("港口事故在夜间发生")
-    tool = Search(Scope(corpus=ManyLines(lines), scratch=tmp_path))
+    tool = Search(Scope(corpus=MemoryCorpus(lines), scratch=tmp_path))
     for query, label in (("keepers of lighthouses", "D1L31417"), ("夜间 事故", "D1L47001")):
         answer = asyncio.run(tool.call({"query": query, "limit": 1}, FakeAside()))
         assert f"[{label}]" in answer.text
@@ -138,7 +106,7 @@ def test_one_line_is_found_when_there_are_fifty_thousand(tmp_path):
 
 def test_long_line_is_cut_around_the_word_when_shown(tmp_path):
     line = paragraph("sand " * 5000 + "amber " + "sand " * 5000)
-    tool = Search(Scope(corpus=ManyLines([line]), scratch=tmp_path))
+    tool = Search(Scope(corpus=MemoryCorpus([line]), scratch=tmp_path))
     answer = asyncio.run(tool.call({"query": "amber"}, FakeAside()))
     assert "amber" in answer.text
     assert len(answer.text) < 2000

@@ -6,7 +6,7 @@ from engine.endpoint import Endpoint
 from engine.modes.agent.run import AgentRun, Assignment
 from engine.modes.agent.words import RULES
 from engine.modes.mode import Ending, Means
-from engine.prompt import user_text
+from engine.prompt import agent_instructions, user_text
 from engine.request import AgentLimits, Request
 
 
@@ -22,7 +22,7 @@ def assignment_of(request: Request, rules: str = RULES) -> Assignment:
     """Return the request as what an agent has to do."""
     return Assignment(
         key=request.request_key,
-        system=f"{request.instructions.rstrip()}\n{rules}",
+        system=agent_instructions(request.instructions, rules),
         task=user_text(request.material, request.question, request.schema),
         goal=request.question.strip(),
         limits=request.limits or AgentLimits(),

@@ -26,14 +26,14 @@ from engine.wire import Turn, body_of, opening_messages
 class Asides:
     """The questions put aside in one batch, by what they ask."""
 
-    def __init__(self, steps: StepLog) -> None:
-        self._steps = steps
+    def __init__(self) -> None:
         self._asked: dict[str, asyncio.Event] = {}
         self._taken: set[str] = set()
 
     async def answer(
         self,
         key: str,
+        steps: StepLog,
         ask: Callable[[], Awaitable[Answered]],
         restore: Callable[[Answered], None],
     ) -> str:
@@ -41,11 +41,12 @@ class Asides:
 
         Args:
             key: What is asked.
+            steps: Where answers are kept.
             ask: Asks it.
             restore: Takes into account what an earlier attempt has paid for it.
         """
         while True:
-            known = self._steps.events(key)
+            known = steps.events(key)
             if known and isinstance(known[0], Answered):
                 if key not in self._taken:
                     self._taken.add(key)
@@ -60,7 +61,7 @@ class Asides:
         try:
             answered = await ask()
             self._taken.add(key)
-            await self._steps.add(key, answered)
+            await steps.add(key, answered)
             return answered.text
         finally:
             self._asked.pop(key).set()
@@ -75,6 +76,7 @@ class OneAside:
     request: Request
     endpoint: Endpoint
     send: Send
+    steps: StepLog
     restore: Callable[[Paid], None]
 
     async def ask(
@@ -100,7 +102,7 @@ class OneAside:
         async def ask() -> Answered:
             return await self._ask(question, material, images, max_tokens)
 
-        return await self.asides.answer(key, ask, self.restore)
+        return await self.asides.answer(key, self.steps, ask, self.restore)
 
     async def _ask(
         self, question: str, material: str, images: Sequence[Path], max_tokens: int

@@ -18,6 +18,7 @@ _WINDOW = 12
 """Calls looked at."""
 _NOTHING_NEW = 8
 """Calls in a row whose results had all been seen before."""
+_MISWRITTEN = frozenset({"undeclared", "not_json", "schema"})
 _GOAL_WINDOW_WORDS = 400
 """Least words of the model's own that are compared with the goal; fewer say little."""
 _MIN_WORD = 5
@@ -45,6 +46,8 @@ def find_drift(steps: Sequence[Step], goal: str) -> Drift | None:
         for step in since
         for call in step.turn.calls
         if call.call_id in step.returned
+        # A call that was only written badly is no sign: it happens to one in eight.
+        and step.returned[call.call_id].failure not in _MISWRITTEN
     ]
     if calls:
         (same, _), times = Counter(calls[-_WINDOW:]).most_common(1)[0]

@@ -93,6 +93,9 @@ class Calls:
         except EngineError:
             raise
         except Exception:
+            if spec.keeps_own_time:
+                # A sub-agent is no foreign code: what it cannot handle, nobody here can.
+                raise
             # The border to the code of tools: whatever goes wrong in one must not end the run.
             logger.exception("request_id=%s tool=%s failed", self._request.request_key, call.name)
             return f"{call.name} failed for a reason of its own; go another way", "crashed"
@@ -112,8 +115,9 @@ class Calls:
         return f"a person has refused this call{because}"
 
     def _failures_in_a_row(self, name: str) -> int:
+        """Count in the turns before this one, whose own calls end in any order."""
         count = 0
-        for step in reversed(self._conversation.steps):
+        for step in reversed(self._conversation.steps[:-1]):
             for call in reversed(step.turn.calls):
                 returned = step.returned.get(call.call_id)
                 if call.name != name or returned is None:

@@ -24,6 +24,7 @@ from engine.modes.agent.words import (
     EMPTY,
     HANDED_OVER,
     REORIENT,
+    REPORT_NOW,
     REPORT_WITH_WHAT_YOU_HAVE,
 )
 from engine.modes.dialogue import MAX_EMPTY_TRIES, judge_text
@@ -43,6 +44,7 @@ _LAST = frozenset({"stopped", "answer"})
 """Nudges after which nothing is called any more."""
 _MAX_ANSWERS = 2
 """Times that the answer is asked for in its form."""
+_MAX_EMPTY_NUDGES = 5
 _STEPS_FOR_ANSWER = 2
 
 
@@ -86,7 +88,7 @@ class AgentRun:
             self.conversation.take(event)
             if isinstance(event, Paid):
                 means.restore(event)
-        self._mode = _turn_mode(endpoint, self._limits)
+        self._mode = endpoint.profile.turn_mode("agent", think=self._limits.think)
         self._calls = Calls(request, means, self._specs, self.conversation, self._limits, self._add)
 
     async def run(self) -> Ending:
@@ -266,15 +268,14 @@ class AgentRun:
 
     async def _judged(self, step: Step) -> Ending | None:
         """Return the end, where the last turn is one; otherwise None, and the agent was told what to do."""
-        if not step.turn.content and self._trailing_empty() <= MAX_EMPTY_TRIES:
-            await self._turn()
+        if not step.turn.content and await self._tried_again():
             return None
         asked = sum(nudge.why == "answer" for nudge in self.conversation.nudges)
         output, error_class, error = self._answer(step)
         if error is not None and asked < _MAX_ANSWERS:
             text = f"{ANSWER_NOW} {error}." if asked else ANSWER_NOW
             if self.assignment.schema is None:
-                text = EMPTY
+                text = REPORT_NOW
             text += shown_schema(self.assignment.schema)
             await self._add(Nudged(why="answer", text=text))
             return None
@@ -306,6 +307,19 @@ class AgentRun:
             return None, "length", f"the answer was cut at max_output_tokens = {most}; raise it"
         return judge_text(self.assignment.schema, turn.content)
 
+    async def _tried_again(self) -> bool:
+        """Go on after a turn with neither call nor answer; tell whether it was worth it."""
+        if self._trailing_empty() <= MAX_EMPTY_TRIES:
+            await self._turn()
+            return True
+        nudges = self.conversation.nudges
+        if nudges and nudges[-1].why in _LAST:
+            return False
+        if sum(nudge.why == "empty" for nudge in nudges) >= _MAX_EMPTY_NUDGES:
+            return False
+        await self._add(Nudged(why="empty", text=EMPTY))
+        return True
+
     def _trailing_empty(self) -> int:
         count = 0
         for step in reversed(self.conversation.steps):
@@ -329,12 +343,3 @@ class AgentRun:
 
 
 _DRIFTS = frozenset({"repeated_call", "nothing_new", "off_goal"})
-
-
-def _turn_mode(endpoint: Endpoint, limits: AgentLimits) -> ModeName:
-    """Return the mode of the turns: a host that thinks by prompt only cannot while it calls tools."""
-    modes = endpoint.profile.modes
-    can_think = "thinking" in modes and modes["thinking"].by == "host"
-    if can_think and (limits.think or "instant" not in modes):
-        return "thinking"
-    return "instant"

@@ -22,6 +22,7 @@ NOTES_HEAD = (
     "Your notes on the work so far; the calls behind them are done and are not to be repeated:"
 )
 ANSWER_NOW = "Call no more tools. Answer the task now, with one JSON object and nothing else."
+REPORT_NOW = "Call no more tools. Report now what you have found."
 ANSWER_WITH_WHAT_YOU_HAVE = (
     "Stop here: {why}. Call no more tools. Answer the task with what you have found so far, with one JSON"
     " object and nothing else; leave open what you did not find."

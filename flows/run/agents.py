@@ -1,0 +1,158 @@
+"""What the agents of a shard work with: tools over its documents, their steps on record, lines to cite.
+
+An agent of a stage over groups or the corpus has all documents of the sink before it; any other one has the
+document that its question is about, and no other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from connectors.document import Segment, Span
+from engine.modes.mode import Workshop
+from engine.request import Request, Result, content_key
+from engine.tool import ToolBox
+from flows.run.corpus_view import SinkCorpus
+from flows.run.labels import Line, Origin
+from flows.run.rows import Inquiry
+from flows.run.units import Input
+from tools.corpus import Corpus, Entry
+from tools.registry import Tools
+from tools.tool import Scope
+
+if TYPE_CHECKING:
+    from config.pipeline import StageConfig
+    from flows.run.bench import Bench
+    from flows.run.shard import Shard
+
+_LABEL = re.compile(r"\b(D\d{1,7})L(\d{1,8})\b")
+_BESIDE = 4
+"""Lines around a cited one that its quote may run over."""
+_MAX_LISTED = 40
+"""Documents that an agent is told of at the start; it lists the others with a tool."""
+
+
+class ShardAgents:
+    """Makes the tools of requests as they are asked for."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._inquiries: dict[str, Inquiry] = {}
+        self._boxes: dict[tuple[str, str], ToolBox] = {}
+
+    def workshop(self) -> Workshop:
+        """Return what the engine gives to agents."""
+        return Workshop(
+            tools=self._tools,
+            steps=self._shard.ledger.steps.of,
+            approval=self._shard.bench.approval,
+        )
+
+    def expect(self, request: Request, inquiry: Inquiry) -> None:
+        """Take down what a request is about, before it is sent."""
+        if request.limits is not None:
+            self._inquiries[request.request_key] = inquiry
+
+    def _tools(self, request: Request) -> ToolBox:
+        inquiry = self._inquiries[request.request_key]
+        path = inquiry.document.source.path if inquiry.document else ""
+        found = self._boxes.get((inquiry.stage.name, path))
+        if found is None:
+            scratch = self._shard.bench.scratch / self._shard.plan.shard / "tools"
+            scratch /= content_key(inquiry.stage.name, path)[:16]
+            scratch.mkdir(parents=True, exist_ok=True)
+            scope = Scope(corpus=self._corpus(inquiry), scratch=scratch)
+            found = Tools(inquiry.stage.tools, scope, approval=inquiry.stage.approval)
+            self._boxes[inquiry.stage.name, path] = found
+        return found
+
+    def _corpus(self, inquiry: Inquiry) -> Corpus:
+        if inquiry.document is not None:
+            return self._shard.corpora[inquiry.document.source.path]
+        return sink_corpus(self._shard.bench)
+
+    def with_cited(self, inquiry: Inquiry, results: Sequence[Result]) -> Inquiry:
+        """Return the inquiry with the lines that its answers name, wherever the agent has found them."""
+        said = json.dumps([result.output for result in results])
+        named = dict.fromkeys((label, int(number)) for label, number in _LABEL.findall(said))
+        if not named:
+            return inquiry
+        corpus = self._corpus(inquiry)
+        entries = {entry.label: entry for entry in corpus.entries}
+        wanted: dict[str, set[int]] = {}
+        for label, number in named:
+            if label in entries:
+                beside = range(max(1, number - _BESIDE), number + _BESIDE + 1)
+                wanted.setdefault(label, set()).update(beside)
+        lines = [
+            line
+            for label in sorted(wanted, key=lambda name: int(name[1:]))
+            for line in _lines(corpus, entries[label], sorted(wanted[label]))
+        ]
+        return replace(inquiry, lines=[*inquiry.lines, *lines])
+
+
+def _lines(corpus: Corpus, entry: Entry, numbers: Sequence[int]) -> Iterator[Line]:
+    segments = corpus.lines(entry.label)
+    for number in numbers:
+        if number <= len(segments):
+            segment = segments[number - 1].with_label(f"{entry.label}L{number}")
+            place = Origin(path=entry.path, document_key=entry.document_key, segment=segment)
+            yield Line(segment=segment, origins=(place,))
+
+
+def sink_corpus(bench: Bench) -> SinkCorpus:
+    """Return all documents of the sink as they are now."""
+    folder = bench.scratch / "lines"
+    return SinkCorpus(bench.line_stores.at(scope_key(bench), bench.lake, folder))
+
+
+def scope_key(bench: Bench) -> str:
+    """Return the key of all that an agent over the corpus may read: of the chunks in the sink."""
+    parts = sorted(
+        (path, part.sha256)
+        for commit in bench.commits.values()
+        for path, part in commit.parts.items()
+        if path.startswith("chunks/")
+    )
+    return content_key("corpus", parts)
+
+
+def looks_itself(stage: StageConfig) -> bool:
+    """Tell whether a stage begins with the corpus itself and not with earlier answers."""
+    return bool(stage.tools) and not stage.needs
+
+
+def catalogue(bench: Bench) -> Input:
+    """Return what an agent is told of the corpus before it has looked."""
+    entries = sink_corpus(bench).entries
+    kinds: dict[str, int] = {}
+    for entry in entries:
+        kinds[entry.media_type] = kinds.get(entry.media_type, 0) + 1
+    told = [f"The corpus has {len(entries):,} documents: {_counts(kinds)}."]
+    told += [_told(entry) for entry in entries[:_MAX_LISTED]]
+    if len(entries) > _MAX_LISTED:
+        told.append(f"and {len(entries) - _MAX_LISTED:,} more")
+    return Input(
+        identity="catalogue",
+        lines=tuple(
+            Line(segment=Segment(kind="paragraph", text=text, span=Span()), origins=())
+            for text in told
+        ),
+        outputs={},
+        num_inputs=len(entries),
+        num_answered=len(entries),
+    )
+
+
+def _counts(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {kind}" for kind, number in sorted(kinds.items())) or "none"
+
+
+def _told(entry: Entry) -> str:
+    tables = f", {len(entry.tables)} tables" if entry.tables else ""
+    return f"{entry.label} {entry.path} ({entry.media_type}, {entry.num_lines:,} lines{tables})"

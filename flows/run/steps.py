@@ -1,0 +1,161 @@
+"""What a shard's agents have done so far: in its journal while it is in work.
+
+With the commit it is kept for requests that have no answer yet.
+
+A model turn that is on record is not paid for again, a call that has returned is not made again, on whichever
+machine the request is taken up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from connectors.sinks.lake import Lake
+from connectors.storage import STATE_PREFIX
+from engine.batch import Amount
+from engine.request import Request
+from engine.steps import Event, Paid, StepLog, from_json, to_json
+
+_STEPS = f"{STATE_PREFIX}/steps"
+_PAID = Paid.__args__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One event, and whose it is."""
+
+    key: str
+    request_key: str
+    stage: str
+    event: Event
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `step_from_json` makes it of."""
+        return {
+            "key": self.key,
+            "request": self.request_key,
+            "stage": self.stage,
+            "event": to_json(self.event),
+        }
+
+    @property
+    def amount(self) -> Amount:
+        """Return what it took of the budget."""
+        if not isinstance(self.event, _PAID):
+            return Amount()
+        usage = self.event.usage
+        return Amount(
+            tokens=usage.prompt_tokens + usage.completion_tokens,
+            usd=self.event.cost_usd or 0.0,
+            gpu_seconds=self.event.gpu_seconds or 0.0,
+        )
+
+
+def step_from_json(value: Mapping[str, Any]) -> Step:
+    """Return the step that `as_json` wrote."""
+    return Step(
+        key=value["key"],
+        request_key=value["request"],
+        stage=value["stage"],
+        event=from_json(value["event"]),
+    )
+
+
+class Steps:
+    """The events of one shard's requests."""
+
+    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
+        """Begin with none.
+
+        Args:
+            write: Puts a value into the shard's journal; on this machine's disk when it returns.
+        """
+        self._write = write
+        self._by_key: dict[str, list[Event]] = defaultdict(list)
+        self._all: list[Step] = []
+
+    def restore(self, step: Step) -> None:
+        """Take what an earlier attempt has on record."""
+        self._by_key[step.key].append(step.event)
+        self._all.append(step)
+
+    def forget(self, request_key: str) -> None:
+        """Forget what came to an end that does not stand: the request begins anew."""
+        self._all = [step for step in self._all if step.request_key != request_key]
+        self._by_key = defaultdict(list)
+        for step in self._all:
+            self._by_key[step.key].append(step.event)
+
+    def of(self, request: Request) -> StepLog:
+        """Return the log of one request; what is under one key is the same for all."""
+        return _Log(self, request)
+
+    def events(self, key: str) -> Sequence[Event]:
+        """Return what is on record under a key, oldest first."""
+        return list(self._by_key.get(key, ()))
+
+    def add(self, step: Step) -> None:
+        """Put an event on record."""
+        self._write({"step": step.as_json()})
+        self.restore(step)
+
+    def by_request(self) -> Mapping[str, Mapping[str, Sequence[Event]]]:
+        """Return all events, by request and then by key."""
+        found: dict[str, dict[str, list[Event]]] = defaultdict(lambda: defaultdict(list))
+        for step in self._all:
+            found[step.request_key][step.key].append(step.event)
+        return found
+
+    def keep(self, lake: Lake, shard: str, unanswered: Collection[str]) -> None:
+        """Keep in the sink what requests without an answer have done; remove what else was kept.
+
+        Raises:
+            StorageError: The sink cannot be written.
+        """
+        kept = [step for step in self._all if step.request_key in unanswered]
+        path = f"{_STEPS}/{shard}.jsonl"
+        if kept:
+            lines = (json.dumps(step.as_json()) + "\n" for step in kept)
+            lake.storage.put(path, "".join(lines).encode())
+        elif lake.storage.find(path) is not None:
+            lake.storage.delete(path)
+
+
+def load_steps(lake: Lake, shard: str) -> list[Step]:
+    """Return what was kept of requests that had no answer when the shard was last committed."""
+    held = lake.storage.find(f"{_STEPS}/{shard}.jsonl")
+    lines = (held.data if held else b"").decode().splitlines()
+    return [step_from_json(json.loads(line)) for line in lines]
+
+
+def spent_on(steps: Iterable[Step]) -> dict[str, Amount]:
+    """Return what steps took of the budget, by stage."""
+    total: dict[str, Amount] = {}
+    for step in steps:
+        total[step.stage] = total.get(step.stage, Amount()) + step.amount
+    return total
+
+
+class _Log:
+    """The log of one request's agent."""
+
+    def __init__(self, steps: Steps, request: Request) -> None:
+        self._steps, self._request = steps, request
+
+    def events(self, key: str) -> Sequence[Event]:
+        return self._steps.events(key)
+
+    async def add(self, key: str, event: Event) -> None:
+        # One line to a local file, as for results: a thread would cost more than it.
+        self._steps.add(
+            Step(
+                key=key,
+                request_key=self._request.request_key,
+                stage=self._request.stage,
+                event=event,
+            )
+        )

@@ -1,0 +1,186 @@
+"""Agents against a scripted model that answers from what it is sent, and breaks as models do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from engine.steps import MemoryLog, Returned, Turned, from_json, to_json
+from tests.engine.agent_runs import (
+    TABLE,
+    Killed,
+    KillingLog,
+    agent_request,
+    carry_out,
+    profile_of,
+    values_in,
+)
+from tests.fakes.agent_faults import Faults
+from tests.fakes.agent_script import ScriptedCall
+from tests.fakes.agent_scripts import Drifter, LedgerWalk, Swarm, WideSearch
+from tests.fakes.agent_server import AgentServer
+from tests.fakes.agent_worlds import Items, Ledger
+
+
+def test_agent_reaches_its_answer_through_300_calls_of_which_one_in_eight_is_broken():
+    world = Ledger(num_calls=300, lanes=3)
+    with AgentServer(LedgerWalk(several=0.5), faults=Faults.broken_calls()) as server:
+        (result,) = carry_out([profile_of(server)], [agent_request(world.question)], world)
+    assert result.outcome == "succeeded", result.error
+    assert result.output == {"sum": world.total}
+    assert set(world.called.values()) == {1}
+    assert len(world.called) == 300
+    assert result.work.num_failed_calls > 20
+    assert result.work.num_calls == 300 + result.work.num_failed_calls
+    assert server.counts["refused"] == 0
+
+
+def test_agent_killed_after_any_step_pays_no_turn_and_runs_no_call_twice():
+    world = Ledger(num_calls=150, lanes=2)
+    log = KillingLog()
+    with AgentServer(LedgerWalk(several=0.5), faults=Faults.broken_calls()) as server:
+        for number in range(20):
+            log.after = 3 + number % 5
+            with pytest.raises(Killed):
+                carry_out([profile_of(server)], [agent_request(world.question)], world, log)
+        log.after = None
+        (result,) = carry_out([profile_of(server)], [agent_request(world.question)], world, log)
+        num_answered = server.counts["answered"]
+    assert result.output == {"sum": world.total}
+    assert set(world.called.values()) == {1}
+    turns = [event for event in log.events("key-0") if isinstance(event, Turned)]
+    assert num_answered == len(turns) == result.work.num_steps
+    assert result.usage.prompt_tokens == sum(turn.usage.prompt_tokens for turn in turns)
+
+
+def test_conversation_is_put_into_notes_before_it_outgrows_the_context():
+    world = Ledger(num_calls=80, padding=3_000)
+    with AgentServer(LedgerWalk(), max_model_len=24_000) as server:
+        profile = profile_of(server, context_tokens=24_000)
+        (result,) = carry_out([profile], [agent_request(world.question)], world)
+    assert result.output == {"sum": world.total}, result.error
+    assert result.work.num_compactions >= 3
+    assert server.counts["refused"] == 0
+
+
+@pytest.mark.parametrize("fault", ["empty_body", "blank_answer", "server_error", "too_many"])
+def test_agent_goes_on_after_replies_that_say_nothing(fault):
+    world = Ledger(num_calls=30)
+    with AgentServer(LedgerWalk(), faults=Faults(**{fault: 0.3})) as server:
+        (result,) = carry_out([profile_of(server)], [agent_request(world.question)], world)
+    assert result.output == {"sum": world.total}, result.error
+
+
+DONE = {
+    "type": "object",
+    "properties": {"complete": {"type": "boolean"}, "num_calls": {"type": "integer"}},
+    "required": ["complete"],
+}
+
+
+def drifter(world, *, stops=True):
+    """Return a model that probes the first item for ever."""
+    call = ScriptedCall("probe", {"item": next(iter(world.parts))})
+    return Drifter(goal=world.question, calls=[call], stops=stops)
+
+
+def test_agent_that_goes_round_in_circles_is_reminded_of_its_goal_and_then_answers():
+    world = Items(num_items=2)
+    with AgentServer(drifter(world)) as server:
+        (result,) = carry_out([profile_of(server)], [agent_request(world.question, DONE)], world)
+    assert result.output["complete"] is True
+    assert result.work.num_drifts == 1
+    assert result.work.stopped is None
+
+
+def test_agent_that_never_stops_is_stopped_and_says_so():
+    world = Items(num_items=2)
+    with AgentServer(drifter(world, stops=False)) as server:
+        (result,) = carry_out([profile_of(server)], [agent_request(world.question, DONE)], world)
+    assert result.output["complete"] is False
+    assert "always returned the same" in result.work.stopped
+    assert result.work.num_calls < 10
+
+
+def test_agent_that_drifts_is_handed_to_the_next_engine_with_all_it_has_done():
+    world = Items(num_items=4)
+    asked = agent_request(world.question, TABLE, on_drift=("smaller_profile", "stop"))
+    with AgentServer(drifter(world, stops=False)) as first, AgentServer(WideSearch()) as second:
+        profiles = [profile_of(first), profile_of(second, name="small")]
+        (result,) = carry_out(profiles, [asked], world)
+    assert result.engine == "small"
+    assert "drifted" in result.fallback
+    assert result.outcome == "succeeded", result.error
+    history = second.bodies[0]["messages"]
+    assert any(message["role"] == "tool" for message in history)
+    assert result.work.num_steps > len(second.bodies)
+
+
+def test_limit_of_steps_ends_with_an_answer_that_says_so():
+    world = Ledger(num_calls=50)
+    asked = agent_request(world.question, max_steps=10)
+    with AgentServer(LedgerWalk()) as server:
+        (result,) = carry_out([profile_of(server)], [asked], world)
+    assert result.outcome == "succeeded"
+    assert "10 steps" in result.work.stopped
+    assert result.work.num_steps <= 10
+
+
+def test_swarm_of_100_with_one_in_eight_calls_broken_answers_and_none_runs_twice():
+    world = Items(num_items=100, parts=3)
+    asked = agent_request(world.question, TABLE, mode="swarm", max_subagents=100)
+    with AgentServer(Swarm(width=100, parts=3), faults=Faults.broken_calls()) as server:
+        (result,) = carry_out([profile_of(server)], [asked], world)
+    assert result.outcome == "succeeded", result.error
+    assert values_in(result) == world.values
+    assert set(world.called.values()) == {1}
+    assert result.work.num_subagents >= 100
+    assert result.work.critical_steps < result.work.num_steps / 10
+
+
+def test_swarm_taken_up_again_replays_the_sub_agents_that_have_ended():
+    world = Items(num_items=30, parts=2)
+    asked = agent_request(world.question, TABLE, mode="swarm", max_subagents=10)
+    log = KillingLog()
+    with AgentServer(Swarm(width=30, parts=2), faults=Faults.broken_calls()) as server:
+        for _ in range(5):
+            log.after = 17
+            with pytest.raises(Killed):
+                carry_out([profile_of(server)], [asked], world, log)
+        log.after = None
+        (result,) = carry_out([profile_of(server)], [asked], world, log)
+    assert values_in(result) == world.values
+    # Up to ten calls were under way at each kill.
+    assert sum(world.called.values()) <= 60 + 5 * 10
+    assert result.work.num_subagents >= 30
+
+
+def test_every_event_survives_json():
+    world = Ledger(num_calls=5)
+    log = MemoryLog()
+    with AgentServer(LedgerWalk()) as server:
+        carry_out([profile_of(server)], [agent_request(world.question)], world, log)
+    events = log.events("key-0")
+    assert [from_json(json.loads(json.dumps(to_json(event)))) for event in events] == list(events)
+    assert {type(event) for event in events} >= {Turned, Returned}
+
+
+class _Writes(Ledger):
+    """A tool whose calls matter."""
+
+    spec = replace(Ledger.spec, has_effects=True)
+
+
+def test_call_with_effects_whose_end_is_unknown_is_not_made_again():
+    world = _Writes(num_calls=5)
+    log = KillingLog()
+    with AgentServer(LedgerWalk()) as server:
+        log.after = 2  # The turn, and that the call has begun.
+        with pytest.raises(Killed):
+            carry_out([profile_of(server)], [agent_request(world.question)], world, log)
+        log.after = None
+        carry_out([profile_of(server)], [agent_request(world.question)], world, log)
+    first = next(event for event in log.events("key-0") if isinstance(event, Returned))
+    assert first.failure == "unknown_end"
