@@ -74,8 +74,11 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     told = sum(row["prompt_tokens"] for row in rows if row["cached_tokens"] is not None)
     cached = words.cached_share(took.cached_tokens, told)
     tokens = f"{took.prompt_tokens:,} prompt, {took.completion_tokens:,} output, {cached}"
-    gpu = None if took.gpu_seconds is None else words.duration(took.gpu_seconds)
-    cost = "-" if took.cost_usd is None else f"{took.cost_usd:.4f}"
+    cost, priced = "-", "no prices in the profile"
+    if took.cost_usd is not None:
+        cost, priced = f"{took.cost_usd:.4f}", ""
+    if took.gpu_seconds is not None:
+        priced = f"{words.duration(took.gpu_seconds)} of GPU time"
     return [
         (f"{took.num_steps:,}", "steps", words.counted(took.num_compactions, "compaction")),
         (
@@ -84,7 +87,7 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
             f"{took.num_failed_calls:,} failed" + (f": {failed}" if failed else ""),
         ),
         (words.compact(took.tokens), "tokens", tokens),
-        (cost, "USD", f"{gpu} of GPU time" if gpu else ""),
+        (cost, "USD", priced),
         (words.duration(took.seconds), "from first to last", f"{took.started:%Y-%m-%d %H:%M:%S} UTC"),
     ]  # fmt: skip
 
