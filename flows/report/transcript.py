@@ -19,7 +19,7 @@ from flows.report import words
 from flows.report.page import POLICY
 from flows.report.templates import render_transcript
 from flows.report.timeline import Bar, Lane, Mark, timeline
-from flows.run.transcripts import Row, agent_number, began, figures, stopped
+from flows.run.transcripts import Row, agent_id, began, call_number, figures, stopped
 
 MAX_TEXT = 20_000
 """Characters of one text that are shown; the table has all."""
@@ -62,7 +62,7 @@ def render_page(run_id: str, rows: Sequence[Row], ended: Ended) -> str:
         "facts": _facts(rows),
         "timeline": Markup(timeline(page.lanes(agents))),
         "agents": agents,
-        "limit": page.limit,
+        "asides": page.asides(),
     })
 
 
@@ -74,8 +74,11 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     told = sum(row["prompt_tokens"] for row in rows if row["cached_tokens"] is not None)
     cached = words.cached_share(took.cached_tokens, told)
     tokens = f"{took.prompt_tokens:,} prompt, {took.completion_tokens:,} output, {cached}"
-    gpu = None if took.gpu_seconds is None else words.duration(took.gpu_seconds)
-    cost = "-" if took.cost_usd is None else f"{took.cost_usd:.4f}"
+    cost, priced = "-", "no prices in the profile"
+    if took.cost_usd is not None:
+        cost, priced = f"{took.cost_usd:.4f}", ""
+    if took.gpu_seconds is not None:
+        priced = f"{words.duration(took.gpu_seconds)} of GPU time"
     return [
         (f"{took.num_steps:,}", "steps", words.counted(took.num_compactions, "compaction")),
         (
@@ -84,7 +87,7 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
             f"{took.num_failed_calls:,} failed" + (f": {failed}" if failed else ""),
         ),
         (words.compact(took.tokens), "tokens", tokens),
-        (cost, "USD", f"{gpu} of GPU time" if gpu else ""),
+        (cost, "USD", priced),
         (words.duration(took.seconds), "from first to last", f"{took.started:%Y-%m-%d %H:%M:%S} UTC"),
     ]  # fmt: skip
 
@@ -110,37 +113,47 @@ class _Page:
         self.limit = MAX_TEXT
         if sum(min(len(text), MAX_TEXT) for text in texts) > MAX_PAGE:
             self.limit = max(MIN_TEXT, MAX_PAGE // len(texts))
-        self._numbers = {agent_number(row["agent"]) for row in rows}
+        self._ids = {agent_id(row["agent"]) for row in rows}
 
     def agents(self) -> list[dict[str, Any]]:
         """Return the request's own agent and its sub-agents."""
         by_agent: dict[str, list[Row]] = {}
         for row in self._rows:
-            by_agent.setdefault(row["agent"], []).append(row)
+            if row["kind"] != "answered":
+                by_agent.setdefault(row["agent"], []).append(row)
         tasks = {
-            int(row["call_id"].rpartition(":")[2]): arguments_of(row["arguments"] or "")[0] or {}
+            call_number(row): arguments_of(row["arguments"] or "")[0] or {}
             for row in by_agent.get("", ())
             if row["kind"] == "call" and row["tool"] == "assign_task"
         }
         return [self._agent(agent, rows, tasks) for agent, rows in by_agent.items()]
 
+    def asides(self) -> list[dict[str, Any]]:
+        """Return the answers to questions that tools put to the model; any of the agents may have led to one."""
+        return [
+            {"told": self._figures(row), "text": self._text(row["content"])}
+            for row in self._rows
+            if row["kind"] == "answered"
+        ]
+
     def _agent(
-        self, agent: str, rows: Sequence[Row], tasks: Mapping[int, Mapping[str, Any]]
+        self, agent: str, rows: Sequence[Row], tasks: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, Any]:
-        number = agent_number(agent)
-        task = "" if number is None else str(tasks.get(number, {}).get("prompt", ""))
-        own = "orchestrator" if len(self._numbers) > 1 else "agent"
+        who = agent_id(agent)
+        task = str(tasks.get(who, {}).get("prompt", ""))
+        own = "orchestrator" if len(self._ids) > 1 else "agent"
         return {
-            "id": _id(number),
-            "name": own if number is None else agent,
-            "number": number,
+            "id": _anchor(who),
+            "name": agent or own,
+            "who": who,
+            "call": f"own-c{who}" if who in tasks else None,
             "task": self._text(task),
             "took": figures(rows),
-            "stopped": stopped(iter(rows)) if number is not None else None,
-            "turns": self._turns(number, rows),
+            "stopped": stopped(iter(rows)) if who else None,
+            "turns": self._turns(who, rows),
         }
 
-    def _turns(self, number: int | None, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def _turns(self, who: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Return the turns with what came of each; what stands before the first has a turn of its own."""
         turns: list[dict[str, Any]] = []
         count = 0
@@ -149,7 +162,7 @@ class _Page:
             if is_turn or not turns:
                 count += is_turn
                 turns.append({
-                    "id": f"{_id(number)}-t{len(turns)}",
+                    "id": f"{_anchor(who)}-t{len(turns)}",
                     "number": count,
                     "row": row if is_turn else None,
                     "told": self._figures(row) if is_turn else "",
@@ -160,7 +173,7 @@ class _Page:
                 })
             turn = turns[-1]
             if row["kind"] == "call":
-                turn["calls"].append(self._call(number, row))
+                turn["calls"].append(self._call(who, row))
             elif row["kind"] == "begun" or row["kind"] == "decided":
                 self._add_to_call(turn, row)
             elif not is_turn:
@@ -179,15 +192,15 @@ class _Page:
                 return
         turn["marks"].append({"row": row, "text": self._text(row["content"] or ""), "told": ""})
 
-    def _call(self, number: int | None, row: Row) -> dict[str, Any]:
-        own = int(row["call_id"].rpartition(":")[2])
-        behind = own if number is None and own in self._numbers else None
+    def _call(self, who: str, row: Row) -> dict[str, Any]:
+        number = call_number(row)
+        behind = _anchor(number) if not who and number in self._ids else None
         return {
-            "id": f"{_id(number)}-c{own}",
+            "id": f"{_anchor(who)}-c{number}",
             "row": row,
             "arguments": self._text(_pretty(row["arguments"] or "")),
             "result": None if row["result"] is None else self._text(row["result"]),
-            "behind": None if behind is None else _id(behind),
+            "behind": behind,
             "begun": None,
             "decided": None,
         }
@@ -263,8 +276,8 @@ def _marks(turn: Mapping[str, Any]) -> list[Mark]:
     ]
 
 
-def _id(number: int | None) -> str:
-    return "own" if number is None else f"a{number}"
+def _anchor(who: str) -> str:
+    return f"a{who}" if who else "own"
 
 
 def _pretty(text: str) -> str:

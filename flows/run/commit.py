@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from config.pipeline import StageConfig
@@ -28,8 +28,8 @@ from flows.run.held import READ_AGAIN
 from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
 from flows.run.resume import marker_path
-from flows.run.rows import Answered, Inquiry, record_row, usage_row
-from flows.run.transcripts import transcript_rows, write_transcripts
+from flows.run.rows import Answered, record_row, usage_row
+from flows.run.transcripts import transcripts_of, write_transcripts
 
 if TYPE_CHECKING:
     from flows.run.reading import ReadDocument
@@ -51,8 +51,8 @@ class Done:
     outcomes: Mapping[str, int]
     work_key: str
     documents: Sequence[Document] = ()
-    agents: Mapping[str, str] = field(default_factory=dict)
-    """What each request of an agent was about, by request key: path and unit."""
+    transcripts: Sequence[Mapping[str, Any]] = ()
+    """Rows of what agents did."""
 
 
 def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport:
@@ -87,7 +87,7 @@ def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport
             outcomes=Counter(end.result.outcome for end in ends.all()),
             work_key=bench.work_key,
             documents=[read.document for read in documents],
-            agents=agents_of(ends.all()),
+            transcripts=transcripts_of(ends.all(), shard.ledger.steps.by_request()),
         ),
     )
     bench.copies.add(name, (read.document.document_key for read in documents))
@@ -134,7 +134,7 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     put_all(done.parts)
     usage = parquet.to_parquet(done.usage, parquet.USAGE)
     bench.lake.storage.put(f"runs/{run_id}/usage/{name}.parquet", usage)
-    write_transcripts(bench.lake, run_id, name, _transcripts(ledger, done.agents))
+    write_transcripts(bench.lake, run_id, name, done.transcripts)
     # Before the commit: a kill in between leaves the journal, and with it what is put again.
     shard.replays.put(ledger.new_answers(done.results))
     ledger.commit(done.results)
@@ -228,31 +228,6 @@ def _put_commit(shard: Shard, done: Done, parts: Mapping[str, PartInfo]) -> None
     if put is None:
         uri = storage.uri(path)
         raise StorageError(f"{uri} was written by another run meanwhile; resume this one", uri=uri)
-
-
-def agents_of(ends: Iterable[Answered]) -> dict[str, str]:
-    """Return what each request of an agent was about, by request key."""
-    return {
-        result.request_key: _about(end.inquiry)
-        for end in ends
-        if end.inquiry.stage.tools
-        for result in end.results
-    }
-
-
-def _about(inquiry: Inquiry) -> str:
-    return f"{inquiry.document.source.path} {inquiry.unit}" if inquiry.document else inquiry.unit
-
-
-def _transcripts(ledger: Ledger, agents: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return what the agents have done, in the order of their requests."""
-    events = ledger.steps.by_request()
-    return [
-        row
-        for key, unit in agents.items()
-        if key in events
-        for row in transcript_rows(ledger.answer(key).result.stage, key, unit, events[key])
-    ]
 
 
 def usage_rows(ends: Iterable[Answered], ledger: Ledger) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from connectors.sinks.lake import Lake
 from engine.request import content_key
 from flows.run.agents import catalogue, looks_itself, scope_key
 from flows.run.claims import claimed
-from flows.run.commit import Done, agents_of, bills, put_done, record_parts, usage_rows
+from flows.run.commit import Done, bills, put_done, record_parts, usage_rows
 from flows.run.compute import compute, tables_key
 from flows.run.counts import UNANSWERED, ShardReport, count_stage, left_alone
 from flows.run.families import Scheduler
@@ -37,6 +37,7 @@ from flows.run.reduce import Members, reduce_all
 from flows.run.rows import Answered, given_of_row, record_row
 from flows.run.shard import open_shard, until_cancelled
 from flows.run.spool import Group, Spool
+from flows.run.transcripts import transcripts_of
 from flows.run.units import CORPUS, UNPAID, Reply, Subject, inputs_of, upstream_of
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class _Ends:
                 shard, self.stage, [*map(record_row, answers)], [*map(record_row, parts)]
             ),
             usage=usage_rows(every, shard.ledger),
-            agents=agents_of(every),
+            transcripts=transcripts_of(every, shard.ledger.steps.by_request()),
             results={"": [result for end in every for result in end.results]},
             outcomes=Counter(end.result.outcome for end in every),
             work_key=work_key,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -31,9 +31,12 @@ from engine.steps import (
     Returned,
     Turned,
 )
+from flows.run import rows as rows_
 
 Row = Mapping[str, Any]
 
+_SUB_KEY = re.compile(r"/([0-9]+)(-[0-9a-f]+)?")
+"""What the keys of sub-agents have behind that of their request: the number of the call, and its task."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BRIEF = (
     "request_key", "stage", "unit", "agent", "seq", "kind", "at", "tool", "call_id", "failure", "seconds",
@@ -48,31 +51,52 @@ def transcript_rows(
     """Return the rows of one request, its own agent first, then its sub-agents by number.
 
     A turn is followed by its calls, each with its end where it has one; all else stands where it happened.
+    Answers to questions that tools put to the model, which have keys of their own, end the own agent's rows.
 
     Args:
         stage: Who asks.
         request_key: Of the request.
         unit: What it is about, as the records say it; with the path where there is one.
-        events_by_key: Events of the request's own agent and of its sub-agents, as a `StepLog` keeps them;
-            those of other requests are left alone.
+        events_by_key: The request's events by their keys (`flows.run.steps.Steps.by_request`).
     """
     own = events_by_key.get(request_key, ())
-    names = _agent_names(own)
-    numbers = {
-        int(number.partition("-")[0]): key
-        for key in events_by_key
-        for front, _, number in [key.rpartition("/")]
-        if front == request_key and number.partition("-")[0].isdecimal()
-    }
+    asides = [
+        (event.at, key, event)
+        for key, events in events_by_key.items()
+        for event in events
+        if isinstance(event, Answered)
+    ]
+    agents: list[tuple[str, Sequence[Event]]] = [
+        ("", [*own, *(event for _, _, event in sorted(asides, key=lambda one: one[:2]))])
+    ]
+    agents += _subagents(request_key, events_by_key, _agent_names(own))
     rows = []
-    for number in (None, *sorted(numbers)):
-        key = request_key if number is None else numbers[number]
-        agent = "" if number is None else f"{number} {names.get(number, '')}".strip()
-        for seq, told in enumerate(_told(events_by_key.get(key, ()))):
+    for agent, events in agents:
+        for seq, told in enumerate(_told(events)):
             front = {"request_key": request_key, "stage": stage, "unit": unit, "agent": agent}
             row = {**_EMPTY, **front, "seq": seq, **told}
             rows.append({name: _storable(value) for name, value in row.items()})
     return rows
+
+
+def transcripts_of(
+    ends: Iterable[rows_.Answered], by_request: Mapping[str, Mapping[str, Sequence[Event]]]
+) -> list[dict[str, Any]]:
+    """Return the rows of all requests of a shard that have events; those that several records share once.
+
+    Args:
+        ends: The shard's questions with their ends.
+        by_request: `Steps.by_request` of the shard's ledger.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for end in ends:
+        document = end.inquiry.document
+        unit = f"{document.source.path} {end.inquiry.unit}" if document else end.inquiry.unit
+        for result in end.results:
+            key = result.request_key
+            if key in by_request and key not in rows:
+                rows[key] = transcript_rows(end.inquiry.stage.name, key, unit, by_request[key])
+    return [row for told in rows.values() for row in told]
 
 
 _EMPTY: Row = {name: [] if name == "notes" else None for name in parquet.TRANSCRIPTS.names}
@@ -83,6 +107,26 @@ def _storable(value: object) -> object:
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     return [_storable(item) for item in value] if isinstance(value, list) else value
+
+
+def _subagents(
+    request_key: str, events_by_key: Mapping[str, Sequence[Event]], names: Mapping[int, str]
+) -> Iterator[tuple[str, Sequence[Event]]]:
+    """Yield sub-agents with their events, by number.
+
+    Where an orchestrator had to begin anew, a number may have been given out more than once: the last one to
+    do anything has it, those before are called by number and task.
+    """
+    keys: dict[int, list[str]] = defaultdict(list)
+    for key, events in events_by_key.items():
+        found = _SUB_KEY.fullmatch(key.removeprefix(request_key))
+        if found and events:
+            keys[int(found[1])].append(key)
+    for number, same in sorted(keys.items()):
+        *earlier, last = sorted(same, key=lambda key: (events_by_key[key][-1].at, key))
+        for key in earlier:
+            yield key.removeprefix(f"{request_key}/"), events_by_key[key]
+        yield f"{number} {names.get(number, '')}".strip(), events_by_key[last]
 
 
 def _agent_names(own: Sequence[Event]) -> dict[int, str]:
@@ -300,7 +344,7 @@ def figures(rows: Sequence[Row]) -> Figures:
         num_calls=len(calls),
         num_failed_calls=sum(row["failure"] is not None for row in calls),
         num_compactions=sum(row["kind"] == "compacted" for row in rows),
-        num_subagents=len({row["agent"] for row in rows if row["agent"]}),
+        num_subagents=len({row["agent"] for row in rows if agent_id(row["agent"]).isdecimal()}),
         critical_steps=_critical_steps(rows),
         prompt_tokens=int(_sum(rows, "prompt_tokens") or 0),
         cached_tokens=_int(_sum(rows, "cached_tokens")),
@@ -334,9 +378,17 @@ def began(row: Row) -> float:
     return ended - (row["seconds"] or 0.0)
 
 
-def agent_number(agent: str) -> int | None:
-    """Return the number of the call behind a sub-agent; None for the request's own agent."""
-    return int(agent.partition(" ")[0]) if agent else None
+def agent_id(agent: str) -> str:
+    """Return what tells a request's agents apart: the number behind its call, empty for the own agent.
+
+    One whose number was given out again has the key of its task behind it.
+    """
+    return agent.partition(" ")[0]
+
+
+def call_number(row: Row) -> str:
+    """Return a call's number, which is also that of the sub-agent behind it."""
+    return str(row["call_id"]).rpartition(":")[2]
 
 
 def stopped(rows: Iterator[Row]) -> str | None:
@@ -348,9 +400,9 @@ def stopped(rows: Iterator[Row]) -> str | None:
 
 
 def _critical_steps(rows: Sequence[Row]) -> int:
-    turns: dict[int | None, int] = defaultdict(int)
+    turns: dict[str, int] = defaultdict(int)
     for row in rows:
-        turns[agent_number(row["agent"])] += row["kind"] == "turn"
+        turns[agent_id(row["agent"])] += row["kind"] == "turn"
     total = longest = 0
     for row in rows:
         if row["agent"]:
@@ -358,7 +410,7 @@ def _critical_steps(rows: Sequence[Row]) -> int:
         if row["kind"] == "turn":
             total, longest = total + 1 + longest, 0
         elif row["kind"] == "call":
-            longest = max(longest, turns.get(int(row["call_id"].rpartition(":")[2]), 0))
+            longest = max(longest, turns.get(call_number(row), 0))
     return total + longest
 
 

@@ -10,19 +10,37 @@ from typer.testing import CliRunner
 
 from connectors.sinks import parquet
 from connectors.sinks.lake import Lake
-from engine.request import Usage
-from engine.steps import AskedCall, Begun, Compacted, Decided, Nudged, Returned, Turned
+from engine.request import Result, Usage
+from engine.steps import (
+    Answered,
+    AskedCall,
+    Begun,
+    Compacted,
+    Decided,
+    MemoryLog,
+    Nudged,
+    Returned,
+    Turned,
+)
 from flows.cli import app
 from flows.report.page import POLICY
 from flows.report.timeline import Bar, Lane, timeline
 from flows.report.transcript import MAX_TEXT, Ended, render_page
+from flows.run import rows
+from flows.run.rows import Inquiry
 from flows.run.transcripts import (
     figures,
     list_figures,
     read_transcripts,
     transcript_rows,
+    transcripts_of,
     write_transcripts,
 )
+from tests.engine.agent_runs import TABLE, agent_request, carry_out, profile_of
+from tests.fakes.agent_faults import Faults
+from tests.fakes.agent_scripts import Swarm
+from tests.fakes.agent_server import AgentServer
+from tests.fakes.agent_worlds import Items
 from tests.flows.report_sink import Sample
 from tests.flows.test_report import Balance
 
@@ -90,14 +108,14 @@ def swarm(key="5a" * 32):
             returned(12, assigned[0], "Report of a.", seconds=8.0),
             turn(14, content="Both say so."),
         ],
-        f"{key}/10": [
+        f"{key}/10-0a1b": [
             turn(6, looked),
             returned(7, looked),
             turn(9, sent),
             Begun(call_id=sent.call_id, at=T0 + 9),
             turn(12, content="Nothing."),
         ],
-        f"{key}/9": [turn(9, content="A fuse.")],
+        f"{key}/9-00ff": [turn(9, content="A fuse.")],
         "another": [turn(1, content="not of this request")],
     }
 
@@ -135,6 +153,58 @@ def test_subagents_follow_by_number_and_other_requests_are_left_alone_when_it_is
     (open_call,) = [row for row in rows if row["call_id"] == "functions.send:1" and row["tool"]][:1]
     assert (open_call["kind"], open_call["result"], open_call["seconds"]) == ("call", None, None)
     assert not [row for row in rows if row["content"] == "not of this request"]
+
+
+def test_the_last_one_has_the_number_when_an_orchestrator_began_anew():
+    key = "5a" * 32
+    events = {**swarm(), f"{key}/9-ffff": [turn(1, call(0), content="Of an orchestrator before.")]}
+    rows = transcript_rows("dig", key, "corpus", events)
+    agents = list(dict.fromkeys(row["agent"] for row in rows))
+    assert agents == ["", "9-ffff", f"9 {HOSTILE}", "10 reader"]
+    took = figures(rows)
+    assert (took.num_steps, took.num_subagents, took.critical_steps) == (8, 2, 6)
+    page = page_of(events, key)
+    assert "Given up: the orchestrator" in page
+    assert page.count('id="a9"') == page.count('id="a9-ffff"') == 1
+
+
+def test_a_request_that_records_share_is_told_once_when_a_shard_has_ended(tmp_path):
+    stage = Sample(tmp_path).config.stages[0]
+
+    def end(unit, *keys):
+        results = [
+            Result(request_key=k, stage="pick", outcome="succeeded", mode="agent") for k in keys
+        ]
+        inquiry = Inquiry(
+            stage=stage, mode="agent", fingerprint="", document=None, chunk=None, unit=unit
+        )  # fmt: skip
+        return rows.Answered(
+            inquiry=inquiry, result=results[0], results=results, agreement=None, escalated=None,
+            output=None, columns={}, citations=(), claims=(),
+        )  # fmt: skip
+
+    by_request = {"k1": {"k1": [turn(2)]}, "k2": {"k2": [turn(3)]}, "other": {"other": [turn(4)]}}
+    told = transcripts_of([end("a", "k1"), end("b", "k1", "k2"), end("c", "replayed")], by_request)
+    assert [(row["request_key"], row["stage"], row["unit"]) for row in told] == [
+        ("k1", "pick", "a"),
+        ("k2", "pick", "b"),
+    ]
+
+
+def test_answers_to_tools_end_the_own_rows_when_an_agent_has_put_questions():
+    usage = Usage(prompt_tokens=500, completion_tokens=20)
+    asides = {
+        key: [Answered(text=f"digest {key}", usage=usage, cost_usd=0.5, at=T0 + at)]
+        for key, at in (("zz", 8), ("ff", 9), ("aa", 9))
+    }
+    events = {**asides, "k1": lone_agent()}
+    rows = transcript_rows("dig", "k1", "a.txt", events)
+    assert [row["content"] for row in rows[9:]] == ["digest zz", "digest aa", "digest ff"]
+    assert [row["seq"] for row in rows] == list(range(12))
+    assert figures(rows).cost_usd == pytest.approx(0.016 + 1.5)
+    page = page_of(events)
+    assert page.count('class="panel step"') == 3 + 3
+    assert page.index("Turn 3") < page.index("digest zz")
 
 
 def test_rows_are_none_when_there_are_no_events():
@@ -218,6 +288,31 @@ def test_rows_can_be_stored_when_a_model_writes_half_of_a_surrogate_pair(tmp_pat
     assert read[1]["arguments"] == '{"q": "\ufffd"}'
 
 
+class Log(MemoryLog):
+    """Also gives all it has."""
+
+    @property
+    def by_key(self):
+        return self._events
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_figures_are_those_that_the_engine_gives_when_a_real_swarm_has_worked(broken):
+    world, log = Items(num_items=6, parts=2), Log()
+    asked = agent_request(world.question, TABLE, mode="swarm", max_subagents=4)
+    faults = Faults.broken_calls() if broken else Faults()
+    with AgentServer(Swarm(width=6, parts=2), faults=faults) as server:
+        (result,) = carry_out([profile_of(server)], [asked], world, log)
+    rows = transcript_rows("dig", asked.request_key, "corpus", log.by_key)
+    took, work = figures(rows), result.work
+    for name in ("num_steps", "num_calls", "num_failed_calls", "num_subagents", "critical_steps"):
+        assert getattr(took, name) == getattr(work, name), name
+    assert took.prompt_tokens == result.usage.prompt_tokens
+    parser = Balance()
+    parser.feed(render_page(RUN_ID, rows, Ended(outcome=result.outcome)))
+    assert parser.open == []
+
+
 # The page
 
 
@@ -239,6 +334,23 @@ def test_page_is_whole_and_holds_no_markup_of_others_when_texts_names_and_argume
         assert page.count("alert(1)") >= 4
         assert POLICY in page
         assert not re.findall(r'(?:src|href)="(?!#)', page)
+
+
+def test_no_name_is_markup_when_tools_engines_and_reasons_are_hostile():
+    odd = call(0, HOSTILE, HOSTILE)
+    page = page_of({
+        "k1": [
+            turn(2, odd, notes=(HOSTILE,), engine=HOSTILE, finish_reason=HOSTILE),
+            returned(3, odd, HOSTILE, HOSTILE),
+            Decided(call_id=odd.call_id, is_approved=True, by=HOSTILE, at=T0),
+            Nudged(why=HOSTILE, text=HOSTILE, cause=HOSTILE, at=T0),
+        ]
+    })  # fmt: skip
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 10
 
 
 def test_page_tells_of_every_event_when_an_agent_went_astray():
