@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,11 @@ def _active_prefect_url(env: Mapping[str, str], home: Path) -> str | None:
 def load_secret(name: str | None) -> str | None:
     """Return the environment variable `name`, for handing on to the client that needs it."""
     return os.environ.get(name) if name else None
+
+
+def load_secrets(names: Iterable[str]) -> dict[str, str]:
+    """Return those of the environment variables that are set, for handing on to whoever needs them."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def load_passwords(reader: ReaderConfig) -> tuple[tuple[str, Password], ...]:

@@ -24,6 +24,7 @@ from connectors.readers import ReaderOptions
 from connectors.sinks.parquet import LABEL_FORMAT
 from connectors.storage import Access
 from engine.request import DriftAction, ReasoningPolicy
+from tools.mcp_config import ServerConfig
 from tools.registry import TOOLS
 
 ModeChoice = Literal["instant", "thinking", "agent", "swarm", "auto"]
@@ -201,7 +202,8 @@ class StageConfig(Model):
     `tools` step by step, `swarm` gives the work out to agents side by side, `auto` is the cheapest that the
     stage's shape needs; `headrace plan` shows which, and why."""
     tools: tuple[str, ...] = ()
-    """What an agent may call; nothing else can be called, whatever a document says. A stage over the corpus
+    """What an agent may call, tools of `mcp` servers as `SERVER__TOOL`; nothing else can be called, whatever a
+    document says. A stage over the corpus
     or groups has all documents before it, any other one its own; docs/agents.md says what there is."""
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     """How far an agent or a swarm may go."""
@@ -305,7 +307,7 @@ class StageConfig(Model):
             raise ValueError(
                 "an agent finds its lines itself, so that `line` cannot be checked; make the field `cited`"
             )
-        unknown = sorted(set(self.tools) - TOOLS.keys())
+        unknown = sorted(name for name in {*self.tools} - TOOLS.keys() if "__" not in name)
         if unknown:
             raise ValueError(
                 f"there is no tool {unknown[0]!r}{nearest(unknown[0], [*TOOLS])}; tools: {', '.join(TOOLS)}"
@@ -408,6 +410,9 @@ class PipelineConfig(Model):
     may."""
     shared: Mapping[str, str] = Field(default_factory=dict)
     """Texts put in front of every request, by name: one prefix for all stages."""
+    mcp: tuple[ServerConfig, ...] = ()
+    """MCP servers whose tools agents may call, as `SERVER__TOOL` in a stage's `tools`. They see the arguments of
+    calls, and with them whatever an agent has read: name only servers that may."""
     reader: ReaderConfig = Field(default_factory=ReaderConfig)
     chunk: ChunkConfig = Field(default_factory=ChunkConfig)
     rows: RowsConfig = Field(default_factory=RowsConfig)
@@ -440,6 +445,22 @@ class PipelineConfig(Model):
         if strange:
             raise ValueError(f"{strange[0]!r} is no place in S3; it begins with s3://")
         return storage
+
+    @model_validator(mode="after")
+    def _check_servers(self) -> Self:
+        names = [server.name for server in self.mcp]
+        if len(set(names)) < len(names):
+            raise ValueError("mcp: two servers have the same name; rename one")
+        offered = {f"{server.name}__{tool}" for server in self.mcp for tool in server.allow}
+        for stage in self.stages:
+            missing = [name for name in stage.tools if "__" in name and name not in offered]
+            if missing:
+                known = ", ".join(sorted(offered)) or "none"
+                raise ValueError(
+                    f"stage {stage.name!r}: tools: {missing[0]!r} is no tool that a server of `mcp`"
+                    f" allows; there are: {known}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_graph(self) -> Self:

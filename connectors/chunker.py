@@ -162,6 +162,9 @@ class _Packer:
 
     def runs(self, segments: list[Segment]) -> Iterator[list[Segment]]:
         """Yield runs that fit the budget, in order, each behind the context that it repeats."""
+        if segments and self._is_small(segments) and self._fits(segments):
+            yield segments
+            return
         costs = self._weighed(segments)
         start = 0
         heading: int | None = None
@@ -192,6 +195,19 @@ class _Packer:
                 heading,
             )
             start = border
+
+    def _is_small(self, segments: Sequence[Segment]) -> bool:
+        """Tell whether all of a document fits one chunk, so that no line is to be weighed.
+
+        A token is at least one byte.
+        """
+        room = self.rule.max_tokens
+        label = f"L{len(segments)}"
+        for segment in segments:
+            room -= len(_line(label, segment).encode()) + self._image_cost(segment)
+            if room < 0:
+                return False
+        return True
 
     def _fits(self, run: Sequence[Segment]) -> bool:
         return self.count(run) <= self.rule.max_tokens

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
@@ -252,6 +253,9 @@ class _Child:
                 process_group=0,
             )
         self._connection = Connection(ours.detach())
+        # Made once: `Connection.poll` makes a selector for each call.
+        self._poller = select.poll()
+        self._poller.register(self._connection, select.POLLIN)
         with suppress(OSError):
             self._connection.send(options)
 
@@ -275,11 +279,12 @@ class _Child:
             self._connection.send(request)
             deadline = time.monotonic() + timeout_s
             while True:
-                if self._connection.poll(_WATCH_INTERVAL_S):
+                if self._poller.poll(1000 * _WATCH_INTERVAL_S):
                     reply: Reply | None = self._connection.recv()
                     if reply is not None:
                         return reply
                     has_begun = True
+                    continue
                 if time.monotonic() > deadline:
                     self.kill()
                     raise DocumentRejected(

@@ -21,6 +21,7 @@ MISSING_S = 90
 STATE_NAMES = {
     "over_failure_limit": "OverFailureLimit",
     "budget_reached": "BudgetReached",
+    "awaiting_approval": "AwaitingApproval",
     "incomplete": "Incomplete",
 }
 """Names of Failed states, by the verdict of the run's manifest."""

@@ -408,6 +408,7 @@ def _state(manifest: Mapping[str, Any], job: Job) -> State[str]:
         f" unanswered, more than failure_limit {manifest['failure_limit']}; ask them again with:"
         f" headrace retry {run_id} or, in the form of retry-failed, run: {run_id}",
         "budget_reached": f"go on with a larger budget: {_how_to_go_on(run_id)}",
+        "awaiting_approval": f"decide with: headrace approve {run_id}; then {_how_to_go_on(run_id)}",
         "incomplete": f"outcomes do not add up; go on with: {_how_to_go_on(run_id)}",
     }
     return Failed(name=STATE_NAMES[verdict], message=f"run {run_id}: {said[verdict]}; {where}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -19,6 +19,8 @@ NON_TERMINAL_INTERVAL_S = 10.0
 
 _OPTIONS = {f"budget.{name.replace('-', '_')}": name for name in ("usd", "tokens", "gpu-seconds")}
 """Limits of a run that have an option of their own."""
+
+_Answer = TypeVar("_Answer")
 
 
 class ProgressBar:
@@ -54,6 +56,20 @@ class ProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def asking(self, ask: Callable[..., _Answer]) -> Callable[..., _Answer]:
+        """Return the same question, asked while nothing is drawn."""
+
+        def asked(*arguments: object) -> _Answer:
+            if self._bar is None:
+                return ask(*arguments)
+            self._bar.stop()
+            try:
+                return ask(*arguments)
+            finally:
+                self._bar.start()
+
+        return asked
 
     def note(self, line: str) -> None:
         """Show one line about something slow."""
@@ -163,15 +179,21 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
     if manifest["rejected"]:
         where = "\"status = 'rejected'\""
         lines["rejected"] = f"headrace records {run_id} documents --where {where}"
-    if manifest["verdict"] == "budget_reached":
-        more = [f" {_option(key)}" for key in manifest["spent"].get("reached", ())]
-        lines["go on"] = f"headrace run --resume {run_id}{''.join(more)}"
-    elif manifest["failures"]:
-        lines["go on"] = f"headrace retry {run_id}"
+    lines |= _how_to_go_on(manifest)
     lines["look at"] = f"headrace records {run_id}"
     lines["tables"] = _tables(manifest)
     lines["report"] = manifest["report"]["html"]
     return lines
+
+
+def _how_to_go_on(manifest: Mapping[str, Any]) -> dict[str, str]:
+    run_id, resume = manifest["run_id"], f"headrace run --resume {manifest['run_id']}"
+    if manifest["verdict"] == "awaiting_approval":
+        return {"decide": f"headrace approve {run_id}", "go on": resume}
+    if manifest["verdict"] == "budget_reached":
+        more = [f" {_option(key)}" for key in manifest["spent"].get("reached", ())]
+        return {"go on": f"{resume}{''.join(more)}"}
+    return {"go on": f"headrace retry {run_id}"} if manifest["failures"] else {}
 
 
 def _option(key: str) -> str:

@@ -37,25 +37,32 @@ class Tools:
     """The tools of a stage, made for one scope; an `engine.tool.ToolBox`."""
 
     def __init__(
-        self, names: Sequence[str], scope: Scope, *, approval: Collection[str] = ()
+        self,
+        names: Sequence[str],
+        scope: Scope,
+        *,
+        others: Mapping[str, Tool] | None = None,
+        approval: Collection[str] = (),
     ) -> None:
         """Make the tools.
 
         Args:
             names: Which, in the order in which the model is told of them.
             scope: What they work on.
+            others: Tools that are not made here, by name.
             approval: Those of them whose every call a person has to agree to.
 
         Raises:
             ValueError: There is no such tool, or it is named twice.
         """
-        unknown = [name for name in names if name not in TOOLS]
+        others = others or {}
+        unknown = [name for name in names if name not in TOOLS and name not in others]
         if unknown:
             raise ValueError(f"there is no tool {unknown[0]!r}; tools: {', '.join(sorted(TOOLS))}")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"tool {twice!r} is named twice; name each once")
-        self._tools = {name: TOOLS[name](scope) for name in names}
+        self._tools = {name: others.get(name) or TOOLS[name](scope) for name in names}
         self._approval = frozenset(approval)
 
     @property

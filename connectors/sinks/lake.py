@@ -6,6 +6,7 @@ Layout, below the sink's URL:
     records/stage=<name>/<shard>.parquet    one row per request and source; <name>@2 with new columns
     media/<document_key>/<name>             page rasters and frames that chunks refer to
     runs/<run_id>/usage/<shard>.parquet     what varies from try to try, by request_key
+    runs/<run_id>/transcripts/<shard>.parquet  what agents did for their requests, where there are any
     runs/<run_id>/manifest.json             counts that add up, resolved configuration, versions
     reports/<run_id>/index.html, report.md
 

@@ -178,7 +178,40 @@ USAGE = pa.schema([
     ("reasoning_tokens", pa.int64()),
     ("usage_guessed", pa.bool_()),
     ("cost_usd", pa.float64()),
+    ("steps", pa.int32()),
+    ("tool_calls", pa.int32()),
+    ("failed_calls", pa.int32()),
+    ("subagents", pa.int32()),
+    ("critical_steps", pa.int32()),
+    ("stopped", pa.string()),
 ])
+
+TRANSCRIPTS = pa.schema([
+    pa.field("request_key", pa.string(), nullable=False),
+    pa.field("stage", pa.string(), nullable=False),
+    pa.field("unit", pa.string(), nullable=False),
+    pa.field("agent", pa.string(), nullable=False),
+    pa.field("seq", pa.int32(), nullable=False),
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field("at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ("content", pa.string()),
+    ("reasoning", pa.string()),
+    ("tool", pa.string()),
+    ("call_id", pa.string()),
+    ("arguments", pa.string()),
+    ("result", pa.string()),
+    ("failure", pa.string()),
+    ("seconds", pa.float64()),
+    ("prompt_tokens", pa.int64()),
+    ("cached_tokens", pa.int64()),
+    ("completion_tokens", pa.int64()),
+    ("cost_usd", pa.float64()),
+    ("gpu_seconds", pa.float64()),
+    ("engine", pa.string()),
+    ("finish_reason", pa.string()),
+    pa.field("notes", pa.list_(pa.string()), nullable=False),
+])
+"""What agents did, event by event; docs/agents.md describes it for people."""
 
 
 def record_schema(output: Mapping[str, Any]) -> pa.Schema:

@@ -31,6 +31,9 @@ NOTES: Mapping[str, str] = {
     "more_budget": "thinking ate the token budget; it was asked again with twice as much",
     "fell_to_instant": "thinking did not end within the budget; it was asked again in Instant",
     "thought_by_prompt": "the model has no switch: it was asked to think in a turn of its own",
+    "stopped_early": "an agent had to answer with what it had, at a limit or because it had lost its way;"
+    " the usage table says why (`stopped`)",
+    "called_after_the_end": "a tool was called when no more calls were allowed; the call was left out",
     "repaired": "the first answer did not follow the schema; it was asked again with the error",
 }
 """Every note, with what it means."""

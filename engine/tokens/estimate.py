@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 
 from engine.tokens.counter import LocalCounter
 
@@ -70,6 +71,8 @@ KIMI = Rates(
 """For Kimi's vocabulary, which holds words of many languages and digits by three."""
 
 _PIECE = re.compile(r" [0-9]+|[^\W_]+|\s+|[!-/:-@\[-`{-~]+|[^\w\s]+")
+_SHORT = 1_000_000
+"""Characters of a text whose pieces may be in memory at once."""
 _ENGLISH = frozenset(["the", "of", "and", "to", "is", "for", "that", "with", "by", "this", "from"])
 _ENGLISH_SHARE = 0.22
 """Share of those words among the words of English prose."""
@@ -100,25 +103,33 @@ class EstimateCounter(LocalCounter):
         if not text:
             return 0
         # A piece is counted once however often it occurs, so long text is cheap.
-        pieces = Counter(match.group() for match in _PIECE.finditer(text))
-        words = sum(n for piece, n in pieces.items() if piece.isalpha())
-        common = sum(pieces[word] for word in _ENGLISH)
-        english = min(1.0, common / (words * _ENGLISH_SHARE)) if words else 0.0
+        is_short = len(text) <= _SHORT
+        # A list is counted faster, and takes twenty times the memory of the text.
+        found = _PIECE.findall(text) if is_short else map(itemgetter(0), _PIECE.finditer(text))
+        pieces = Counter(found)
+        words = 0
         plain = foreign = 0.0
         for piece, times in pieces.items():
-            if piece.isascii() and piece.isalpha():
-                known, unknown = _ascii_word(piece, self._rates)
-                plain += known * times
-                foreign += unknown * times
-            else:
-                tokens = _other(piece, self._rates) * times
-                plain += tokens
-                foreign += tokens
+            num_words, known, unknown = _weight(piece, self._rates)
+            words += num_words * times
+            plain += known * times
+            foreign += unknown * times
+        common = sum(pieces[word] for word in _ENGLISH & pieces.keys())
+        english = min(1.0, common / (words * _ENGLISH_SHARE)) if words else 0.0
         tokens = english * plain + (1 - english) * foreign
         return max(1, min(len(text.encode("utf-8", "surrogatepass")), math.ceil(tokens * MARGIN)))
 
 
-@lru_cache(maxsize=32_768)
+@lru_cache(maxsize=65_536)
+def _weight(piece: str, rates: Rates) -> tuple[int, float, float]:
+    """Return how many words a piece is, one or none, and its tokens: in English prose, and elsewhere."""
+    is_word = piece.isalpha()
+    if is_word and piece.isascii():
+        return (1, *_ascii_word(piece, rates))
+    tokens = _other(piece, rates)
+    return int(is_word), tokens, tokens
+
+
 def _ascii_word(word: str, rates: Rates) -> tuple[float, float]:
     """Return the tokens of a word of ASCII letters: in English prose, and elsewhere."""
     length = len(word)
@@ -134,7 +145,6 @@ def _ascii_word(word: str, rates: Rates) -> tuple[float, float]:
     return known, max(known, 1.0 + rates.latin * max(0, length - 3))
 
 
-@lru_cache(maxsize=32_768)
 def _other(piece: str, rates: Rates) -> float:
     """Return the tokens of blanks, digits, punctuation, mixed runs and other scripts."""
     if piece.isspace():

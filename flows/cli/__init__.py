@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from flows.cli import cache, check, look, machine, prepare, preview, run
+from flows.cli import approve, cache, check, look, machine, prepare, preview, run, transcript
 from flows.cli.app import app, main
 
-__all__ = ["app", "cache", "check", "look", "machine", "main", "prepare", "preview", "run"]
+__all__ = [
+    "app",
+    "approve",
+    "cache",
+    "check",
+    "look",
+    "machine",
+    "main",
+    "prepare",
+    "preview",
+    "run",
+    "transcript",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +42,12 @@ if TYPE_CHECKING:
 
 Manifest = Mapping[str, Any]
 
-_EXIT = {"over_failure_limit": EXIT_OVER_LIMIT, "budget_reached": EXIT_BUDGET, "complete": 0}
+_EXIT = {
+    "over_failure_limit": EXIT_OVER_LIMIT,
+    "budget_reached": EXIT_BUDGET,
+    "awaiting_approval": EXIT_BUDGET,
+    "complete": 0,
+}
 
 
 @app.command(rich_help_panel="Ask")
@@ -279,12 +285,15 @@ def _how_to_resume(run_id: str) -> Callable[[], str]:
 
 
 def _in_process(job: Job, *, as_json: bool) -> Manifest:
+    from flows.cli.approve import ask_person
     from flows.run.core import run_job
     from flows.run.progress import Progress
     from flows.terminal import ProgressBar
 
     with ProgressBar(stderr(), enabled=not as_json) as bar:
-        return run_job(job, progress=Progress(bar.show), notify=bar.note)
+        # Somebody who looks on is asked at once; else what needs a decision waits for it.
+        ask = bar.asking(ask_person()) if sys.stdin.isatty() and not as_json else None
+        return run_job(job, progress=Progress(bar.show), notify=bar.note, ask=ask)
 
 
 def _reports_to_prefect(*, wanted: bool) -> bool:

@@ -22,6 +22,7 @@ from config.pipeline import ReportTemplate
 from flows.report import words
 
 SHIPPED = Path(__file__).parent / "templates" / "briefing"
+_TRANSCRIPT = SHIPPED.parent / "transcript"
 
 WORDS: Mapping[str, Callable[..., str]] = MappingProxyType({
     "claim_verdict": words.claim_verdict,
@@ -34,8 +35,11 @@ WORDS: Mapping[str, Callable[..., str]] = MappingProxyType({
     "verdict": words.verdict,
 })
 
-# Besides control characters those that turn the direction of what follows them.
-_UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Besides control characters those that turn the direction of what follows them, and halves of surrogate pairs,
+# which have no UTF-8.
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#~$"})
 _ENTITY = re.compile(r"&(?=[#a-zA-Z])")
 _AUTOLINK = re.compile(r"://|(?i:\bwww\.)")
@@ -101,6 +105,13 @@ def render(key: str, own: ReportTemplate | None, values: Mapping[str, Any]) -> s
         raise TemplateFailed(f"{name}: {type(exc).__name__}: {exc}") from exc
 
 
+def render_transcript(values: Mapping[str, Any]) -> str:
+    """Return the page of what an agent did, in the look of the shipped report."""
+    styles = stylesheet(None) + Markup((_TRANSCRIPT / "page.css").read_text(encoding="utf-8"))
+    page = _environment("html", {}).get_template("transcript/page.html.j2")
+    return page.render(values, words=WORDS, stylesheet=styles)
+
+
 def _environment(key: str, own: Mapping[str, str]) -> jinja2.Environment:
     shipped = jinja2.FileSystemLoader(SHIPPED)
     environment = ImmutableSandboxedEnvironment(
@@ -108,7 +119,10 @@ def _environment(key: str, own: Mapping[str, str]) -> jinja2.Environment:
         loader=jinja2.ChoiceLoader([
             jinja2.DictLoader(own),
             shipped,
-            jinja2.PrefixLoader({"briefing": shipped}),
+            jinja2.PrefixLoader({
+                "briefing": shipped,
+                "transcript": jinja2.FileSystemLoader(_TRANSCRIPT),
+            }),
         ]),
         autoescape=True,
         trim_blocks=True,

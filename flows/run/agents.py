@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from config.load import load_secrets
 from connectors.document import Segment, Span
 from engine.modes.mode import Workshop
 from engine.request import Request, Result, content_key
 from engine.tool import ToolBox
 from flows.run.corpus_view import SinkCorpus
+from flows.run.graph import stage_shard
 from flows.run.labels import Line, Origin
 from flows.run.rows import Inquiry
 from flows.run.units import Input
 from tools.corpus import Corpus, Entry
+from tools.mcp_config import variables
 from tools.registry import Tools
-from tools.tool import Scope
+from tools.tool import Scope, Tool
 
 if TYPE_CHECKING:
     from config.pipeline import StageConfig
@@ -43,10 +47,44 @@ class ShardAgents:
         self._shard = shard
         self._inquiries: dict[str, Inquiry] = {}
         self._boxes: dict[tuple[str, str], ToolBox] = {}
+        self._others: dict[str, Tool] = {}
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Hold connections to the MCP servers that the shard's stages use while the block runs.
+
+        Raises:
+            PrerequisiteError: One of them cannot be used.
+        """
+        wanted = {name.partition("__")[0] for stage in self._stages() for name in stage.tools}
+        servers = [one for one in self._shard.bench.job.pipeline.mcp if one.name in wanted]
+        async with AsyncExitStack() as stack:
+            if servers:
+                # The SDK takes two seconds to import.
+                from tools.mcp import McpServer  # noqa: PLC0415
+
+                for config in servers:
+                    server = McpServer(
+                        config, load_secrets((*variables(config), "PATH", "HOME", "LANG"))
+                    )
+                    await stack.enter_async_context(server)
+                    self._others |= {tool.spec.name: tool for tool in server.tools}
+            yield
+
+    def _stages(self) -> list[StageConfig]:
+        """Return the stages that this shard asks."""
+        stages = self._shard.bench.job.pipeline.stages
+        name = self._shard.plan.shard
+        gathered = [one for one in stages if one.is_gathered and stage_shard(one) == name]
+        return gathered or [one for one in stages if not one.is_gathered]
 
     def workshop(self) -> Workshop:
         """Return what the engine gives to agents."""
-        return Workshop(tools=self._tools, steps=self._shard.ledger.steps.of)
+        return Workshop(
+            tools=self._tools,
+            steps=self._shard.ledger.steps.of,
+            approval=self._shard.bench.approval,
+        )
 
     def expect(self, request: Request, inquiry: Inquiry) -> None:
         """Take down what a request is about, before it is sent."""
@@ -62,7 +100,10 @@ class ShardAgents:
             scratch /= content_key(inquiry.stage.name, path)[:16]
             scratch.mkdir(parents=True, exist_ok=True)
             scope = Scope(corpus=self._corpus(inquiry), scratch=scratch)
-            found = Tools(inquiry.stage.tools, scope, approval=inquiry.stage.approval)
+            stage = inquiry.stage
+            # One that its server does not offer is left out, as the log has said.
+            names = [name for name in stage.tools if "__" not in name or name in self._others]
+            found = Tools(names, scope, others=self._others, approval=stage.approval)
             self._boxes[inquiry.stage.name, path] = found
         return found
 

@@ -28,6 +28,7 @@ from engine.endpoint import Endpoint, open_endpoint, plan_endpoint, replicas_of
 from engine.profile import Prices, Profile
 from engine.server import CacheFacts, cache_facts
 from engine.tokens import image_tokens
+from flows.run.approvals import Ask, SinkApproval
 from flows.run.ask import Asker
 from flows.run.cache import AnswerCache, open_cache
 from flows.run.claims import Claims
@@ -97,6 +98,8 @@ class Bench(Room):
     reading_key: str
     work_key: str
     copies: Copies
+    approval: SinkApproval
+    """Decides on calls of agents that need a person's approval."""
     cache: AnswerCache | None
     """Answers that other sinks share; None where the pipeline names no cache."""
     family_numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -277,6 +280,7 @@ def open_bench(
     *,
     spent: Mapping[str, Amount] | None = None,
     at_once: int = NUM_SHARDS_AT_ONCE,
+    ask: Ask | None = None,
 ) -> Iterator[Bench]:
     """Open storage, engine and readers, and close them again.
 
@@ -285,6 +289,7 @@ def open_bench(
         progress: Counters that the shards add to.
         spent: What earlier attempts of the run have taken from its budget, by stage.
         at_once: Shards that may be in work at the same time.
+        ask: Asks a person whether an agent may make a call; None where nobody is there.
         notify: Called with a line whenever something slow begins, such as the engine's start.
 
     Raises:
@@ -342,6 +347,7 @@ def open_bench(
             claims=claims,
             flights=Flights(),
             copies=Copies(room.lake),
+            approval=SinkApproval(room.lake, job.run_id, ask),
             cache_tokens=sum(held.num_tokens for held in caches) if caches else None,
             cache_block_tokens=caches[0].block_tokens if caches else None,
             cache=cache,

@@ -29,6 +29,7 @@ from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
 from flows.run.resume import marker_path
 from flows.run.rows import Answered, record_row, usage_row
+from flows.run.transcripts import transcripts_of, write_transcripts
 
 if TYPE_CHECKING:
     from flows.run.reading import ReadDocument
@@ -50,6 +51,8 @@ class Done:
     outcomes: Mapping[str, int]
     work_key: str
     documents: Sequence[Document] = ()
+    transcripts: Sequence[Mapping[str, Any]] = ()
+    """Rows of what agents did."""
 
 
 def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport:
@@ -84,6 +87,7 @@ def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport
             outcomes=Counter(end.result.outcome for end in ends.all()),
             work_key=bench.work_key,
             documents=[read.document for read in documents],
+            transcripts=transcripts_of(ends.all(), shard.ledger.steps.by_request()),
         ),
     )
     bench.copies.add(name, (read.document.document_key for read in documents))
@@ -130,6 +134,7 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     put_all(done.parts)
     usage = parquet.to_parquet(done.usage, parquet.USAGE)
     bench.lake.storage.put(f"runs/{run_id}/usage/{name}.parquet", usage)
+    write_transcripts(bench.lake, run_id, name, done.transcripts)
     # Before the commit: a kill in between leaves the journal, and with it what is put again.
     shard.replays.put(ledger.new_answers(done.results))
     ledger.commit(done.results)

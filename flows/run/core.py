@@ -20,6 +20,7 @@ from connectors.errors import ConnectorError
 from engine.errors import EngineError
 from flows.report.build import write_report
 from flows.run import counts, registry
+from flows.run.approvals import Ask
 from flows.run.begin import (
     SINK_FILE,
     check_before,
@@ -70,6 +71,7 @@ def run_job(
     dispatch: Dispatch = in_threads,
     progress: Progress | None = None,
     notify: Callable[[str], None] = lambda _: None,
+    ask: Ask | None = None,
 ) -> Mapping[str, Any]:
     """Run the job and return its manifest, which is also in the sink.
 
@@ -88,7 +90,7 @@ def run_job(
     markers = load_markers(job, lake)
     spent = spent_before(job, lake, markers)
     progress.enter("opening the engine")
-    with open_bench(job, progress, notify, spent=spent) as bench:
+    with open_bench(job, progress, notify, spent=spent, ask=ask) as bench:
         # The run begins here: what was misspelt so far has left no trace in the sink.
         _begin(bench)
         with _remembered(job, started, progress), _logged(job):

@@ -85,7 +85,7 @@ class Scheduler:
             workshop=self._agents.workshop(),
         )
         try:
-            async with aclosing(batch) as results:
+            async with self._agents.open(), aclosing(batch) as results:
                 async for result in results:
                     self._arrived(result)
         finally:

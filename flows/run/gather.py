@@ -37,6 +37,7 @@ from flows.run.reduce import Members, reduce_all
 from flows.run.rows import Answered, given_of_row, record_row
 from flows.run.shard import open_shard, until_cancelled
 from flows.run.spool import Group, Spool
+from flows.run.transcripts import transcripts_of
 from flows.run.units import CORPUS, UNPAID, Reply, Subject, inputs_of, upstream_of
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ class _Ends:
                 shard, self.stage, [*map(record_row, answers)], [*map(record_row, parts)]
             ),
             usage=usage_rows(every, shard.ledger),
+            transcripts=transcripts_of(every, shard.ledger.steps.by_request()),
             results={"": [result for end in every for result in end.results]},
             outcomes=Counter(end.result.outcome for end in every),
             work_key=work_key,

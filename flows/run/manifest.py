@@ -15,8 +15,11 @@ from flows.run.bench import Bench
 from flows.run.counts import ShardReport, StageCount, failures
 from flows.run.plan import Planner, Retry
 from flows.run.plans import take_plan
+from flows.run.units import AWAITING_APPROVAL
 
-Verdict = Literal["complete", "over_failure_limit", "budget_reached", "incomplete"]
+Verdict = Literal[
+    "complete", "over_failure_limit", "budget_reached", "awaiting_approval", "incomplete"
+]
 
 VERSIONED = (
     "headrace",
@@ -156,6 +159,14 @@ def _verdict(bench: Bench, total: ShardReport, num_documents: int) -> Verdict:
         return "incomplete"
     if bench.hopeless.is_set():
         return "over_failure_limit"
+    waiting = [
+        failure.error_class == AWAITING_APPROVAL
+        for stage in total.stages.values()
+        for failure in stage.failures
+        if failure.outcome == "over_budget"
+    ]
+    if any(waiting):
+        return "awaiting_approval"
     if total.num_left or any(stage.outcomes.get("over_budget") for stage in total.stages.values()):
         return "budget_reached"
     over = _rate(total) > bench.job.pipeline.failure_limit

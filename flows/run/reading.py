@@ -44,28 +44,29 @@ class ReadDocument:
         return [found[number] for number in sorted(found)]
 
 
-def folder_of(room: Room, shard: str, source: SourceRef) -> Path:
-    """Return the folder of an object that is being read."""
-    return room.scratch / shard / hashlib.sha256(source.path.encode()).hexdigest()[:16]
+def make_media_dir(room: Room, shard: str, source: SourceRef) -> Path:
+    """Return the folder for an object's JPEGs, made where it is not there."""
+    name = hashlib.sha256(source.path.encode()).hexdigest()[:16]
+    media_dir = room.scratch / shard / name
+    media_dir.mkdir(parents=True, exist_ok=True)
+    return media_dir
 
 
 def read_chunks(
     room: Room, shard: str, source: SourceRef, rule: ChunkRule
 ) -> tuple[Document, list[Chunk], Path]:
     """Fetch and read one object and cut it into chunks; return also where its JPEGs lie."""
-    folder = folder_of(room, shard, source)
-    media_dir = folder / "media"
-    media_dir.mkdir(parents=True, exist_ok=True)
-    document = _read_document(room, source, folder, media_dir)
+    media_dir = make_media_dir(room, shard, source)
+    document = _read_document(room, source, media_dir)
     if document.content is None:
         return document, [], media_dir
     return document, chunk_document(document.document_key, document.content, rule), media_dir
 
 
-def _read_document(room: Room, source: SourceRef, folder: Path, media_dir: Path) -> Document:
+def _read_document(room: Room, source: SourceRef, media_dir: Path) -> Document:
+    file = media_dir.with_name(f"{media_dir.name}-object")
     key = hashlib.sha256(f"{source.etag}:{source.size_bytes}".encode()).hexdigest()
     try:
-        file = folder / "object"
         key = fetch(_pieces(room, source), file)
         content = room.readers.read(
             file,
@@ -84,7 +85,7 @@ def _read_document(room: Room, source: SourceRef, folder: Path, media_dir: Path)
             error=str(exc),
         )
     finally:
-        (folder / "object").unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
     failed = [unit for unit in content.units if unit.status == "failed"]
     return Document(
         source=source,

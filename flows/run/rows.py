@@ -190,6 +190,7 @@ def _tokens(answered: Answered, name: str) -> int:
 
 def usage_row(row_key: str, result: Result) -> dict[str, Any]:
     """Return the row of the run's usage table for one request."""
+    work = result.work
     return {
         "request_key": result.request_key,
         "row_key": row_key,
@@ -208,6 +209,13 @@ def usage_row(row_key: str, result: Result) -> dict[str, Any]:
         "reasoning_tokens": result.usage.reasoning_tokens,
         "usage_guessed": result.usage.num_guessed > 0,
         "cost_usd": result.cost_usd,
+        # Of agents; null where there were none.
+        "steps": work and work.num_steps,
+        "tool_calls": work and work.num_calls,
+        "failed_calls": work and work.num_failed_calls,
+        "subagents": work and work.num_subagents,
+        "critical_steps": work and work.critical_steps,
+        "stopped": work and work.stopped,
     }
 
 

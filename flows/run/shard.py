@@ -27,7 +27,7 @@ from flows.run.families import take_over_answers
 from flows.run.held import HeldShard, load_held
 from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
-from flows.run.reading import ReadDocument, folder_of, read_chunks
+from flows.run.reading import ReadDocument, make_media_dir, read_chunks
 from flows.run.units import rows_of
 from tools.corpus import Corpus
 
@@ -130,8 +130,7 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
     bench = shard.bench
     held = shard.held.find(source)
     if held is not None:
-        media_dir = folder_of(bench, shard.plan.shard, source) / "media"
-        media_dir.mkdir(parents=True, exist_ok=True)
+        media_dir = make_media_dir(bench, shard.plan.shard, source)
         document, chunks = held
         found = ReadDocument(document=document, chunks=chunks, media_dir=media_dir, is_held=True)
     else:

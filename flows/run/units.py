@@ -20,8 +20,11 @@ WHEN = "when"
 UPSTREAM_OVER_BUDGET = "upstream_over_budget"
 """Error class of what needs an answer that the budget did not cover: a run with more will ask it."""
 
-UNPAID = frozenset({"budget_reached", UPSTREAM_OVER_BUDGET})
-"""Error classes of what is missing only until there is a larger budget."""
+AWAITING_APPROVAL = "awaiting_approval"
+"""Error class of a request whose agent waits for a person's decision."""
+
+UNPAID = frozenset({"budget_reached", UPSTREAM_OVER_BUDGET, AWAITING_APPROVAL})
+"""Error classes of what is missing only until there is a larger budget, or a decision."""
 
 DOCUMENT, CORPUS = "document", "corpus"
 

@@ -7,8 +7,12 @@ import re
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from config.errors import ConfigError
+from connectors.sinks.lake import Lake
+from flows.cli import app
+from flows.run.approvals import decide, questions
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
 from flows.run.resume import reopen
@@ -80,9 +84,9 @@ def corpus(tmp_path):
     return tmp_path
 
 
-def job(corpus, server, stages=REVIEW, **options):
+def job(corpus, server, stages=REVIEW, *, head="", **options):
     (corpus / "scripted.yaml").write_text(PROFILE.format(url=server.url), encoding="utf-8")
-    (corpus / "work.yaml").write_text(f"name: work\nstages:\n{stages}", encoding="utf-8")
+    (corpus / "work.yaml").write_text(f"name: work\n{head}stages:\n{stages}", encoding="utf-8")
     asked = Options(
         source=str(corpus / "in"),
         sink=str(corpus / "lake"),
@@ -182,3 +186,66 @@ def test_agent_of_a_chunk_sees_its_own_document_and_no_other(corpus):
 def test_pipeline_with_a_tool_that_does_not_exist_is_refused(corpus):
     with AgentServer(Reviewer()) as server, pytest.raises(ConfigError, match="tool 'teleport'"):
         job(corpus, server, REVIEW.replace("cite]", "teleport]"))
+
+
+def approvals(corpus, run_id):
+    return list(questions(lake(corpus), run_id))
+
+
+def lake(corpus):
+    return Lake(str(corpus / "lake"))
+
+
+NEEDS_APPROVAL = REVIEW.replace("    prompt:", "    approval: [table_query]\n    prompt:")
+
+
+def test_call_that_needs_approval_waits_for_it_beyond_the_end_of_the_run(corpus):
+    with AgentServer(Reviewer()) as server:
+        first = run_job(job(corpus, server, NEEDS_APPROVAL))
+        assert first["verdict"] == "awaiting_approval"
+        ((question, decision),) = approvals(corpus, first["run_id"])
+        assert (question.tool, decision) == ("table_query", None)
+        assert "SELECT sum(amount)" in question.arguments
+        num_paid = server.counts["answered"]
+
+        waiting = run_job(reopen(first["run_id"], None, "resume"))
+        assert waiting["verdict"] == "awaiting_approval"
+        assert server.counts["answered"] == num_paid
+
+        decide(lake(corpus), first["run_id"], question, is_approved=True, reason="")
+        done = run_job(reopen(first["run_id"], None, "resume"))
+    assert done["verdict"] == "complete"
+    assert record(corpus)["total"] == 520
+
+
+def test_refusal_of_a_person_is_told_to_the_agent(corpus):
+    with AgentServer(Reviewer()) as server:
+        run_job(job(corpus, server, NEEDS_APPROVAL), ask=lambda _: (False, "not today"))
+    told = [
+        message["content"] for message in server.bodies[-1]["messages"] if message["role"] == "tool"
+    ]
+    assert any("a person has refused this call: not today" in text for text in told)
+    assert record(corpus)["total"] == 0
+
+
+def test_approve_command_lists_what_waits_and_decides_it(corpus):
+    with AgentServer(Reviewer()) as server:
+        first = run_job(job(corpus, server, NEEDS_APPROVAL))
+        sink = str(corpus / "lake")
+        result = CliRunner().invoke(app, ["approve", first["run_id"], "--sink", sink, "--json"])
+        (call,) = json.loads(result.stdout)["calls"]
+        assert call["decision"] is None
+        CliRunner().invoke(app, ["approve", first["run_id"], "--sink", sink, "--yes"])
+        done = run_job(reopen(first["run_id"], None, "resume"))
+    assert done["verdict"] == "complete"
+
+
+def test_transcript_of_a_run_has_every_turn_and_call_of_its_agents(corpus):
+    with AgentServer(Reviewer()) as server:
+        manifest = run_job(job(corpus, server))
+    rows = pl.read_parquet(f"{corpus}/lake/runs/{manifest['run_id']}/transcripts/*.parquet")
+    assert rows.filter(kind="turn").height == 4
+    tools = rows.filter(pl.col("tool").is_not_null())["tool"].to_list()
+    assert tools == ["search", "tables", "table_query"]
+    usage = pl.read_parquet(f"{corpus}/lake/runs/{manifest['run_id']}/usage/stage-*.parquet")
+    assert usage.select("steps", "tool_calls", "failed_calls").row(0) == (4, 3, 0)

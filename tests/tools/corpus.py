@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connectors.document import Segment, Span, TableFile
+from connectors.readers import ReaderOptions, detect_media_type, load_reader
 from tools.corpus import Entry
 from tools.tool import Scope
 
@@ -47,6 +48,26 @@ class FolderCorpus:
                 media_type="text/csv",
                 num_lines=len(self._lines[label]),
                 tables=tuple(files),
+            ),
+        )
+
+    def read(self, file: Path) -> None:
+        """Add a real file, read by its reader."""
+        label = f"D{len(self.entries) + 1}"
+        (self.folder / label).mkdir(parents=True)
+        media_type = detect_media_type(file, file.name)
+        content = load_reader(media_type).read(
+            file, media_type, self.folder / label, ReaderOptions()
+        )
+        self._lines[label] = list(content.segments)
+        self.entries += (
+            Entry(
+                label=label,
+                path=file.name,
+                document_key=f"key-{label}",
+                media_type=media_type,
+                num_lines=len(content.segments),
+                tables=tuple(content.tables),
             ),
         )
 

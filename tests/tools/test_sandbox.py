@@ -26,7 +26,8 @@ def run(tmp_path, monkeypatch):
     tool = Python(scope_of(corpus, tmp_path))
 
     def call(code):
-        return asyncio.run(tool.call({"code": code, "tables": ["d1_t1"]}, NoAside())).text
+        tables = ["d1_t1"] if "d1_t1" in code else []
+        return asyncio.run(tool.call({"code": code, "tables": tables}, NoAside())).text
 
     return call
 

@@ -254,3 +254,19 @@ def test_tables_are_found_by_words_and_document_when_asked(corpus, tmp_path):
         asyncio.run(tool.call({"document": "D7"}, NoAside()))
     with pytest.raises(ToolError, match="start is 9"):
         asyncio.run(tool.call({"start": 9}, NoAside()))
+
+
+def test_lines_lead_to_the_rows_when_a_real_workbook_is_queried(demo_corpus, tmp_path):
+    corpus = FolderCorpus(tmp_path / "corpus")
+    corpus.read(demo_corpus / "tables" / "harbour-accounts.xlsx")
+    corpus.read(demo_corpus / "tables" / "airports.csv")
+    tool = TableQuery(scope_of(corpus, tmp_path))
+    for table, column in (("d1_t2", "Ship"), ("d2_t1", "row")):
+        sql = f"select row, {column} as told from {table} order by row desc limit 5"
+        lines = asyncio.run(tool.call({"sql": sql}, NoAside())).text.splitlines()
+        assert lines[2] == "line | row | told"
+        for line in lines[3:8]:
+            label, row, told = line.split(" | ")
+            segment = corpus.lines(label.partition("L")[0])[int(label.partition("L")[2]) - 1]
+            assert segment.text.startswith(f"{row},")
+            assert told in segment.text

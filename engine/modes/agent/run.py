@@ -290,7 +290,10 @@ class AgentRun:
             error=error,
             mode_observed=seen,
             mode_notes=tuple(
-                dict.fromkeys(note for one in self.conversation.steps for note in one.turn.notes)
+                dict.fromkeys([
+                    *(note for one in self.conversation.steps for note in one.turn.notes),
+                    *(["stopped_early"] if stopped else []),
+                ])
             ),
             finish_reason=step.turn.finish_reason or None,
             work=self.work(stopped),
