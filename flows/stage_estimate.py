@@ -214,6 +214,18 @@ def tree(
         tokens = parts * answer_tokens
 
 
+def _of_agents(stage: StageConfig) -> list[str]:
+    """Return how far an agent's work may go beyond the one turn that can be counted."""
+    if not stage.tools:
+        return []
+    limits = stage.limits
+    bound = "" if limits.tokens is None else f", {limits.tokens:,} tokens in all"
+    return [
+        f"one turn is counted; an agent may take {limits.steps:,} turns and {limits.calls:,} calls{bound},"
+        " and each turn reads what came before it: limits and budget bound it"
+    ]
+
+
 def _assumed(stage: StageConfig) -> list[str]:
     """Return what the estimate of a stage takes for granted, in words."""
     said = [_GROUPED] if stage.over == "group" else []
@@ -260,5 +272,5 @@ def _asked(
         "prompt_tokens": round(prompt_tokens * factor),
         "planned_cached_tokens": round(cached_tokens + repeated),
         "output_tokens_at_most": round(output),
-        "assumed": _assumed(stage),
+        "assumed": [*_assumed(stage), *_of_agents(stage)],
     }

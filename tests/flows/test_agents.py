@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from config.errors import ConfigError
 from connectors.sinks.lake import Lake
 from flows.cli import app
+from flows.estimate import estimate
 from flows.run.approvals import decide, questions
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
@@ -249,3 +250,10 @@ def test_transcript_of_a_run_has_every_turn_and_call_of_its_agents(corpus):
     assert tools == ["search", "tables", "table_query"]
     usage = pl.read_parquet(f"{corpus}/lake/runs/{manifest['run_id']}/usage/stage-*.parquet")
     assert usage.select("steps", "tool_calls", "failed_calls").row(0) == (4, 3, 0)
+
+
+def test_plan_says_that_it_counts_one_turn_of_an_agent(corpus):
+    with AgentServer(Reviewer()) as server:
+        planned = estimate(job(corpus, server), sample=None, notify=lambda _: None)
+    (stage,) = planned["stages"]
+    assert any("an agent may take 100 turns and 300 calls" in text for text in stage["assumed"])
