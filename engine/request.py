@@ -178,10 +178,12 @@ def _add_known(first: int | None, second: int | None) -> int | None:
     return sum(known) if known else None
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def content_key(*parts: object) -> str:
     """Return the SHA-256 of the parts' canonical JSON, as 64 hexadecimal digits."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()
 
 
 def stage_fingerprint(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,9 +34,29 @@ def run_time(run_id: str) -> datetime | None:
         return None
 
 
+LINES = json.JSONEncoder(default=dict)
+"""Writes answers and results, whose outputs may be any mappings."""
+_RESULT = tuple(one.name for one in fields(Result))
+_USAGE = tuple(one.name for one in fields(Usage))
+
+
 def as_line(answer: Answer) -> str:
     """Return the answer as one line, its end included."""
-    return json.dumps(asdict(answer), default=dict) + "\n"
+    value = {
+        "document_key": answer.document_key,
+        "result": result_as_json(answer.result),
+        "run": answer.run,
+        "shard": answer.shard,
+    }
+    return LINES.encode(value) + "\n"
+
+
+def result_as_json(result: Result) -> dict[str, Any]:
+    """Return the result's fields, its usage as a dict; not by `asdict`, which copies each of them."""
+    value = {name: getattr(result, name) for name in _RESULT}
+    value["usage"] = {name: getattr(result.usage, name) for name in _USAGE}
+    value["work"] = asdict(result.work) if result.work else None
+    return value
 
 
 def from_json(value: Mapping[str, Any]) -> Answer:
@@ -50,12 +70,12 @@ def from_json(value: Mapping[str, Any]) -> Answer:
 
 
 def result_from_json(value: Mapping[str, Any]) -> Result:
-    """Return the result that `asdict` wrote."""
-    fields = {**value, "usage": Usage(**value["usage"]), "mode_notes": tuple(value["mode_notes"])}
+    """Return the result that `result_as_json` gave."""
+    found = {**value, "usage": Usage(**value["usage"]), "mode_notes": tuple(value["mode_notes"])}
     # Lines of before there were agents have none.
-    if fields.get("work") is not None:
-        fields["work"] = Work(**fields["work"])
-    return Result(**fields)
+    if found.get("work") is not None:
+        found["work"] = Work(**found["work"])
+    return Result(**found)
 
 
 _ANSWER = TypeAdapter(Answer)

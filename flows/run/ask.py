@@ -18,9 +18,10 @@ from connectors.document import Chunk, Document, Segment
 from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
 from engine.prompt import instructions, user_text
 from engine.request import Request, content_key, request_key
-from flows.run.labels import Line, bind_claims, bind_labels
+from flows.run.labels import Line
+from flows.run.lines import DocumentLines
 from flows.run.prepare import PreparedStage, Way, prepare
-from flows.run.rows import Answered, Inquiry, origin
+from flows.run.rows import Answered, Inquiry
 from flows.run.units import UNPAID, UPSTREAM_OVER_BUDGET, WHEN, Input, Row, Subject, chunk_unit
 
 
@@ -30,6 +31,8 @@ class _Shown:
 
     document: Document | None
     lines: Sequence[Line]
+    segments: Sequence[Segment]
+    """The lines as the model is shown them."""
     tokens: int
     """Tokens of the lines, images included."""
     material: str
@@ -55,7 +58,7 @@ class Asker:
         """
         self.endpoint = endpoint
         self._max_per_document = pipeline.chunk.max_per_document
-        self._lines: dict[tuple[str, str], tuple[list[Line], str, str]] = {}
+        self._lines: dict[tuple[str, str], tuple[Sequence[Line], str, str]] = {}
         self._questions: dict[str, str] = {}
         self._tails: dict[str, int] = {}
         self.instructions = instructions(pipeline.shared)
@@ -116,12 +119,15 @@ class Asker:
                 f" {self.endpoint.profile.name!r} reads text only",
             )
         if row:
-            (lines, material), key = _shown_lines(document, segments, row.shown), _row_key(row)
+            as_shown = row.shown
+            lines: Sequence[Line] = DocumentLines(document, segments, as_shown)
+            segments, material, key = (as_shown,), render([as_shown]), _row_key(row)
         else:
             lines, material, key = self._lines_of(document, chunk, images)
         shown = _Shown(
             document=document,
             lines=lines,
+            segments=segments,
             material=material,
             tokens=self.weigh(lines) if row else chunk.num_tokens,
             images=images,
@@ -148,12 +154,12 @@ class Asker:
 
     def _lines_of(
         self, document: Document, chunk: Chunk, images: Sequence[Path]
-    ) -> tuple[list[Line], str, str]:
+    ) -> tuple[Sequence[Line], str, str]:
         """Return a chunk's lines, alone and as one text, and their key; all stages ask about them in turn."""
         key = (document.source.path, chunk.chunk_key)
         found = self._lines.get(key)
         if found is None:
-            lines, material = _shown_lines(document, chunk.segments)
+            lines, material = DocumentLines(document, chunk.segments), render(chunk.segments)
             found = (lines, material, _chunk_key(chunk, material, images))
             if len(self._lines) >= _RECENT:
                 self._lines.clear()
@@ -223,6 +229,7 @@ class Asker:
             shown = _Shown(
                 document=unit.document,
                 lines=lines,
+                segments=[line.as_shown for line in lines],
                 material=material,
                 tokens=self.endpoint.counter.count(material),
             )
@@ -348,9 +355,8 @@ class Asker:
     ) -> Request:
         """Return the question in the stage's own way of asking."""
         stage = prepared.config
-        segments = [line.as_shown for line in shown.lines]
         is_agent = bool(stage.tools)
-        schema = (bind_claims if is_agent else bind_labels)(stage.output, segments)
+        schema = prepared.binding.to(shown.segments)
         enforced = self.endpoint.profile.capabilities.structured_output
         tail = user_text("", question, None if enforced and not is_agent else schema)
         own_tokens = self._weigh_tail(tail) + TEMPLATE_MARGIN_TOKENS
@@ -424,14 +430,6 @@ def _again(request: Request, way: Way, input_keys: Sequence[str]) -> Request:
         mode=way.mode,
         max_reasoning_tokens=way.max_reasoning_tokens,
     )
-
-
-def _shown_lines(
-    document: Document, segments: Sequence[Segment], row: Segment | None = None
-) -> tuple[list[Line], str]:
-    """Return a document's segments as lines, alone and as one text; a row's as it is shown."""
-    lines = [Line(segment=s, origins=(origin(document, s),), shown=row) for s in segments]
-    return lines, render([row] if row else segments)
 
 
 def _scope(unit: Subject) -> str:

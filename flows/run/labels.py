@@ -27,6 +27,8 @@ _KINDS, _MIN_WORDS = "segmentKinds", "minWords"
 _KEYWORDS = frozenset({"format", _KINDS, _MIN_WORDS})
 _MOST_LINES = 8
 """Most lines that one sentence may name."""
+_Place = tuple[str | int, ...]
+"""Keys and numbers on the way to an inner schema."""
 _NEAR = 4
 """Lines around a named one that a quote may run over."""
 MOST_PLACES = 32
@@ -113,41 +115,93 @@ _CLAIM: Mapping[str, Any] = {
 
 
 def bind_labels(schema: Mapping[str, Any], segments: Sequence[Segment]) -> dict[str, Any]:
-    """Return the schema as it is sent: label fields closed to the labels of `segments`.
+    """Return the schema as it is sent: label fields closed to the labels of `segments`."""
+    return Binding(schema).to(segments)
+
+
+_FOUND_CLAIM: Mapping[str, Any] = json.loads(
+    json.dumps(_CLAIM).replace(json.dumps(_SHOWN), json.dumps(_FOUND))
+)
+"""An agent's claim."""
+
+
+class Binding:
+    """A schema made ready to be bound to the lines of one question after the other.
 
     Claims name lines by a pattern: a choice of thousands of labels in each of them would be a grammar
     too large to compile, and a label that is not there is told by the check of the quote.
     """
-    if is_label(schema):
-        plain = {key: value for key, value in schema.items() if key not in _KEYWORDS}
-        labels: list[str | None] = [segment.label for segment in _open_to(schema, segments)]
-        return {**plain, "enum": [*labels, None] if "null" in schema["type"] else labels}
-    if is_claim(schema):
-        return {**_CLAIM, "type": ["object", "null"] if "null" in schema["type"] else "object"}
-    # `decimal` is a format of ours; engines refuse a grammar with a format that they do not know.
-    ours = schema.get("format") == "decimal"
-    bound = {key: value for key, value in schema.items() if not (ours and key == "format")}
-    for keyword in ("properties", "$defs", "definitions"):
-        if isinstance(named := schema.get(keyword), Mapping):
-            bound[keyword] = {name: _bind(sub, segments) for name, sub in named.items()}
-    for keyword in ("anyOf", "oneOf", "allOf"):
-        if keyword in schema:
-            bound[keyword] = [_bind(sub, segments) for sub in schema[keyword]]
-    if isinstance(items := schema.get("items"), Mapping):
-        bound["items"] = bind_labels(items, segments)
-    return bound
+
+    def __init__(self, schema: Mapping[str, Any], *, finds: bool = False) -> None:
+        """Prepare the schema.
+
+        Args:
+            schema: Of the stage.
+            finds: Whether claims may name lines that an agent has found by tools.
+        """
+        self._claim = _FOUND_CLAIM if finds else _CLAIM
+        self._labels: list[tuple[_Place, Mapping[str, Any]]] = []
+        self._bound = self._prepared(schema, ())
+
+    @property
+    def has_labels(self) -> bool:
+        """Tell whether it depends on the lines at all."""
+        return bool(self._labels)
+
+    def to(self, segments: Sequence[Segment]) -> dict[str, Any]:
+        """Return the schema as it is sent about these lines; what does not depend on them is shared."""
+        bound = self._bound
+        for place, schema in self._labels:
+            bound = _with(bound, place, _closed(schema, segments))
+        return bound
+
+    def _prepared(self, schema: Mapping[str, Any], place: _Place) -> dict[str, Any]:
+        """Return the schema without what is ours, and take down where labels are to be bound."""
+        if is_label(schema):
+            self._labels.append((place, schema))
+            return {}
+        if is_claim(schema):
+            return {
+                **self._claim,
+                "type": ["object", "null"] if "null" in schema["type"] else "object",
+            }
+        # `decimal` is a format of ours; engines refuse a grammar with a format that they do not know.
+        ours = schema.get("format") == "decimal"
+        bound = {key: value for key, value in schema.items() if not (ours and key == "format")}
+        for keyword in ("properties", "$defs", "definitions"):
+            if isinstance(named := schema.get(keyword), Mapping):
+                bound[keyword] = {
+                    name: self._inner(sub, (*place, keyword, name)) for name, sub in named.items()
+                }
+        for keyword in ("anyOf", "oneOf", "allOf"):
+            if keyword in schema:
+                bound[keyword] = [
+                    self._inner(sub, (*place, keyword, number))
+                    for number, sub in enumerate(schema[keyword])
+                ]
+        if isinstance(items := schema.get("items"), Mapping):
+            bound["items"] = self._prepared(items, (*place, "items"))
+        return bound
+
+    def _inner(self, schema: object, place: _Place) -> object:
+        """Return an inner schema prepared; `true` and `false` are schemas too."""
+        return self._prepared(schema, place) if isinstance(schema, Mapping) else schema
 
 
-def bind_claims(schema: Mapping[str, Any], segments: Sequence[Segment]) -> dict[str, Any]:
-    """Return the schema for an agent: its claims name lines that it was shown, or has found by tools."""
-    bound = json.dumps(bind_labels(schema, segments))
-    found: dict[str, Any] = json.loads(bound.replace(json.dumps(_SHOWN), json.dumps(_FOUND)))
-    return found
+def _with(value: Any, place: _Place, leaf: object) -> Any:  # noqa: ANN401 - any JSON
+    """Return the value with another leaf at a place; what is not on the way there is shared."""
+    if not place:
+        return leaf
+    copied = value.copy()
+    copied[place[0]] = _with(value[place[0]], place[1:], leaf)
+    return copied
 
 
-def _bind(schema: object, segments: Sequence[Segment]) -> object:
-    """Return an inner schema bound; `true` and `false` are schemas too."""
-    return bind_labels(schema, segments) if isinstance(schema, Mapping) else schema
+def _closed(schema: Mapping[str, Any], segments: Sequence[Segment]) -> dict[str, Any]:
+    """Return the schema of a label as the choice between those of the lines."""
+    plain = {key: value for key, value in schema.items() if key not in _KEYWORDS}
+    labels: list[str | None] = [segment.label for segment in _open_to(schema, segments)]
+    return {**plain, "enum": [*labels, None] if "null" in schema["type"] else labels}
 
 
 def _open_to(schema: Mapping[str, Any], segments: Sequence[Segment]) -> Sequence[Segment]:
@@ -168,7 +222,10 @@ class Shown:
     def __init__(self, lines: Sequence[Line]) -> None:
         """Take the lines in the order in which they were shown."""
         self._lines = lines
-        self._index = {line.segment.label: number for number, line in enumerate(lines)}
+
+    @cached_property
+    def _index(self) -> Mapping[str, int]:
+        return {line.segment.label: number for number, line in enumerate(self._lines)}
 
     @cached_property
     def _quotable(self) -> Quotable:

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from config.load import load_surroundings
@@ -22,7 +22,7 @@ from connectors.sinks.lake import Lake
 from connectors.storage import STATE_PREFIX
 from engine.batch import WINDOW, Amount
 from engine.request import Outcome, Result
-from flows.run.answers import Answer, as_line, from_json, result_from_json
+from flows.run.answers import LINES, Answer, as_line, from_json, result_as_json, result_from_json
 from flows.run.claims import Claim
 from flows.run.counts import add_amounts
 from flows.run.job import Start
@@ -160,14 +160,13 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
     async def intend(self, request_keys: Sequence[str]) -> None:
         """Return when it is on record that these requests are about to be sent."""
         self.num_sent_again += len(self._sent & set(request_keys))
-        await asyncio.to_thread(self._journal.add, [json.dumps({"sent": list(request_keys)})])
-        await self.flush()
+        await self.flush([json.dumps({"sent": list(request_keys)})])
 
     def note(self, result: Result) -> None:
         """Take a result down; it is in this machine's file at once, and in the sink soon after."""
         self._this_attempt[result.request_key] = self._answer(result, self._by["run"])
         self._paid.append((self._by["claim"], result))
-        line = json.dumps({**self._by, "result": asdict(result)}, default=dict)
+        line = LINES.encode({**self._by, "result": result_as_json(result)})
         if self._journal.add([line]) >= WINDOW:
             self._full.set()
 
@@ -193,11 +192,17 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         self._of_cache.add(key)
         return answer.result
 
-    async def flush(self) -> None:
-        """Bring what was taken down so far to the sink."""
+    async def flush(self, lines: Sequence[str] = ()) -> None:
+        """Bring what was taken down so far to the sink, and these lines with it."""
+
+        def write() -> None:
+            if lines:
+                self._journal.add(lines)
+            self._journal.flush()
+
         async with self._flushing:
             self._full.clear()
-            await asyncio.to_thread(self._journal.flush)
+            await asyncio.to_thread(write)
 
     async def keep_flushing(self) -> None:
         """Flush by number of results and by time, until cancelled."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
-from connectors.document import Segment, Span
+from connectors.document import Document, Segment, Span
 from flows.run.labels import Citation, Claim, Line, Origin, Verdict, worst
 
 
@@ -20,6 +21,40 @@ class Given:
     claims: Sequence[Claim]
     begins: Origin | None = None
     """Where what was asked about begins; stands in for what the answer does not cite."""
+
+
+class DocumentLines(Sequence[Line]):
+    """A document's segments as lines, made when they are looked at: most answers name none of them."""
+
+    def __init__(
+        self, document: Document, segments: Sequence[Segment], shown: Segment | None = None
+    ) -> None:
+        """Take the segments as the document has them; `shown`: a row's as the model is shown it."""
+        self._document, self._segments, self._shown = document, segments, shown
+
+    @cached_property
+    def _lines(self) -> list[Line]:
+        return [
+            Line(segment=s, origins=(origin(self._document, s),), shown=self._shown)
+            for s in self._segments
+        ]
+
+    def __len__(self) -> int:
+        """Return how many lines there are."""
+        return len(self._segments)
+
+    @overload
+    def __getitem__(self, index: int) -> Line: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Line]: ...
+    def __getitem__(self, index: int | slice) -> Line | Sequence[Line]:
+        """Return the line at a place, or those between two."""
+        return self._lines[index]
+
+
+def origin(document: Document, segment: Segment) -> Origin:
+    """Return the place of a document's segment."""
+    return Origin(path=document.source.path, document_key=document.document_key, segment=segment)
 
 
 def heading(text: str) -> Line:

@@ -19,7 +19,7 @@ from engine.grammar import inexpressible
 from engine.modes.spectrum import Choice, Shape, choose
 from engine.profile import Profile
 from engine.request import ModeName, stage_fingerprint
-from flows.run.labels import bind_labels
+from flows.run.labels import Binding, bind_labels
 
 AS_GIVEN = "as the pipeline says"
 """Reason of a mode that the pipeline names itself."""
@@ -49,6 +49,8 @@ class PreparedStage:
     choice: Choice
     """The stage's mode; with `mode: auto`, the reason for it."""
     way: Way
+    binding: Binding
+    """The answer's schema, to be bound to the lines of each question."""
     again: Way | None
     """How a doubtful answer is asked for again; None where it is not."""
 
@@ -83,6 +85,7 @@ def prepare(stage: StageConfig, endpoint: Endpoint, instructions: str) -> Prepar
         when=compile_when(stage.when) if stage.when else None,
         choice=choice,
         way=way,
+        binding=Binding(stage.output, finds=bool(stage.tools)),
         again=again,
     )
 

@@ -90,11 +90,6 @@ class Answered:
         )
 
 
-def origin(document: Document, segment: Segment) -> Origin:
-    """Return the place of a document's segment."""
-    return Origin(path=document.source.path, document_key=document.document_key, segment=segment)
-
-
 def close(inquiry: Inquiry, settled: Settled | None) -> Answered:
     """Return the inquiry with its result; an inquiry that was not sent closes itself."""
     if settled is None:

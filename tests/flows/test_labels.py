@@ -2,7 +2,7 @@ import jsonschema
 import pytest
 
 from connectors.document import Segment, Span
-from flows.run.labels import Line, Origin, bind_labels, resolve_labels
+from flows.run.labels import Binding, Line, Origin, bind_labels, resolve_labels
 
 LABEL = {"type": "string", "format": "segment-label"}
 SCHEMA = {
@@ -43,6 +43,17 @@ def test_format_of_decimals_is_not_sent_wherever_it_stands():
     assert repr(schema).count("'format': 'decimal'") == 3
     bound = bind_labels(schema, list(SEGMENTS.values()))
     assert repr(bound) == repr(schema).replace(", 'format': 'decimal'", "")
+
+
+def test_bindings_of_one_schema_stay_apart():
+    binding = Binding({**SCHEMA, "anyOf": [{"properties": {"title": LABEL}}, {}]})
+    first, second = (binding.to([segment]) for segment in SEGMENTS.values())
+    for bound, label in ((first, "L1"), (second, "L2")):
+        title, facts = bound["properties"]["title"], bound["properties"]["facts"]
+        assert list(bound["properties"]) == ["title", "topic", "facts"]
+        assert title == {"type": "string", "enum": [label]}
+        assert facts["items"]["properties"]["line"] == bound["anyOf"][0]["properties"]["title"]
+        assert facts["items"]["properties"]["line"]["enum"] == [label]
 
 
 def test_schema_is_unchanged_when_bound():
