@@ -180,7 +180,12 @@ def count_stage(
         saved_usd=_sum_known(saved_usd_of(result, prices or {}) for result in sent.values()),
         modes=dict(Counter(result.mode_observed or "none" for result in results)),
         mode_notes=dict(Counter(note for result in results for note in result.mode_notes)),
-        num_mismatched=sum(result.mode_observed not in {None, result.mode} for result in results),
+        # Turns of agents are in one of the other two modes, as their limits say.
+        num_mismatched=sum(
+            result.mode in {"instant", "thinking"}
+            and result.mode_observed not in {None, result.mode}
+            for result in results
+        ),
         num_escalated=sum(answered.escalated is not None for answered in every),
         num_fallback=sum(result.fallback is not None for result in results),
         num_guessed=sum(usage.num_guessed > 0 for usage in usages),

@@ -18,7 +18,7 @@ from tests.engine.agent_runs import (
     values_in,
 )
 from tests.fakes.agent_faults import Faults
-from tests.fakes.agent_script import ScriptedCall
+from tests.fakes.agent_script import ScriptedCall, ScriptedReply
 from tests.fakes.agent_scripts import Drifter, LedgerWalk, Swarm, WideSearch
 from tests.fakes.agent_server import AgentServer
 from tests.fakes.agent_worlds import Items, Ledger
@@ -184,3 +184,21 @@ def test_call_with_effects_whose_end_is_unknown_is_not_made_again():
         carry_out([profile_of(server)], [agent_request(world.question)], world, log)
     first = next(event for event in log.events("key-0") if isinstance(event, Returned))
     assert first.failure == "unknown_end"
+
+
+class Deaf:
+    """Calls on, whatever it is told and though nothing may be called any more."""
+
+    def reply(self, body):
+        return ScriptedReply(calls=[ScriptedCall("lookup", {"key": "start"})])
+
+
+def test_agent_that_goes_on_calling_after_it_was_stopped_ends_soon():
+    world = Ledger(num_calls=3)
+    with AgentServer(Deaf()) as server:
+        (result,) = carry_out([profile_of(server)], [agent_request(world.question)], world)
+        num_turns = server.counts["answered"]
+    assert result.outcome == "invalid_output"
+    assert "called_after_the_end" in result.mode_notes
+    # Three turns until it is reminded, three until it is stopped, and what is asked after that.
+    assert num_turns < 20

@@ -79,6 +79,7 @@ def test_breaches_of_the_policy_are_found_with_row_and_rule(faults, tmp_path):
         table = "expenses.csv" if breach["rule"] in {"hotels", "meals"} else "payments.csv"
         assert places[f"breaches[{number}].what"] == {table, "spending_policy.txt"}
     assert manifest["stages"]["review"]["claims"]["verified"] == len(BREACHES) + 1
+    assert manifest["stages"]["review"]["mode_mismatches"] == 0
     text = report(tmp_path)
     assert "A payment of more than 5,000 needs the approval" in text
     assert "expenses.csv" in text

@@ -120,8 +120,9 @@ class AgentRun:
     # One turn
 
     async def _turn(self) -> None:
-        step = self._last()
-        is_last = step is not None and step.nudge is not None and step.nudge.why in _LAST
+        # A turn that brought neither call nor answer does not open the tools again.
+        nudges = self.conversation.nudges
+        is_last = bool(nudges) and nudges[-1].why in _LAST
         started = time.monotonic()
         try:
             reply = await self._send(self.conversation.messages(), may_call=not is_last)
