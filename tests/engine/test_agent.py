@@ -214,13 +214,20 @@ class _Digests(Items):
         return ToolAnswer(text=f"{answer.text}\n({digest})")
 
 
+class _Sums(WideSearch):
+    """Sums up where it is asked to without tools."""
+
+    def reply(self, body):
+        return super().reply(body) if "tools" in body else ScriptedReply(content="A digest.")
+
+
 def test_digest_that_ten_agents_ask_for_is_computed_once_and_found_after_a_kill():
     world = _Digests(num_items=3)
     asked = [
         replace(agent_request(world.question, TABLE), request_key=f"key-{n}") for n in range(10)
     ]
     log = KillingLog()
-    with AgentServer(WideSearch()) as server:
+    with AgentServer(_Sums()) as server:
         log.after = 25
         with pytest.raises(Killed):
             carry_out([profile_of(server)], asked, world, log)
@@ -228,4 +235,5 @@ def test_digest_that_ten_agents_ask_for_is_computed_once_and_found_after_a_kill(
         results = carry_out([profile_of(server)], asked, world, log)
         asides = [body for body in server.bodies if "tools" not in body]
     assert {result.outcome for result in results} == {"succeeded"}
+    assert all(values_in(result) == world.values for result in results)
     assert len(asides) == 1
