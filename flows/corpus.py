@@ -35,7 +35,7 @@ from flows import parameters as p
 from flows.artifacts import RunPage, report_address
 from flows.automations import HEARTBEAT_S, STATE_NAMES
 from flows.report.build import rebuild
-from flows.run.bench import NUM_SHARDS_AT_ONCE
+from flows.run.bench import NUM_SHARDS_AT_ONCE, SHARDS_AHEAD
 from flows.run.core import run_job
 from flows.run.job import Job, Options, make_job, new_run_id
 from flows.run.progress import Listener, Progress
@@ -80,7 +80,7 @@ def _name() -> str:
 
 
 def _shards_at_once() -> TaskRunner[PrefectFuture[Any]]:
-    runner: Any = ThreadPoolTaskRunner(max_workers=NUM_SHARDS_AT_ONCE)
+    runner: Any = ThreadPoolTaskRunner(max_workers=NUM_SHARDS_AT_ONCE + SHARDS_AHEAD)
     return cast(TaskRunner[PrefectFuture[Any]], runner)
 
 

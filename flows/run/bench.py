@@ -49,8 +49,11 @@ NUM_READERS = 2
 """Reader processes; one per core of the smallest machine this runs on."""
 
 NUM_SHARDS_AT_ONCE = 2
-"""Shards in work at the same time, so that one is read while the other is asked about."""
+"""Shards asked about at the same time, so that one has questions while the other comes to its end."""
 
+SHARDS_AHEAD = 1
+"""Shards that are open beside them: the next is read while these are asked about, or shards that are
+alike would all be read at one time, and the engine would idle meanwhile."""
 
 CACHE_SHARE = 0.9
 """Share of the KV cache that is for chunks; questions and answers take the rest."""
@@ -93,6 +96,10 @@ class Bench(Room):
     cancelled: threading.Event
     """Set when the bench closes, so that shards still in work stop soon."""
     in_work: Shift
+    reading: threading.Semaphore
+    """A place for each shard whose documents may be read at the same time."""
+    asking: threading.Semaphore
+    """A place for each shard that may be asked about at the same time; they share the engine's KV cache."""
     claims: Claims
     flights: Flights
     reading_key: str
@@ -216,17 +223,17 @@ def _profile_and_key(engine: str) -> tuple[Profile, str | None]:
 class Shift:
     """Lets a number of shards in at a time, and counts them, so that a closing bench can wait."""
 
-    def __init__(self, places: int) -> None:
-        self._places = threading.Semaphore(places)
-        self._num_places = places
-        self.num_expected = places
-        """Shards in work at the same time, fewer than there are places where no more are left."""
+    def __init__(self, asked: int, ahead: int = SHARDS_AHEAD) -> None:
+        self._places = threading.Semaphore(asked + ahead)
+        self._num_asked = asked
+        self.num_expected = asked
+        """Shards asked about at the same time, fewer than there are places where no more are left."""
         self._count = 0
         self._changed = threading.Condition()
 
     def expect(self, number: int) -> None:
         """Say that there are no more than so many shards, or stages, from now on."""
-        self.num_expected = max(1, min(self._num_places, number))
+        self.num_expected = max(1, min(self._num_asked, number))
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -288,7 +295,7 @@ def open_bench(
         job: What to run.
         progress: Counters that the shards add to.
         spent: What earlier attempts of the run have taken from its budget, by stage.
-        at_once: Shards that may be in work at the same time.
+        at_once: Shards that may be asked about at the same time.
         ask: Asks a person whether an agent may make a call; None where nobody is there.
         notify: Called with a line whenever something slow begins, such as the engine's start.
 
@@ -344,6 +351,8 @@ def open_bench(
             budget=budget,
             cancelled=cancelled,
             in_work=in_work,
+            reading=threading.Semaphore(at_once),
+            asking=threading.Semaphore(at_once),
             claims=claims,
             flights=Flights(),
             copies=Copies(room.lake),

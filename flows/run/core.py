@@ -28,7 +28,7 @@ from flows.run.begin import (
     identity_of,
     open_planner,
 )
-from flows.run.bench import NUM_SHARDS_AT_ONCE, Bench, chunk_size_path, open_bench
+from flows.run.bench import NUM_SHARDS_AT_ONCE, SHARDS_AHEAD, Bench, chunk_size_path, open_bench
 from flows.run.conditions import check_conditions
 from flows.run.counts import ShardReport
 from flows.run.job import Job
@@ -47,13 +47,14 @@ _WAIT_S = 0.5
 
 def in_threads(worker: Worker, shards: Iterable[ShardPlan]) -> Iterator[ShardReport | None]:
     """Yield the shards' reports as they finish, a few shards at a time in this process."""
-    threads = ThreadPoolExecutor(NUM_SHARDS_AT_ONCE, thread_name_prefix="shard")
+    num_open = NUM_SHARDS_AT_ONCE + SHARDS_AHEAD
+    threads = ThreadPoolExecutor(num_open, thread_name_prefix="shard")
     left = iter(shards)
     pending: set[Future[ShardReport | None]] = set()
     try:
         while True:
             # One more than places, so that none is free while the next shard is planned.
-            for shard in itertools.islice(left, NUM_SHARDS_AT_ONCE + 1 - len(pending)):
+            for shard in itertools.islice(left, num_open + 1 - len(pending)):
                 pending.add(threads.submit(worker, shard))
             if not pending:
                 return

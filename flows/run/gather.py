@@ -106,7 +106,7 @@ def process_stage(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Shard
         StorageError: The sink cannot be read or written.
     """
     stage = next(s for s in bench.job.pipeline.stages if stage_shard(s) == plan.shard)
-    with bench.in_work():
+    with bench.in_work(), bench.asking:
         # As the parents are now: another run may write them again while this goes on.
         key = _work_key(bench, stage)
         with open_shard(bench, plan, wait=wait) as shard:

@@ -7,9 +7,11 @@ parts are put, so a shard's parts are complete or absent.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import threading
 from collections.abc import Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -102,16 +104,11 @@ def open_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Iterator
 
 
 def _process(shard: Shard) -> ShardReport:
-    bench, plan, ledger = shard.bench, shard.plan, shard.ledger
+    bench, plan = shard.bench, shard.plan
     try:
-        with ThreadPoolExecutor(NUM_READERS, thread_name_prefix=f"read-{plan.shard}") as threads:
-            reading = [threads.submit(read, shard, source) for source in plan.sources]
-            try:
-                documents = asyncio.run(until_cancelled(shard, ask_all(shard, reading)))
-            finally:
-                ledger.save()
-                for future in reading:
-                    future.cancel()
+        documents = _answered(shard)
+        if documents is None:
+            return left_alone(plan.shard, len(plan.sources))
         report = commit_shard(shard, documents)
     finally:
         bench.flights.leave(shard.boarded)
@@ -123,6 +120,64 @@ def _process(shard: Shard) -> ShardReport:
         report.num_chunks,
     )
     return report
+
+
+def _answered(shard: Shard) -> list[ReadDocument] | None:
+    """Return the documents with their answers; None where the run has come to its end meanwhile."""
+    bench, name = shard.bench, shard.plan.shard
+    with ThreadPoolExecutor(NUM_READERS, thread_name_prefix=f"read-{name}") as threads:
+        reading = _begin_reading(shard, threads)
+        try:
+            with _place(shard, bench.asking):
+                if bench.budget.is_reached or bench.hopeless.is_set():
+                    return None
+                return asyncio.run(until_cancelled(shard, ask_all(shard, reading)))
+        finally:
+            shard.ledger.save()
+            for future in reading:
+                future.cancel()
+
+
+def _begin_reading(shard: Shard, threads: ThreadPoolExecutor) -> list[Future[ReadDocument]]:
+    """Return the documents to come, once there is a place; it is free again when all are read or given up."""
+    places = shard.bench.reading
+    _wait_for(shard, places)
+    reading = [threads.submit(read, shard, source) for source in shard.plan.sources]
+    if not reading:
+        places.release()
+    left = itertools.count(len(reading) - 1, -1)
+
+    def ended(_: Future[ReadDocument]) -> None:
+        if next(left) == 0:
+            places.release()
+
+    for future in reading:
+        future.add_done_callback(ended)
+    return reading
+
+
+@contextmanager
+def _place(shard: Shard, places: threading.Semaphore) -> Iterator[None]:
+    """Hold a place while the block runs, once there is one."""
+    _wait_for(shard, places)
+    try:
+        yield
+    finally:
+        places.release()
+
+
+def _wait_for(shard: Shard, places: threading.Semaphore) -> None:
+    """Wait for a place, but give up soon after the bench has been closed or the claim is lost.
+
+    Raises:
+        CancelledError: The bench has been closed.
+        StorageError: The claim is lost.
+    """
+    while not places.acquire(timeout=_CANCEL_POLL_S):
+        if shard.bench.cancelled.is_set():
+            raise asyncio.CancelledError
+        if shard.claim.is_lost:
+            raise StorageError(_LOST.format(shard=shard.plan.shard), uri=shard.bench.lake.url)
 
 
 def read(shard: Shard, source: SourceRef) -> ReadDocument:
