@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from engine.steps import MemoryLog, Returned, Turned, from_json, to_json
+from engine.tool import ToolAnswer
 from tests.engine.agent_runs import (
     TABLE,
     Killed,
@@ -202,3 +203,37 @@ def test_agent_that_goes_on_calling_after_it_was_stopped_ends_soon():
     assert "called_after_the_end" in result.mode_notes
     # Three turns until it is reminded, three until it is stopped, and what is asked after that.
     assert num_turns < 20
+
+
+class _Digests(Items):
+    """A tool that has the model sum a document up before it answers."""
+
+    async def call(self, name, arguments, aside):
+        digest = await aside.ask("Sum it up.", "[L1] The same long document.")
+        answer = await super().call(name, arguments, aside)
+        return ToolAnswer(text=f"{answer.text}\n({digest})")
+
+
+class _Sums(WideSearch):
+    """Sums up where it is asked to without tools."""
+
+    def reply(self, body):
+        return super().reply(body) if "tools" in body else ScriptedReply(content="A digest.")
+
+
+def test_digest_that_ten_agents_ask_for_is_computed_once_and_found_after_a_kill():
+    world = _Digests(num_items=3)
+    asked = [
+        replace(agent_request(world.question, TABLE), request_key=f"key-{n}") for n in range(10)
+    ]
+    log = KillingLog()
+    with AgentServer(_Sums()) as server:
+        log.after = 25
+        with pytest.raises(Killed):
+            carry_out([profile_of(server)], asked, world, log)
+        log.after = None
+        results = carry_out([profile_of(server)], asked, world, log)
+        asides = [body for body in server.bodies if "tools" not in body]
+    assert {result.outcome for result in results} == {"succeeded"}
+    assert all(values_in(result) == world.values for result in results)
+    assert len(asides) == 1
