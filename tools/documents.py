@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from pydantic import Field
 from engine.tool import Aside, ToolAnswer, ToolSpec
 from tools.corpus import Entry
 from tools.labels import path_matcher, shown_text
+from tools.table_names import named_tables
 from tools.tool import Arguments, Scope, spec_of
 
 _MOST_TABLES = 6
@@ -61,10 +63,12 @@ class Documents:
 def _described(entry: Entry) -> str:
     said = f"[{entry.label}] {shown_text(entry.path)} ({entry.media_type}, {entry.num_lines} lines)"
     tables = []
-    for table in entry.tables[:_MOST_TABLES]:
+    # Under the names that SQL and programs know them by.
+    for name, named in islice(named_tables([entry]).items(), _MOST_TABLES):
+        table = named.file
         place = f"{table.sheet}!{table.cells}" if table.sheet else table.cells
         title = f" {table.title!r}" if table.title else ""
-        tables.append(f"{table.name} = {place}{title}, {table.num_rows} rows")
+        tables.append(f"{name} = {place}{title}, {table.num_rows} rows")
     if len(entry.tables) > _MOST_TABLES:
         tables.append(f"and {len(entry.tables) - _MOST_TABLES} more")
     return said + (f"; tables: {shown_text('; '.join(tables))}" if tables else "")

@@ -66,7 +66,7 @@ class Python:
         Raises:
             ToolError: It failed, with its traceback, or took too much.
         """
-        asked = PythonArguments.model_validate(arguments)
+        asked = PythonArguments.of(arguments)
         used = self._named(asked.tables)
         paths = await asyncio.to_thread(table_paths, self._corpus, used)
         request = {

@@ -60,7 +60,7 @@ class TableQuery:
         Raises:
             ToolError: The query is none, is refused, or takes too much.
         """
-        asked = TableQueryArguments.model_validate(arguments)
+        asked = TableQueryArguments.of(arguments)
         used = mentioned(asked.sql, self._tables)
         paths = await asyncio.to_thread(table_paths, self._corpus, used)
         found = await ask_child(paths, {"query": asked.sql, "max_rows": asked.max_rows})

@@ -51,7 +51,7 @@ class Tables:
         Raises:
             ToolError: There is no such document or page, or a table cannot be read.
         """
-        asked = TablesArguments.model_validate(arguments)
+        asked = TablesArguments.of(arguments)
         found = self._found(asked)
         if not found:
             return ToolAnswer(text=self._none(asked))

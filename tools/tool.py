@@ -68,4 +68,7 @@ def spec_of(
         schema.pop(key, None)
     for field in schema.get("properties", {}).values():
         field.pop("title", None)
+        # Lengths make a grammar large (docs/decisions/0007); a call is checked against them all the same.
+        for kind in (field, field.get("items", {})):
+            kind.pop("maxLength", None)
     return ToolSpec(name=name, description=description, parameters=schema, has_effects=has_effects)

@@ -177,7 +177,12 @@ def catalogue(bench: Bench) -> Input:
     return Input(
         identity="catalogue",
         lines=tuple(
-            Line(segment=Segment(kind="paragraph", text=text, span=Span()), origins=())
+            # No document says this: a claim that rests on it has no source.
+            Line(
+                segment=Segment(kind="paragraph", text=text, span=Span()),
+                origins=(),
+                verdict="unsourced",
+            )
             for text in told
         ),
         outputs={},

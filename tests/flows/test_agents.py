@@ -117,6 +117,23 @@ def test_agent_answers_from_tables_and_text_with_the_line_it_found(corpus):
     assert server.counts["refused"] == 0
 
 
+class Lazy:
+    """Quotes what it was told at the start, and looks at nothing."""
+
+    def reply(self, body):
+        line = re.search(r"\[(L\d+)\] (D\d+ policy.txt)", Transcript(body).asked)
+        finding = {"lines": [line[1]], "quote": line[2], "text": "There is a policy."}
+        answer = {"findings": [finding], "total": 0}
+        return ScriptedReply(content=json.dumps(answer), reasoning="Done.")
+
+
+def test_claim_on_the_list_of_documents_has_no_source(corpus):
+    with AgentServer(Lazy()) as server:
+        run_job(job(corpus, server))
+    (claim,) = record(corpus)["claims"]
+    assert claim["verdict"] == "unsourced"
+
+
 def test_nothing_is_asked_again_while_neither_documents_nor_question_change(corpus):
     with AgentServer(Reviewer()) as server:
         run_job(job(corpus, server))

@@ -15,7 +15,7 @@ def test_documents_have_labels_types_lengths_and_tables_when_listed(use):
     text = use("documents")
     assert text.startswith("Documents 1-6 of 6:")
     assert "[D3] reports/board.pdf (application/pdf, 5 lines)" in text
-    assert "t0002.parquet = Ships!A1:C31, 30 rows" in text
+    assert "d6_t2 = Ships!A1:C31, 30 rows" in text
     # It could not be read.
     assert "wreck" not in text
 

@@ -67,3 +67,14 @@ def test_tool_that_the_stage_does_not_have_is_an_error_when_called(scope):
 def test_wrong_arguments_are_named_when_a_tool_is_called(name, arguments, said, scope):
     with pytest.raises(ToolError, match=f"wrong arguments: {said}"):
         asyncio.run(Tools([name], scope).call(name, arguments, FakeAside()))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("tables", {"document": "D" * 21}), ("table_query", {"sql": "x" * 20_001})],
+)
+def test_argument_that_is_too_long_is_told_to_the_model_though_its_schema_has_no_length(
+    name, arguments, use
+):
+    with pytest.raises(ToolError, match="at most"):
+        use(name, **arguments)
