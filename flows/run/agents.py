@@ -196,5 +196,6 @@ def _counts(kinds: Mapping[str, int]) -> str:
 
 
 def _told(entry: Entry) -> str:
-    tables = f", {len(entry.tables)} tables" if entry.tables else ""
+    number = len(entry.tables)
+    tables = f", {number} {'table' if number == 1 else 'tables'}" if number else ""
     return f"{entry.label} {entry.path} ({entry.media_type}, {entry.num_lines:,} lines{tables})"

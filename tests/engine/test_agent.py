@@ -237,3 +237,22 @@ def test_digest_that_ten_agents_ask_for_is_computed_once_and_found_after_a_kill(
     assert {result.outcome for result in results} == {"succeeded"}
     assert all(values_in(result) == world.values for result in results)
     assert len(asides) == 1
+
+
+def test_engine_with_less_context_goes_on_with_the_newest_part_of_a_long_conversation():
+    world = Ledger(num_calls=60, padding=4_000)
+    asked = agent_request(world.question, max_steps=60, on_drift=("smaller_profile", "stop"))
+    log = KillingLog()
+    with (
+        AgentServer(LedgerWalk()) as first,
+        AgentServer(LedgerWalk(), max_model_len=20_000) as small,
+    ):
+        log.after = 80
+        with pytest.raises(Killed):
+            carry_out([profile_of(first)], [asked], world, log)
+        log.after = None
+        profile = profile_of(small, context_tokens=20_000)
+        (result,) = carry_out([profile], [asked], world, log)
+    assert result.outcome == "succeeded", result.error
+    assert result.work.num_compactions >= 1
+    assert any("it did not fit" in json.dumps(body["messages"]) for body in small.bodies)

@@ -25,6 +25,7 @@ _NO_REASONING = "(none)"
 """Moonshot answers 400 where a turn with calls has no reasoning while thinking is on."""
 _LABEL = re.compile(r"\bD\d{1,7}L\d{1,8}\b")
 _MAX_KEPT_LABELS = 200
+_CUT_CHARS = 1_000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,6 +150,23 @@ class Conversation:
             f"{text[: self._result_chars]}\n[{len(text):,} characters in all; read on with read_result,"
             f" handle {handle_of(call.call_id)!r}, offset {self._result_chars}]"
         )
+
+    def newest(self, max_chars: int) -> str:
+        """Return what the last steps said and found, cut to a length: notes where no model can write them."""
+        told: list[str] = []
+        left = max_chars
+        for step in reversed(self._shown()):
+            lines = [step.turn.content] if step.turn.content else []
+            for call in step.turn.calls:
+                text = step.returned[call.call_id].text
+                lines.append(f"{call.name}({call.arguments[:_CUT_CHARS]}): {text[:_CUT_CHARS]}")
+            part = "\n".join(lines)
+            if len(part) > left:
+                told.append("(what was done before this is left out: it did not fit)")
+                break
+            told.append(part)
+            left -= len(part)
+        return "\n".join([*filter(None, [self._notes]), *reversed(told)])
 
     def result(self, handle: str) -> str | None:
         """Return a whole result by its handle; None where there is none such."""

@@ -32,7 +32,7 @@ from engine.modes.mode import Ending, HandedOver, Means
 from engine.modes.sight import look
 from engine.prompt import shown_schema
 from engine.reply import Reply
-from engine.request import AgentLimits, JsonSchema, ModeName, Request, Work
+from engine.request import AgentLimits, JsonSchema, ModeName, Request, Usage, Work
 from engine.steps import Compacted, Event, Nudged, Paid, Turned
 from engine.wire import Message, Turn, body_of
 
@@ -40,6 +40,8 @@ _FULL = 0.8
 """Share of the context at which a conversation is put into notes; the rest is for them and the results of one
 more turn."""
 _NOTES_TOKENS = 4_000
+_CHARS_PER_TOKEN = 2.0
+"""Fewer than any text has but for one in Chinese and the like: so that what is cut here fits for certain."""
 _LAST = frozenset({"stopped", "answer"})
 """Nudges after which nothing is called any more."""
 _MAX_ANSWERS = 2
@@ -244,25 +246,33 @@ class AgentRun:
         return sum(usage.prompt_tokens + usage.completion_tokens for usage in usages)
 
     async def _compact(self) -> None:
+        """Put the conversation into notes, the model's own where it can still read all of it."""
+        try:
+            compacted = await self._noted()
+        except RequestTooLong:
+            # An engine with less context has taken the work over, or counts otherwise than we do.
+            room = self._endpoint.context_tokens // 2
+            notes = self.conversation.newest(int(room * _CHARS_PER_TOKEN))
+            compacted = Compacted(notes=notes, usage=Usage())
+        await self._add(compacted)
+
+    async def _noted(self) -> Compacted:
         messages = [*self.conversation.messages(), {"role": "user", "content": COMPACT}]
         turn = Turn(
             mode=self._mode,
             messages=messages,
-            max_tokens=min(_NOTES_TOKENS, self._request.max_output_tokens + _NOTES_TOKENS),
+            max_tokens=min(_NOTES_TOKENS, self._endpoint.context_tokens // 8),
             tools=tuple(self._specs.values()),
             may_call=False,
         )
         reply = await self._means.send(body_of(turn, self._request, self._endpoint))
         sight = look(reply, self._mode)
-        notes = sight.answer or sight.reasoning
         assert reply.usage is not None
-        await self._add(
-            Compacted(
-                notes=notes,
-                usage=reply.usage,
-                cost_usd=reply.cost_usd,
-                gpu_seconds=reply.gpu_seconds,
-            )
+        return Compacted(
+            notes=sight.answer or sight.reasoning,
+            usage=reply.usage,
+            cost_usd=reply.cost_usd,
+            gpu_seconds=reply.gpu_seconds,
         )
 
     # The end
