@@ -156,6 +156,9 @@ class StepLog(Protocol):
     async def add(self, key: str, event: Event) -> None:
         """Return when the event is on record; it survives the end of this process."""
 
+    def is_billed(self, event: Event) -> bool:
+        """Tell whether what an event took is in a bill already, that of another run or an earlier commit."""
+
 
 class MemoryLog:
     """Events of this process only: for tests, and for trying a single question."""
@@ -170,3 +173,7 @@ class MemoryLog:
     async def add(self, key: str, event: Event) -> None:
         """Keep the event."""
         self._events[key].append(event)
+
+    def is_billed(self, event: Event) -> bool:  # noqa: ARG002 - the protocol's
+        """Tell that it is not."""
+        return False

@@ -262,14 +262,13 @@ class _Sender:
     def _agents_means(
         self, request: Request, caller: Caller, send: Send, account: Account, *, has_others: bool
     ) -> Means:
+        steps = self._workshop.steps(request)
         # What this attempt itself has paid, on an engine before this one, is in the account already.
         is_first, account.is_restored = not account.is_restored, True
 
         def restore(event: Paid) -> None:
-            if is_first:
+            if is_first and not steps.is_billed(event):
                 account.add(event.usage, event.cost_usd, event.gpu_seconds)
-
-        steps = self._workshop.steps(request)
 
         def aside(call_id: str) -> OneAside:
             return OneAside(

@@ -32,6 +32,10 @@ class AwaitingApproval(EngineError):
     """A person has to decide first; the request can be resumed."""
 
 
+class LogFailed(EngineError):
+    """What an agent has done cannot be put on record; the run must not go on."""
+
+
 class HandedOver(EngineError):
     """An agent has lost its way here; the next engine of the route goes on with its work."""
 

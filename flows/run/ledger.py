@@ -71,7 +71,7 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         self.steps = Steps(self._write_step)
         """What agents have done for the shard's requests."""
         for step in load_steps(lake, claim.shard):
-            self.steps.restore(step)
+            self.steps.restore(step, is_billed=True)
         self._paid_steps: list[tuple[str, Step]] = []
         """By claim."""
         self._kept = load_answers(lake, claim.shard)
@@ -105,8 +105,9 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
 
     def _take_step(self, value: Mapping[str, Any]) -> None:
         step = step_from_json(value["step"])
-        self.steps.restore(step)
-        if value["run"] == self._by["run"]:
+        is_own = value["run"] == self._by["run"]
+        self.steps.restore(step, is_billed=not is_own)
+        if is_own:
             self._paid_steps.append((value["claim"], step))
 
     def _write_step(self, value: dict[str, Any]) -> None:

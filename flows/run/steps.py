@@ -65,7 +65,7 @@ def step_from_json(value: Mapping[str, Any]) -> Step:
     )
 
 
-class Steps:
+class Steps:  # noqa: PLR0904 - all that is known of a shard's agents
     """The events of one shard's requests."""
 
     def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
@@ -77,11 +77,19 @@ class Steps:
         self._write = write
         self._by_key: dict[str, list[Event]] = defaultdict(list)
         self._all: list[Step] = []
+        self._billed: set[int] = set()
+        """Identities of events; they are kept as long as this."""
 
-    def restore(self, step: Step) -> None:
-        """Take what an earlier attempt has on record."""
+    def restore(self, step: Step, *, is_billed: bool = False) -> None:
+        """Take what an earlier attempt has on record; `is_billed`: what it took is in a bill already."""
         self._by_key[step.key].append(step.event)
         self._all.append(step)
+        if is_billed:
+            self._billed.add(id(step.event))
+
+    def is_billed(self, event: Event) -> bool:
+        """Tell whether what an event took is in a bill already."""
+        return id(event) in self._billed
 
     def forget(self, request_key: str) -> None:
         """Forget what came to an end that does not stand: the request begins anew."""
@@ -148,6 +156,9 @@ class _Log:
 
     def events(self, key: str) -> Sequence[Event]:
         return self._steps.events(key)
+
+    def is_billed(self, event: Event) -> bool:
+        return self._steps.is_billed(event)
 
     async def add(self, key: str, event: Event) -> None:
         # One line to a local file, as for results: a thread would cost more than it.

@@ -152,10 +152,14 @@ def test_agent_stopped_by_its_budget_goes_on_where_it_was_with_a_larger_one(corp
         assert record(corpus)["outcome"] == "over_budget"
         assert num_paid > 0
         again = reopen(first["run_id"], None, "resume", Options(budget_tokens=1_000_000))
-        run_job(again)
+        second = run_job(again)
     assert record(corpus)["total"] == 520
-    # Search, tables, query and answer: four turns, none of them twice.
+    # Search, tables, query and answer: four turns, none of them twice, and each paid for once.
     assert server.counts["answered"] == 4
+    turns = pl.read_parquet(f"{corpus}/lake/runs/{first['run_id']}/transcripts/*.parquet")
+    tokens = turns.select(pl.sum("prompt_tokens") + pl.sum("completion_tokens")).item()
+    assert second["spent"]["tokens"] == tokens
+    assert first["spent"]["tokens"] < tokens
 
 
 def test_engine_without_tools_is_refused_before_anything_is_paid(corpus):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.endpoint import Endpoint
 from engine.errors import RequestTooLong
-from engine.modes.mode import Send
+from engine.modes.mode import LogFailed, Send
 from engine.modes.sight import look
 from engine.prompt import ASIDE, user_text
 from engine.request import ModeName, Request, content_key
@@ -44,6 +44,9 @@ class Asides:
             steps: Where answers are kept.
             ask: Asks it.
             restore: Takes into account what an earlier attempt has paid for it.
+
+        Raises:
+            LogFailed: The answer cannot be kept.
         """
         while True:
             known = steps.events(key)
@@ -61,7 +64,11 @@ class Asides:
         try:
             answered = await ask()
             self._taken.add(key)
-            await steps.add(key, answered)
+            try:
+                await steps.add(key, answered)
+            except Exception as exc:
+                # A tool stands in between, whose own failures are told to the model; this is none.
+                raise LogFailed(f"the answer to a tool's question is not on record: {exc}") from exc
             return answered.text
         finally:
             self._asked.pop(key).set()
