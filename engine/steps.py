@@ -65,8 +65,8 @@ class Returned:
     text: str
     """Whole; the model is shown the beginning of a long one."""
     failure: str | None = None
-    """Why there is no result: undeclared, not_json, schema, tool_error, timeout, unknown_end, refused or
-    crashed."""
+    """Why there is no result: undeclared, not_json, schema, tool_error, timeout, unknown_end, refused,
+    closed, limit or crashed."""
     seconds: float = 0.0
     at: float = field(default_factory=time.time)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from tests.engine.agent_runs import (
     values_in,
 )
 from tests.fakes.agent_faults import Faults
-from tests.fakes.agent_script import ScriptedCall, ScriptedReply
+from tests.fakes.agent_script import ScriptedCall, ScriptedReply, Transcript
 from tests.fakes.agent_scripts import Drifter, LedgerWalk, Swarm, WideSearch
 from tests.fakes.agent_server import AgentServer
 from tests.fakes.agent_worlds import Items, Ledger
@@ -256,3 +257,60 @@ def test_engine_with_less_context_goes_on_with_the_newest_part_of_a_long_convers
     assert result.outcome == "succeeded", result.error
     assert result.work.num_compactions >= 1
     assert any("it did not fit" in json.dumps(body["messages"]) for body in small.bodies)
+
+
+class _Bad(Items):
+    """A tool that is no good: what it does is `how`."""
+
+    how = "raise"
+
+    async def call(self, name, arguments, aside):
+        match self.how:
+            case "raise":
+                raise RuntimeError("a bug of its own")
+            case "hang":
+                await asyncio.sleep(60)
+            case "huge":
+                return ToolAnswer(text="x" * 50_000_000)
+            case "binary":
+                return ToolAnswer(text="\x00\ud800\x1b[31m" * 100)
+
+
+@pytest.mark.parametrize("how", ["raise", "hang", "huge", "binary"])
+def test_tool_that_is_no_good_ends_as_a_failed_call_and_the_agent_goes_on(how):
+    world = _Bad(num_items=2)
+    world.how = how
+    log = MemoryLog()
+    asked = agent_request(world.question, TABLE, call_timeout_s=0.3)
+    with AgentServer(WideSearch(max_tries=2)) as server:
+        (result,) = carry_out([profile_of(server)], [asked], world, log)
+    assert result.outcome == "succeeded", result.error
+    ends = [event for event in log.events("key-0") if isinstance(event, Returned)]
+    assert all(len(end.text) < 1_100_000 for end in ends)
+    expected = {"raise": "crashed", "hang": "timeout"}.get(how)
+    assert {end.failure for end in ends} == {expected}
+
+
+class _TenThousand:
+    """An orchestrator that gives out ten thousand tasks in one turn."""
+
+    def reply(self, body):
+        sent = Transcript(body)
+        if "assign_task" not in sent.tools:
+            is_lead = "response_format" in body
+            return ScriptedReply(content='{"complete": false}' if is_lead else "A report.")
+        if not sent.calls:
+            role = {"name": "one", "system_prompt": "Work."}
+            return ScriptedReply(calls=[ScriptedCall("create_subagent", role)])
+        tasks = [{"agent": "one", "prompt": f"Task {number}."} for number in range(10_000)]
+        return ScriptedReply(calls=[ScriptedCall("assign_task", task) for task in tasks])
+
+
+def test_swarm_that_asks_for_ten_thousand_sub_agents_gets_as_many_as_its_limit():
+    world = Items(num_items=1)
+    asked = agent_request("Do it.", DONE, mode="swarm", max_calls=50, max_subagents=10)
+    with AgentServer(_TenThousand()) as server:
+        (result,) = carry_out([profile_of(server)], [asked], world)
+    assert result.outcome == "succeeded", result.error
+    assert result.work.num_subagents == 49
+    assert "50 tool calls" in result.work.stopped

@@ -278,3 +278,24 @@ def test_plan_says_that_it_counts_one_turn_of_an_agent(corpus):
         planned = estimate(job(corpus, server), sample=None, notify=lambda _: None)
     (stage,) = planned["stages"]
     assert any("an agent may take 100 turns and 300 calls" in text for text in stage["assumed"])
+
+
+def test_agent_over_nothing_has_an_outcome_and_a_reason(corpus):
+    (corpus / "in" / "policy.txt").write_bytes(b"")
+    (corpus / "in" / "expenses.csv").unlink()
+    (corpus / "in" / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
+    with AgentServer(Finds()) as server:
+        run_job(job(corpus, server))
+    row = record(corpus)
+    assert row["outcome"] == "succeeded", row["error"]
+    assert row["findings"] == []
+
+
+class Finds:
+    """Searches once, and finds nothing."""
+
+    def reply(self, body):
+        sent = Transcript(body)
+        if sent.tools and not sent.calls:
+            return ScriptedReply(calls=[ScriptedCall("search", {"query": "hotel"})])
+        return ScriptedReply(content=json.dumps({"findings": [], "total": 0}), reasoning="Done.")

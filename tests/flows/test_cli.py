@@ -262,7 +262,7 @@ WRONG = [
         1,
         "cannot be reached.*check that the",
     ),
-    (("run", "notes.yaml", "--mode", "swarm"), 2, "mode: Input should be 'instant'"),
+    (("run", "notes.yaml", "--mode", "telepathy"), 2, "mode: Input should be 'instant'"),
     (("run", "notes.yaml", "--limit", "many"), 2, "'--limit': Input should be a valid integer"),
     (
         ("run", "notes.yaml", "--limit", "0"),

@@ -20,6 +20,9 @@ from engine.tool import ToolError, ToolSpec
 
 logger = logging.getLogger(__name__)
 
+_MAX_KEPT_CHARS = 1_000_000
+"""Of one result; more is no answer to anything, and would be kept in memory and in the journal."""
+
 
 class Calls:
     """The calls of one conversation."""
@@ -50,6 +53,10 @@ class Calls:
     async def _run_call(self, call: AskedCall) -> None:
         started = time.monotonic()
         text, failure = await self._end_of(call)
+        # Half of a surrogate pair has no UTF-8: neither journal nor request could hold it.
+        text = text.encode("utf-8", "replace").decode()
+        if len(text) > _MAX_KEPT_CHARS:
+            text = f"{text[:_MAX_KEPT_CHARS]}\n(cut here: it had {len(text):,} characters)"
         seconds = time.monotonic() - started
         await self._add(Returned(call_id=call.call_id, text=text, failure=failure, seconds=seconds))
 
@@ -70,6 +77,10 @@ class Calls:
 
     async def _barred(self, call: AskedCall, spec: ToolSpec) -> tuple[str, str] | None:
         """Return why a call is not made, and the class of that; None where it is."""
+        most = self._limits.max_calls
+        if int(call.call_id.rpartition(":")[2]) >= most:
+            # One turn can ask for any number of them.
+            return f"{most} calls are all there are; this one was not made", "limit"
         times = self._limits.max_failures
         if self._failures_in_a_row(call.name) >= times:
             return f"{call.name} has failed {times} times in a row; go on without it", "closed"
