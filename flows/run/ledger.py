@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from config.load import load_surroundings
 from connectors.errors import StorageError
@@ -26,7 +27,7 @@ from flows.run.answers import LINES, Answer, as_line, from_json, result_as_json,
 from flows.run.claims import Claim
 from flows.run.counts import add_amounts
 from flows.run.job import Start
-from flows.run.steps import Step, Steps, load_steps, spent_on, step_from_json
+from flows.run.steps import Step, Steps, load_steps, step_from_json
 
 logger = logging.getLogger(__name__)
 
@@ -70,50 +71,49 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         self._journal = open_journal(lake, claim.shard)
         self.steps = Steps(self._write_step)
         """What agents have done for the shard's requests."""
-        for step in load_steps(lake, claim.shard):
+        kept_steps = load_steps(lake, claim.shard)
+        for step in kept_steps:
             self.steps.restore(step, is_billed=True)
-        self._paid_steps: list[tuple[str, Step]] = []
-        """By claim."""
         self._kept = load_answers(lake, claim.shard)
         self._results: dict[str, Answer] = {}
         self._this_attempt: dict[str, Answer] = {}
         self._of_cache: set[str] = set()
         self._sent: set[str] = set()
-        self._paid: list[tuple[str, Result]] = []
-        """By claim."""
+        self._paid = _Paid()
         self.num_sent_again = 0
         """Requests that earlier attempts sent without learning their end, and this one sent again."""
         for answer in self._kept:
             self._take(answer)
-        self._read_journal()
+        self._read_journal(frozenset(kept_steps))
         self._flushing = asyncio.Lock()
         self._full = asyncio.Event()
 
-    def _read_journal(self) -> None:
+    def _read_journal(self, kept_steps: Collection[Step]) -> None:
         for line in self._journal.lines():
             value = json.loads(line)
+            is_own = value.get("run") == self._by["run"]
             self._sent |= set(value.get("sent", ()))
             if "step" in value:
-                self._take_step(value)
+                step = step_from_json(value["step"])
+                # A commit that did not get as far as removing the journal has kept it already.
+                if step not in kept_steps:
+                    self.steps.restore(step, is_billed=not is_own)
+                if is_own:
+                    self._paid.take_step(value["claim"], step)
             if "result" not in value:
                 continue
             result = result_from_json(value["result"])
             self._sent.discard(result.request_key)
+            self.steps.bill(result.request_key)
             self._take(self._answer(result, value["run"]))
-            if value["run"] == self._by["run"]:
-                self._paid.append((value["claim"], result))
+            if is_own:
+                self._paid.take_result(value["claim"], result)
 
-    def _take_step(self, value: Mapping[str, Any]) -> None:
-        step = step_from_json(value["step"])
-        is_own = value["run"] == self._by["run"]
-        self.steps.restore(step, is_billed=not is_own)
-        if is_own:
-            self._paid_steps.append((value["claim"], step))
-
-    def _write_step(self, value: dict[str, Any]) -> None:
-        if self._journal.add([json.dumps({**self._by, **value}, default=dict)]) >= WINDOW:
+    def _write_step(self, step: Step) -> None:
+        line = json.dumps({**self._by, "step": step.as_json()}, default=dict)
+        if self._journal.add([line]) >= WINDOW:
             self._full.set()
-        self._paid_steps.append((self._by["claim"], step_from_json(value["step"])))
+        self._paid.take_step(self._by["claim"], step)
 
     def _answer(self, result: Result, run: str) -> Answer:
         """Return a result that was paid for under this shard's claim."""
@@ -166,7 +166,7 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
     def note(self, result: Result) -> None:
         """Take a result down; it is in this machine's file at once, and in the sink soon after."""
         self._this_attempt[result.request_key] = self._answer(result, self._by["run"])
-        self._paid.append((self._by["claim"], result))
+        self._paid.take_result(self._by["claim"], result)
         line = LINES.encode({**self._by, "result": result_as_json(result)})
         if self._journal.add([line]) >= WINDOW:
             self._full.set()
@@ -259,19 +259,11 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
 
     def claims(self) -> set[str]:
         """Return the claims under which this run has paid for the shard and not committed it."""
-        return {self._by["claim"], *(claim for claim, _ in self._paid)}
+        return {self._by["claim"], *self._paid.claims}
 
     def paid(self, counted: Collection[str]) -> dict[str, Amount]:
         """Return what this run has paid under its claims, by stage, but for those counted already."""
-        results = [result for claim, result in self._paid if claim not in counted]
-        # A result has the steps that led to it in its own sum.
-        ended = {result.request_key for _, result in self._paid}
-        steps = (
-            step
-            for claim, step in self._paid_steps
-            if claim not in counted and step.request_key not in ended
-        )
-        return add_amounts([_spent(results), spent_on(steps)])
+        return self._paid.but_for(counted)
 
     def remove_journal(self) -> None:
         """Remove the journal, after the commit."""
@@ -295,36 +287,58 @@ def _place(answer: Answer) -> tuple[str, str]:
     return answer.document_key, answer.result.request_key
 
 
-def _spent(results: Iterable[Result]) -> dict[str, Amount]:
-    """Return what results took of the budget, by stage."""
-    total: dict[str, Amount] = {}
-    for result in results:
+class _Paid:
+    """What a run has paid for a shard, by claim: results, and steps that no result has in its sum yet."""
+
+    def __init__(self) -> None:
+        self.claims: set[str] = set()
+        self._results: list[_Payment] = []
+        self._steps: dict[str, list[_Payment]] = defaultdict(list)
+        """By request: a result has the steps before it in its own sum, and those after it have none yet."""
+
+    def take_step(self, claim: str, step: Step) -> None:
+        """Take what an agent has done for a request that goes on."""
+        self.claims.add(claim)
+        if step.amount != Amount():
+            self._steps[step.request_key].append((claim, step.stage, step.amount))
+
+    def take_result(self, claim: str, result: Result) -> None:
+        """Take the end of a request."""
+        self.claims.add(claim)
         usage = result.usage
         amount = Amount(
             tokens=usage.prompt_tokens + usage.completion_tokens,
             usd=result.cost_usd or 0.0,
             gpu_seconds=result.gpu_seconds or 0.0,
         )
-        total[result.stage] = total.get(result.stage, Amount()) + amount
-    return total
+        self._results.append((claim, result.stage, amount))
+        self._steps.pop(result.request_key, None)
+
+    def but_for(self, counted: Collection[str]) -> dict[str, Amount]:
+        """Return the sum by stage, without that of some claims."""
+        payments = itertools.chain(self._results, *self._steps.values())
+        return add_amounts(
+            {stage: amount} for claim, stage, amount in payments if claim not in counted
+        )
+
+
+_Payment = tuple[str, str, Amount]
+"""Claim, stage, and how much."""
 
 
 def journal_spent(
     lake: Lake, shard: str, run_id: str, counted: Collection[str]
 ) -> dict[str, Amount]:
     """Return what a run has paid for a shard, by stage, by its journal, but for the claims counted."""
-    values = [
-        value
-        for value in map(json.loads, open_journal(lake, shard).lines())
-        if value.get("run") == run_id and value["claim"] not in counted
-    ]
-    results = [result_from_json(value["result"]) for value in values if "result" in value]
-    ended = {result.request_key for result in results}
-    steps = [step_from_json(value["step"]) for value in values if "step" in value]
-    return add_amounts([
-        _spent(results),
-        spent_on(step for step in steps if step.request_key not in ended),
-    ])
+    paid = _Paid()
+    for value in map(json.loads, open_journal(lake, shard).lines()):
+        if value.get("run") != run_id:
+            continue
+        if "step" in value:
+            paid.take_step(value["claim"], step_from_json(value["step"]))
+        if "result" in value:
+            paid.take_result(value["claim"], result_from_json(value["result"]))
+    return paid.but_for(counted)
 
 
 def journaled(lake: Lake) -> set[str]:

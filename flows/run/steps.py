@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,24 +68,28 @@ def step_from_json(value: Mapping[str, Any]) -> Step:
 class Steps:  # noqa: PLR0904 - all that is known of a shard's agents
     """The events of one shard's requests."""
 
-    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, write: Callable[[Step], None]) -> None:
         """Begin with none.
 
         Args:
-            write: Puts a value into the shard's journal; on this machine's disk when it returns.
+            write: Puts a step into the shard's journal; on this machine's disk when it returns.
         """
         self._write = write
         self._by_key: dict[str, list[Event]] = defaultdict(list)
-        self._all: list[Step] = []
+        self._by_request: dict[str, list[Step]] = defaultdict(list)
         self._billed: set[int] = set()
         """Identities of events; they are kept as long as this."""
 
     def restore(self, step: Step, *, is_billed: bool = False) -> None:
         """Take what an earlier attempt has on record; `is_billed`: what it took is in a bill already."""
         self._by_key[step.key].append(step.event)
-        self._all.append(step)
+        self._by_request[step.request_key].append(step)
         if is_billed:
             self._billed.add(id(step.event))
+
+    def bill(self, request_key: str) -> None:
+        """Take down that a result on record has in its sum what the request has taken so far."""
+        self._billed |= {id(step.event) for step in self._by_request.get(request_key, ())}
 
     def is_billed(self, event: Event) -> bool:
         """Tell whether what an event took is in a bill already."""
@@ -93,10 +97,13 @@ class Steps:  # noqa: PLR0904 - all that is known of a shard's agents
 
     def forget(self, request_key: str) -> None:
         """Forget what came to an end that does not stand: the request begins anew."""
-        self._all = [step for step in self._all if step.request_key != request_key]
-        self._by_key = defaultdict(list)
-        for step in self._all:
-            self._by_key[step.key].append(step.event)
+        gone = self._by_request.pop(request_key, [])
+        identities = {id(step.event) for step in gone}
+        # An event to come may be given the identity of one that is gone.
+        self._billed -= identities
+        for key in {step.key for step in gone}:
+            kept = [event for event in self._by_key[key] if id(event) not in identities]
+            self._by_key[key] = kept
 
     def of(self, request: Request) -> StepLog:
         """Return the log of one request; what is under one key is the same for all."""
@@ -108,14 +115,15 @@ class Steps:  # noqa: PLR0904 - all that is known of a shard's agents
 
     def add(self, step: Step) -> None:
         """Put an event on record."""
-        self._write({"step": step.as_json()})
+        self._write(step)
         self.restore(step)
 
     def by_request(self) -> Mapping[str, Mapping[str, Sequence[Event]]]:
         """Return all events, by request and then by key."""
         found: dict[str, dict[str, list[Event]]] = defaultdict(lambda: defaultdict(list))
-        for step in self._all:
-            found[step.request_key][step.key].append(step.event)
+        for request_key, steps in self._by_request.items():
+            for step in steps:
+                found[request_key][step.key].append(step.event)
         return found
 
     def keep(self, lake: Lake, shard: str, unanswered: Collection[str]) -> None:
@@ -124,7 +132,12 @@ class Steps:  # noqa: PLR0904 - all that is known of a shard's agents
         Raises:
             StorageError: The sink cannot be written.
         """
-        kept = [step for step in self._all if step.request_key in unanswered]
+        kept = [
+            step
+            for request_key, steps in self._by_request.items()
+            if request_key in unanswered
+            for step in steps
+        ]
         path = f"{_STEPS}/{shard}.jsonl"
         if kept:
             lines = (json.dumps(step.as_json()) + "\n" for step in kept)
@@ -138,14 +151,6 @@ def load_steps(lake: Lake, shard: str) -> list[Step]:
     held = lake.storage.find(f"{_STEPS}/{shard}.jsonl")
     lines = (held.data if held else b"").decode().splitlines()
     return [step_from_json(json.loads(line)) for line in lines]
-
-
-def spent_on(steps: Iterable[Step]) -> dict[str, Amount]:
-    """Return what steps took of the budget, by stage."""
-    total: dict[str, Amount] = {}
-    for step in steps:
-        total[step.stage] = total.get(step.stage, Amount()) + step.amount
-    return total
 
 
 class _Log:

@@ -6,7 +6,8 @@ import pytest
 from config.load import set_environment
 from connectors.sinks.lake import Lake
 from engine.batch import WINDOW, Amount
-from engine.request import Result, Usage
+from engine.request import Request, Result, Usage
+from engine.steps import Turned
 from flows.run.answers import result_from_json
 from flows.run.claims import Claims
 from flows.run.ledger import Ledger, journal_spent
@@ -72,6 +73,98 @@ def test_each_stage_keeps_what_it_spent_when_a_run_stops_in_a_shard(tmp_path):
     assert journal_spent(lake, "s00000", "other", ()) == {}
     with Claims(lake.storage, "run") as claims, claims.take("s00000", wait=False) as claim:
         assert Ledger(lake, "run", "resume", claim).paid(()) == spent
+
+
+AGENT = Request(
+    request_key="agent-1",
+    stage="work",
+    mode="agent",
+    instructions="",
+    material="",
+    question="",
+    schema={},
+    max_output_tokens=10,
+)
+
+
+def turn(tokens):
+    usage = Usage(prompt_tokens=tokens)
+    return Turned(
+        content="", reasoning="", finish_reason="stop", usage=usage, seconds=0.1, engine="e"
+    )
+
+
+def stopped(tokens):
+    """Return the end of the agent's request where the budget was reached."""
+    usage = Usage(prompt_tokens=tokens)
+    return replace(result("work", 0), request_key="agent-1", outcome="over_budget", usage=usage)
+
+
+def reopened(lake, work, start="resume"):
+    """Return what `work` gives for the ledger of one attempt, whose process ends without a commit."""
+    with Claims(lake.storage, "run") as claims, claims.take("s00000", wait=False) as claim:
+        ledger = Ledger(lake, "run", start, claim)
+        try:
+            return work(ledger)
+        finally:
+            ledger.save()
+
+
+def test_what_an_agent_took_is_counted_once_when_its_budget_was_reached_before_the_commit(tmp_path):
+    set_environment({"HEADRACE_STATE": str(tmp_path / "state")})
+    lake = Lake(str(tmp_path / "lake"))
+
+    def first(ledger):
+        log = ledger.steps.of(AGENT)
+        asyncio.run(log.add("agent-1", turn(100)))
+        ledger.note(stopped(100))
+
+    def second(ledger):
+        log = ledger.steps.of(AGENT)
+        (known,) = log.events("agent-1")
+        # The first result has it in its sum: the second one must not have it too.
+        assert log.is_billed(known)
+        asyncio.run(log.add("agent-1", turn(7)))
+        assert ledger.paid(())["work"].tokens == 107
+
+    def third(ledger):
+        assert ledger.paid(())["work"].tokens == 107
+        ledger.note(stopped(7))
+        return ledger.paid(())["work"].tokens
+
+    reopened(lake, first, "new")
+    reopened(lake, second)
+    assert journal_spent(lake, "s00000", "run", ())["work"].tokens == 107
+    assert reopened(lake, third) == 107
+
+
+def test_steps_are_not_doubled_by_a_kill_between_keeping_them_and_removing_the_journal(tmp_path):
+    set_environment({"HEADRACE_STATE": str(tmp_path / "state")})
+    lake = Lake(str(tmp_path / "lake"))
+
+    def first(ledger):
+        asyncio.run(ledger.steps.of(AGENT).add("agent-1", turn(100)))
+        ledger.note(stopped(100))
+        ledger.keep_steps()
+
+    reopened(lake, first, "new")
+    assert reopened(lake, lambda ledger: len(ledger.steps.events("agent-1"))) == 1
+
+
+def test_claims_of_a_marker_are_those_of_steps_too(tmp_path):
+    set_environment({"HEADRACE_STATE": str(tmp_path / "state")})
+    lake = Lake(str(tmp_path / "lake"))
+
+    def first(ledger):
+        asyncio.run(ledger.steps.of(AGENT).add("agent-1", turn(100)))
+
+    def second(ledger):
+        ledger.note(replace(stopped(100), outcome="succeeded"))
+        return ledger.claims()
+
+    reopened(lake, first, "new")
+    # Killed after the marker and before the journal was removed: nothing is counted again.
+    assert journal_spent(lake, "s00000", "run", reopened(lake, second)) == {}
 
 
 def test_result_of_an_earlier_version_is_read_when_it_does_not_say_how_long_it_waited():
