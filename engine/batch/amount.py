@@ -120,7 +120,17 @@ def _tokens(messages: Sequence[Mapping[str, Any]], bytes_per_token: int = BYTES_
                 tokens += -(-len(part["text"].encode()) // bytes_per_token)
             else:
                 tokens += MOST_IMAGE_TOKENS
+        tokens += -(-_num_bytes_beside(message) // bytes_per_token)
     return tokens
+
+
+def _num_bytes_beside(message: Mapping[str, Any]) -> int:
+    """Return the bytes of what an agent's turn has beside its content: its reasoning and its calls."""
+    size = len((message.get("reasoning_content") or "").encode())
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        size += sum(len(text.encode()) for text in (call["id"], *function.values()))
+    return size
 
 
 def usage_of(reply: Reply, body: Mapping[str, Any], worst: Usage) -> Usage:

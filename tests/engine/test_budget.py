@@ -344,6 +344,17 @@ def test_images_count_when_the_worst_case_is_made():
     )
 
 
+def test_reasoning_and_calls_of_an_agents_turns_count_as_prompt():
+    call = {"id": "c:0", "function": {"name": "sum", "arguments": "x" * 594}}
+    turn = {"role": "assistant", "content": "", "reasoning_content": "x" * 6_000}
+    sent = body(30) | {"messages": [*body(30)["messages"], {**turn, "tool_calls": [call]}]}
+    assert worst_prompt_tokens(sent) == 64 + 10 + 2_200
+    # What the endpoint says of it can be, so that it is not replaced by an estimate.
+    told = Usage(prompt_tokens=2_000, completion_tokens=5)
+    reply = Reply(content="x", reasoning="", finish_reason="stop", usage=told)
+    assert usage_of(reply, sent, Usage(prompt_tokens=100, completion_tokens=100)) == told
+
+
 def test_counted_prompt_is_the_worst_case_when_it_has_more_tokens_than_its_bytes_say():
     # A vocabulary that takes digits one by one.
     digits = {"role": "user", "content": "7" * 900}
