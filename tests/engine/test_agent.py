@@ -8,7 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from engine.steps import MemoryLog, Returned, Turned, from_json, to_json
+from engine.modes.agent.calls import named_calls
+from engine.modes.agent.conversation import Conversation
+from engine.reply import ToolCall
+from engine.request import Usage
+from engine.steps import Compacted, MemoryLog, Nudged, Returned, Turned, from_json, to_json
 from engine.tool import ToolAnswer
 from tests.engine.agent_runs import (
     TABLE,
@@ -257,6 +261,74 @@ def test_engine_with_less_context_goes_on_with_the_newest_part_of_a_long_convers
     assert result.outcome == "succeeded", result.error
     assert result.work.num_compactions >= 1
     assert any("it did not fit" in json.dumps(body["messages"]) for body in small.bodies)
+
+
+def test_notes_of_an_engine_with_more_context_are_cut_until_one_with_less_takes_them():
+    world = Ledger(num_calls=3)
+    asked = agent_request(world.question)
+    log = MemoryLog()
+    first = ToolCall(call_id="", name="lookup", arguments=json.dumps({"key": "nowhere"}))
+    usage = Usage(prompt_tokens=90_000, completion_tokens=10)
+    turned = Turned(
+        content="",
+        reasoning="Hm.",
+        calls=named_calls([first], 0),
+        finish_reason="tool_calls",
+        usage=usage,
+        seconds=0.1,
+        engine="large",
+    )
+    notes = "The goal is the sum. " + "What was found is long. " * 8_000
+    before = [
+        turned,
+        Returned(call_id=turned.calls[0].call_id, text="nothing"),
+        Compacted(notes=notes, usage=usage),
+    ]
+    for event in before:
+        asyncio.run(log.add("key-0", event))
+    with AgentServer(LedgerWalk(), max_model_len=12_000) as server:
+        profile = profile_of(server, context_tokens=12_000)
+        (result,) = carry_out([profile], [asked], world, log)
+        sent = [one.body for one in server.received if one.kind == "answered"]
+    assert result.output == {"sum": world.total}, result.error
+    assert "The goal is the sum." in json.dumps(sent[0]["messages"])
+    assert "it did not fit" in json.dumps(sent[0]["messages"])
+
+
+class _Mute(LedgerWalk):
+    """Says nothing at all where notes are asked for."""
+
+    def reply(self, body):
+        return ScriptedReply() if Transcript(body).is_summary else super().reply(body)
+
+
+def test_conversation_is_not_lost_where_the_model_writes_no_notes():
+    world = Ledger(num_calls=30, padding=3_000)
+    with AgentServer(_Mute(), max_model_len=24_000) as server:
+        profile = profile_of(server, context_tokens=24_000)
+        carry_out([profile], [agent_request(world.question, max_steps=40)], world)
+        bodies = [body for body in server.bodies if not Transcript(body).is_summary]
+    after = next(body for body in bodies if "Your notes" in json.dumps(body["messages"]))
+    assert "lookup(" in json.dumps(after["messages"])
+
+
+def test_what_an_agent_was_told_last_stays_when_its_conversation_is_put_into_notes():
+    told = Nudged(why="stopped", text="Stop here: answer now.", cause="limit")
+    conversation = Conversation("Work.", "The task.", result_chars=1_000)
+    usage = Usage(prompt_tokens=10, completion_tokens=1)
+    turned = Turned(
+        content="So far.",
+        reasoning="",
+        finish_reason="stop",
+        usage=usage,
+        seconds=0.1,
+        engine="one",
+    )
+    for event in (turned, told, Compacted(notes="What is known.", usage=usage)):
+        conversation.take(event)
+    for _ in range(2):
+        assert json.dumps(conversation.messages()).count(told.text) == 1
+        conversation.take(Compacted(notes=conversation.newest(14), usage=Usage()))
 
 
 class _Bad(Items):

@@ -26,6 +26,7 @@ _NO_REASONING = "(none)"
 _LABEL = re.compile(r"\bD\d{1,7}L\d{1,8}\b")
 _MAX_KEPT_LABELS = 200
 _CUT_CHARS = 1_000
+_LEFT_OUT = "left out: it did not fit"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,8 +90,15 @@ class Conversation:
                 self._notes = f"{event.notes.strip()}{self._labels_beside(event.notes)}"
                 self._first_shown = len(self.steps)
                 self.num_compactions += 1
+                self._say_again()
             case _:
                 pass
+
+    def _say_again(self) -> None:
+        """Keep what the agent was told after its last turn: the notes have taken the place of that turn."""
+        nudge = self.steps[-1].nudge if self.steps else None
+        if nudge is not None and nudge.text not in self._notes:
+            self._notes = f"{self._notes}\n\n{nudge.text}".strip()
 
     def _labels_beside(self, notes: str) -> str:
         """Return the labels that the model has named and the notes leave out: citations must not get lost."""
@@ -152,9 +160,17 @@ class Conversation:
         )
 
     def newest(self, max_chars: int) -> str:
-        """Return what the last steps said and found, cut to a length: notes where no model can write them."""
+        """Return notes so far and what the last steps said and found, cut to a length.
+
+        These are the notes where no model can write them. Notes so far begin with goal and plan, so they are
+        cut at their end; where there are steps as well they get half of the room.
+        """
+        most = max_chars // 2 if self.num_shown else max_chars
+        notes = self._notes
+        if len(notes) > most:
+            notes = f"{notes[:most]}\n({_LEFT_OUT})"
         told: list[str] = []
-        left = max_chars
+        left = max_chars - min(len(self._notes), most)
         for step in reversed(self._shown()):
             lines = [step.turn.content] if step.turn.content else []
             for call in step.turn.calls:
@@ -162,11 +178,18 @@ class Conversation:
                 lines.append(f"{call.name}({call.arguments[:_CUT_CHARS]}): {text[:_CUT_CHARS]}")
             part = "\n".join(lines)
             if len(part) > left:
-                told.append("(what was done before this is left out: it did not fit)")
+                # Something of the very last step is better than nothing.
+                told += [] if told else [part[:left]]
+                told.append(f"(what was done before this is {_LEFT_OUT})")
                 break
             told.append(part)
             left -= len(part)
-        return "\n".join([*filter(None, [self._notes]), *reversed(told)])
+        return "\n".join([*filter(None, [notes]), *reversed(told)])
+
+    @property
+    def num_note_chars(self) -> int:
+        """Return how long the notes are."""
+        return len(self._notes)
 
     def result(self, handle: str) -> str | None:
         """Return a whole result by its handle; None where there is none such."""

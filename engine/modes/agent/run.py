@@ -42,6 +42,8 @@ more turn."""
 _NOTES_TOKENS = 4_000
 _CHARS_PER_TOKEN = 2.0
 """Fewer than any text has but for one in Chinese and the like: so that what is cut here fits for certain."""
+_LEAST_NOTES_CHARS = 500
+"""Notes are cut no further where a host refuses them as too long."""
 _LAST = frozenset({"stopped", "answer"})
 """Nudges after which nothing is called any more."""
 _MAX_ANSWERS = 2
@@ -126,14 +128,17 @@ class AgentRun:
         nudges = self.conversation.nudges
         is_last = bool(nudges) and nudges[-1].why in _LAST
         started = time.monotonic()
-        try:
-            reply = await self._send(self.conversation.messages(), may_call=not is_last)
-        except RequestTooLong:
-            # The host counts otherwise than we do. With notes in place of all steps there is nothing left.
-            if not self.conversation.num_shown:
-                raise
-            await self._compact()
-            reply = await self._send(self.conversation.messages(), may_call=not is_last)
+        reply: Reply | None = None
+        max_chars = int(self._endpoint.context_tokens // 2 * _CHARS_PER_TOKEN)
+        while reply is None:
+            try:
+                reply = await self._send(self.conversation.messages(), may_call=not is_last)
+            except RequestTooLong:
+                # The host counts otherwise than we do, or another one with more context was at work before.
+                if not self._can_shorten(max_chars):
+                    raise
+                await self._shorten(max_chars)
+                max_chars //= 2
         await self._add(self._turned(reply, time.monotonic() - started, may_call=not is_last))
 
     async def _send(self, messages: list[Message], *, may_call: bool) -> Reply:
@@ -245,16 +250,31 @@ class AgentRun:
         usages = [step.turn.usage for step in self.conversation.steps]
         return sum(usage.prompt_tokens + usage.completion_tokens for usage in usages)
 
+    def _can_shorten(self, max_chars: int) -> bool:
+        """Tell whether there is anything left to cut but the task itself."""
+        notes = self.conversation.num_note_chars
+        return self.conversation.num_shown > 0 or (notes > 0 and max_chars >= _LEAST_NOTES_CHARS)
+
+    async def _shorten(self, max_chars: int) -> None:
+        """Make what is sent shorter, after the host has refused it."""
+        if self.conversation.num_shown:
+            await self._compact()
+            return
+        notes = self.conversation.newest(min(max_chars, self.conversation.num_note_chars // 2))
+        await self._add(Compacted(notes=notes, usage=Usage()))
+
     async def _compact(self) -> None:
         """Put the conversation into notes, the model's own where it can still read all of it."""
         try:
             compacted = await self._noted()
         except RequestTooLong:
             # An engine with less context has taken the work over, or counts otherwise than we do.
-            room = self._endpoint.context_tokens // 2
-            notes = self.conversation.newest(int(room * _CHARS_PER_TOKEN))
-            compacted = Compacted(notes=notes, usage=Usage())
+            compacted = Compacted(notes=self._newest(), usage=Usage())
         await self._add(compacted)
+
+    def _newest(self) -> str:
+        """Return notes that no model has written, half as long as the context at most."""
+        return self.conversation.newest(int(self._endpoint.context_tokens // 2 * _CHARS_PER_TOKEN))
 
     async def _noted(self) -> Compacted:
         messages = [*self.conversation.messages(), {"role": "user", "content": COMPACT}]
@@ -269,7 +289,8 @@ class AgentRun:
         sight = look(reply, self._mode)
         assert reply.usage is not None
         return Compacted(
-            notes=sight.answer or sight.reasoning,
+            # What it thought about the notes it did not write is not all that was found.
+            notes=sight.answer or f"{sight.reasoning}\n{self._newest()}".strip(),
             usage=reply.usage,
             cost_usd=reply.cost_usd,
             gpu_seconds=reply.gpu_seconds,
