@@ -20,8 +20,16 @@ Send = Callable[[Mapping[str, Any]], Awaitable[Reply]]
 class Approval(Protocol):
     """Asks a person whether a call may be made."""
 
-    async def decide(self, request: Request, call: AskedCall, spec: ToolSpec) -> Decided:
-        """Return the decision.
+    async def decide(
+        self, request: Request, call: AskedCall, spec: ToolSpec, *, written_at: float
+    ) -> Decided:
+        """Return the decision on this one call, and on no other that looks like it.
+
+        Args:
+            request: Whose call it is; a sub-agent's under a key of its own.
+            call: What the model wrote.
+            spec: The tool's.
+            written_at: When it wrote that, in seconds since 1970: an agent that begins anew calls anew.
 
         Raises:
             AwaitingApproval: Nobody has decided yet; the request is taken up again when somebody has.

@@ -70,6 +70,14 @@ def approve(
             console.print(f"go on: headrace run --resume {run_id}", soft_wrap=True)
 
 
+def shown_arguments(arguments: str) -> str:
+    """Return arguments as a person can trust what is seen: what a terminal would obey or hide is written out."""
+    return "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in arguments
+    )
+
+
 def ask_person() -> Ask:
     """Return what asks whoever sits at the terminal."""
     console = Console(stderr=True)
@@ -77,7 +85,7 @@ def ask_person() -> Ask:
     def ask(question: Question) -> tuple[bool, str]:
         console.print(
             f"\nStage [bold]{escape(question.stage)}[/] wants to call [bold]{escape(question.tool)}[/]"
-            f" ({question.approval_id}):\n{escape(question.arguments)}"
+            f" ({question.approval_id}):\n{escape(shown_arguments(question.arguments))}"
         )
         if Confirm.ask("Agree?", console=console, default=False):
             return True, ""

@@ -66,17 +66,19 @@ class SinkApproval:
         self._lake, self._run_id, self._ask = lake, run_id, ask
         self._asking = threading.Lock()
 
-    async def decide(self, request: Request, call: AskedCall, spec: ToolSpec) -> Decided:
-        """Return the decision.
+    async def decide(
+        self, request: Request, call: AskedCall, spec: ToolSpec, *, written_at: float
+    ) -> Decided:
+        """Return the decision on this one call.
 
         Raises:
             AwaitingApproval: Nobody has decided yet.
             StorageError: The sink cannot be read or written.
         """
-        return await asyncio.to_thread(self._decide, request, call, spec)
+        question = _question(request, call, spec, written_at)
+        return await asyncio.to_thread(self._decide, question)
 
-    def _decide(self, request: Request, call: AskedCall, spec: ToolSpec) -> Decided:
-        question = _question(request, call, spec)
+    def _decide(self, question: Question) -> Decided:
         path = f"{folder(self._run_id)}/{question.approval_id}"
         self._lake.claim(f"{path}.json", asdict(question))
         found = self._lake.find_json(f"{path}.decision.json")
@@ -88,10 +90,10 @@ class SinkApproval:
             )
         if found is None:
             raise AwaitingApproval(
-                f"{call.name} waits for a person's approval: headrace approve {self._run_id}"
+                f"{question.tool} waits for a person's approval: headrace approve {self._run_id}"
             )
         return Decided(
-            call_id=call.call_id,
+            call_id=question.call_id,
             is_approved=found["is_approved"],
             by=found["by"],
             reason=found["reason"],
@@ -103,8 +105,9 @@ def folder(run_id: str) -> str:
     return f"runs/{run_id}/approvals"
 
 
-def _question(request: Request, call: AskedCall, spec: ToolSpec) -> Question:
-    key = content_key("approval", request.request_key, call.call_id, call.name, call.arguments)
+def _question(request: Request, call: AskedCall, spec: ToolSpec, written_at: float) -> Question:
+    asked = request.request_key, call.call_id, call.name, call.arguments, written_at
+    key = content_key("approval", *asked)
     return Question(
         approval_id=key[:_ID_CHARS],
         stage=request.stage,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
+from engine.errors import BudgetReached, EngineMisconfigured
 from engine.modes.agent.calls import named_calls
 from engine.modes.agent.conversation import Conversation
 from engine.reply import ToolCall
 from engine.request import Usage
-from engine.steps import Compacted, MemoryLog, Nudged, Returned, Turned, from_json, to_json
+from engine.steps import Compacted, Decided, MemoryLog, Nudged, Returned, Turned, from_json, to_json
 from engine.tool import ToolAnswer
 from tests.engine.agent_runs import (
     TABLE,
@@ -361,6 +363,72 @@ def test_tool_that_is_no_good_ends_as_a_failed_call_and_the_agent_goes_on(how):
     assert all(len(end.text) < 1_100_000 for end in ends)
     expected = {"raise": "crashed", "hang": "timeout"}.get(how)
     assert {end.failure for end in ends} == {expected}
+
+
+class _Two:
+    """Probes two items in one turn; as an orchestrator, has two sub-agents do the same."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def reply(self, body):
+        sent = Transcript(body)
+        if "response_format" in body:
+            return ScriptedReply(content='{"complete": true}')
+        if not sent.tools or sent.calls:
+            if "assign_task" in sent.tools and len(sent.calls) == 1:
+                task = {"agent": "one", "prompt": "Probe it."}
+                return ScriptedReply(calls=[ScriptedCall("assign_task", task)] * 2)
+            return ScriptedReply(content="A report.")
+        if "assign_task" in sent.tools:
+            role = {"name": "one", "system_prompt": "Work."}
+            return ScriptedReply(calls=[ScriptedCall("create_subagent", role)])
+        return ScriptedReply(calls=self.calls)
+
+
+class _Fails(Items):
+    """Fails in a way that ends the request for one item, and the run for the other."""
+
+    ends: Mapping[str, Exception] = {}
+
+    async def call(self, name, arguments, aside):
+        raise self.ends[arguments["item"]]
+
+
+def test_what_ends_the_run_is_not_hidden_behind_what_ends_one_request():
+    world = _Fails(num_items=2)
+    first, second = world.parts
+    world.ends = {first: BudgetReached("no more"), second: EngineMisconfigured("no such model")}
+    calls = [ScriptedCall("probe", {"item": item}) for item in (first, second)]
+    with AgentServer(_Two(calls)) as server, pytest.raises(EngineMisconfigured):
+        carry_out([profile_of(server)], [agent_request("Do it.", DONE)], world)
+
+
+class _Agrees:
+    """Agrees to every call, and takes down under which key it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    async def decide(self, request, call, spec, *, written_at):
+        self.asked.append((request.request_key, call.call_id, written_at))
+        return Decided(call_id=call.call_id, is_approved=True)
+
+
+class _Approved(Items):
+    spec = replace(Items.spec, needs_approval=True)
+
+
+def test_sub_agents_that_make_the_same_call_are_each_decided_on():
+    world = _Approved(num_items=1)
+    person = _Agrees()
+    calls = [ScriptedCall("probe", {"item": next(iter(world.parts))})]
+    asked = agent_request("Do it.", DONE, mode="swarm")
+    with AgentServer(_Two(calls)) as server:
+        (result,) = carry_out([profile_of(server)], [asked], world, approval=person)
+    assert result.work.num_subagents == 2, result.error
+    assert len({key for key, _, _ in person.asked}) == len(person.asked) == 2
+    assert all(key.startswith("key-0/") for key, _, _ in person.asked)
 
 
 class _TenThousand:

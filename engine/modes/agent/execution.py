@@ -8,18 +8,20 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from engine.errors import EngineError
+from engine.errors import BudgetReached, EngineError, EngineUnavailable, RequestRejected
 from engine.modes.agent.calls import check
 from engine.modes.agent.conversation import Conversation, Step
 from engine.modes.agent.reading import READ_RESULT, read_result
 from engine.modes.agent.words import UNKNOWN_END
-from engine.modes.mode import Means
+from engine.modes.mode import AwaitingApproval, Means
 from engine.request import AgentLimits, Request
 from engine.steps import AskedCall, Begun, Event, Returned
 from engine.tool import ToolError, ToolSpec
 
 logger = logging.getLogger(__name__)
 
+_OF_REQUEST = (AwaitingApproval, BudgetReached, EngineUnavailable, RequestRejected)
+"""Errors that end one request, and not the run."""
 _MAX_KEPT_CHARS = 1_000_000
 """Of one result; more is no answer to anything, and would be kept in memory and in the journal."""
 
@@ -43,12 +45,14 @@ class Calls:
         """Run the calls of a turn that have not ended, all at the same time.
 
         Raises:
-            EngineError: One of them could not get an answer of the model; the others have ended by then.
+            EngineError: One of them could not get an answer of the model; the others have ended by then. Where
+                several went wrong, it is the one that ends more.
         """
         ends = await asyncio.gather(*map(self._run_call, step.pending), return_exceptions=True)
-        for end in ends:
-            if end is not None:
-                raise end
+        failed = [end for end in ends if end is not None]
+        # What ends the run must not be hidden behind what ends this request only.
+        for end in sorted(failed, key=lambda end: isinstance(end, _OF_REQUEST)):
+            raise end
 
     async def _run_call(self, call: AskedCall) -> None:
         started = time.monotonic()
@@ -118,7 +122,10 @@ class Calls:
         if decision is None:
             if self._means.approval is None:
                 return f"{call.name} needs a person's approval, and there is nobody to ask"
-            decision = await self._means.approval.decide(self._request, call, spec)
+            turn = self._conversation.steps[-1].turn
+            decision = await self._means.approval.decide(
+                self._request, call, spec, written_at=turn.at
+            )
             await self._add(decision)
         if decision.is_approved:
             return None

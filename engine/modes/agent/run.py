@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.endpoint import Endpoint
 from engine.errors import RequestTooLong
@@ -93,7 +93,9 @@ class AgentRun:
             if isinstance(event, Paid):
                 means.restore(event)
         self._mode = endpoint.profile.turn_mode("agent", think=self._limits.think)
-        self._calls = Calls(request, means, self._specs, self.conversation, self._limits, self._add)
+        # Under its own key: the calls of two sub-agents may be the same to the letter.
+        asker = replace(request, request_key=assignment.key)
+        self._calls = Calls(asker, means, self._specs, self.conversation, self._limits, self._add)
 
     async def run(self) -> Ending:
         """Return how it ended.

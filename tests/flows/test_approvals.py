@@ -1,0 +1,53 @@
+"""Calls that a person has to agree to: one decision is on one call, and what is shown is what is called."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from connectors.sinks.lake import Lake
+from engine.modes.mode import AwaitingApproval
+from engine.request import Request
+from engine.steps import AskedCall
+from engine.tool import ToolSpec
+from flows.cli.approve import shown_arguments
+from flows.run.approvals import SinkApproval, decide, questions
+
+REQUEST = Request(
+    request_key="key",
+    stage="work",
+    mode="agent",
+    instructions="",
+    material="",
+    question="",
+    schema={},
+    max_output_tokens=10,
+)
+CALL = AskedCall(call_id="functions.mail__send:0", name="mail__send", arguments="{}")
+SPEC = ToolSpec(name="mail__send", description="Sends it.", parameters={"type": "object"})
+
+
+def test_decision_holds_for_the_call_it_was_on_and_not_for_one_of_an_agent_that_began_anew(
+    tmp_path,
+):
+    lake = Lake(str(tmp_path))
+    approval = SinkApproval(lake, "run", None)
+
+    def ask(written_at):
+        return asyncio.run(approval.decide(REQUEST, CALL, SPEC, written_at=written_at))
+
+    with pytest.raises(AwaitingApproval):
+        ask(1.5)
+    ((question, _),) = questions(lake, "run")
+    decide(lake, "run", question, is_approved=True, reason="")
+    assert ask(1.5).is_approved
+    with pytest.raises(AwaitingApproval):
+        ask(2.5)
+    assert [decision is None for _, decision in questions(lake, "run")].count(True) == 1
+
+
+def test_arguments_are_shown_without_what_a_terminal_would_obey():
+    hidden = '{"sql": "DROP\u009b2K\u202e\u200b é 日本"}'
+    assert shown_arguments(hidden) == '{"sql": "DROP\\x9b2K\\u202e\\u200b é 日本"}'
+    assert shown_arguments('{\n  "a": 1\r}') == '{\n  "a": 1\\r}'
