@@ -37,6 +37,8 @@ class Step:
     returned: dict[str, Returned] = field(default_factory=dict)
     nudge: Nudged | None = None
     """What was said after it."""
+    marks: Sequence[tuple[str, bytes]] | None = None
+    """Its calls, and hashes of what they returned, once somebody has asked for them (agent.drift)."""
 
     @property
     def pending(self) -> list[AskedCall]:

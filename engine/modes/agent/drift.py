@@ -41,14 +41,7 @@ def find_drift(steps: Sequence[Step], goal: str) -> Drift | None:
     Calls of one turn whose results differ are work, however alike they look.
     """
     since = _since_nudge(steps)
-    calls = [
-        (f"{call.name} {_canonical(call.arguments)}", _digest(step.returned[call.call_id].text))
-        for step in since
-        for call in step.turn.calls
-        if call.call_id in step.returned
-        # A call that was only written badly is no sign: it happens to one in eight.
-        and step.returned[call.call_id].failure not in _MISWRITTEN
-    ]
+    calls = [mark for step in since for mark in _marks(step)]
     if calls:
         (same, _), times = Counter(calls[-_WINDOW:]).most_common(1)[0]
         if times >= _SAME_CALL:
@@ -63,6 +56,23 @@ def find_drift(steps: Sequence[Step], goal: str) -> Drift | None:
                 kind="nothing_new", why=f"the last {_NOTHING_NEW} calls returned nothing new"
             )
     return _off_goal(since, goal)
+
+
+def _marks(step: Step) -> Sequence[tuple[str, bytes]]:
+    """Return a step's calls with hashes of what they returned."""
+    if step.marks is not None:
+        return step.marks
+    marks = [
+        (f"{call.name} {_canonical(call.arguments)}", _digest(step.returned[call.call_id].text))
+        for call in step.turn.calls
+        if call.call_id in step.returned
+        # A call that was only written badly is no sign: it happens to one in eight.
+        and step.returned[call.call_id].failure not in _MISWRITTEN
+    ]
+    if not step.pending:
+        # Kept, since all steps are looked at before each turn and results are long.
+        step.marks = marks
+    return marks
 
 
 def _off_goal(steps: Sequence[Step], goal: str) -> Drift | None:
