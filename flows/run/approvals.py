@@ -11,6 +11,7 @@ import getpass
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -21,6 +22,7 @@ from engine.steps import AskedCall, Decided
 from engine.tool import ToolSpec
 
 _ID_CHARS = 10
+_NUM_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class SinkApproval:
         """
         self._lake, self._run_id, self._ask = lake, run_id, ask
         self._asking = threading.Lock()
+        # Of its own: while a person thinks, flushes and look-ups of hosts need the loop's threads.
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="approval")
 
     async def decide(
         self, request: Request, call: AskedCall, spec: ToolSpec, *, written_at: float
@@ -76,7 +80,8 @@ class SinkApproval:
             StorageError: The sink cannot be read or written.
         """
         question = _question(request, call, spec, written_at)
-        return await asyncio.to_thread(self._decide, question)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._decide, question)
 
     def _decide(self, question: Question) -> Decided:
         path = f"{folder(self._run_id)}/{question.approval_id}"

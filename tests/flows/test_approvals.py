@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -45,6 +46,28 @@ def test_decision_holds_for_the_call_it_was_on_and_not_for_one_of_an_agent_that_
     with pytest.raises(AwaitingApproval):
         ask(2.5)
     assert [decision is None for _, decision in questions(lake, "run")].count(True) == 1
+
+
+def test_work_goes_on_while_a_person_thinks_about_many_calls(tmp_path):
+    goes_on = threading.Event()
+
+    def think(_question):
+        return goes_on.wait(20), ""
+
+    approval = SinkApproval(Lake(str(tmp_path)), "run", think)
+
+    async def work():
+        asked = [
+            asyncio.ensure_future(approval.decide(REQUEST, CALL, SPEC, written_at=float(number)))
+            for number in range(100)
+        ]
+        await asyncio.sleep(0.05)
+        # What flushes the journal runs in such a thread; it ends before anybody has decided.
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(goes_on.set)
+        return await asyncio.gather(*asked)
+
+    assert all(decided.is_approved for decided in asyncio.run(work()))
 
 
 def test_arguments_are_shown_without_what_a_terminal_would_obey():
