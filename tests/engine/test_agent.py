@@ -386,6 +386,35 @@ class _Two:
         return ScriptedReply(calls=self.calls)
 
 
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [ScriptedCall("probe", {"item": "\ud800"})],
+        [ScriptedCall("probe", {"\udc00": 1})],
+        [ScriptedCall("create_subagent", {"name": "one", "system_prompt": "\ud800"})],
+    ],
+)
+@pytest.mark.parametrize("mode", ["agent", "swarm"])
+def test_call_with_half_of_a_surrogate_pair_is_told_to_the_model_and_the_run_goes_on(calls, mode):
+    log = MemoryLog()
+
+    class Halves:
+        def reply(self, body):
+            sent = Transcript(body)
+            if sent.tools and not sent.calls:
+                return ScriptedReply(calls=calls)
+            return ScriptedReply(content='{"complete": true}')
+
+    with AgentServer(Halves()) as server:
+        asked = agent_request("Do it.", DONE, mode=mode)
+        (result,) = carry_out([profile_of(server)], [asked], Items(num_items=1), log)
+    assert result.outcome == "succeeded", result.error
+    assert {e.failure for e in log.events("key-0") if isinstance(e, Returned)} <= {
+        "not_json",
+        "undeclared",
+    }
+
+
 class _Fails(Items):
     """Fails in a way that ends the request for one item, and the run for the other."""
 

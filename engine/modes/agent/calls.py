@@ -98,6 +98,8 @@ def arguments_of(text: str) -> tuple[Mapping[str, Any] | None, str]:
         value = json.loads(text)
         if isinstance(value, str):
             value = json.loads(value)
+        # Half of a surrogate pair, which an escape can stand for, has no UTF-8: no later turn could be sent.
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         return None, f"the arguments are not JSON ({exc}): {text[:_MAX_QUOTED]!r}"
     if not isinstance(value, dict):
