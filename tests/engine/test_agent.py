@@ -415,6 +415,20 @@ def test_call_with_half_of_a_surrogate_pair_is_told_to_the_model_and_the_run_goe
     }
 
 
+class _Thinks:
+    """Thinks until it is cut, and says nothing."""
+
+    def reply(self, body):
+        return ScriptedReply(reasoning="Hm, let me see. " * 20, finish_reason="length")
+
+
+def test_thinking_that_does_not_end_is_named_with_its_own_limit():
+    with AgentServer(_Thinks()) as server:
+        (result,) = carry_out([profile_of(server)], [agent_request("Do it.", DONE)], Items())
+    assert (result.outcome, result.error_class) == ("invalid_output", "length")
+    assert "max_reasoning_tokens = 1000" in result.error
+
+
 class _Fails(Items):
     """Fails in a way that ends the request for one item, and the run for the other."""
 

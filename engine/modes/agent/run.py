@@ -339,6 +339,14 @@ class AgentRun:
             if turn.content:
                 return {"report": turn.content}, None, None
             return None, "empty", "the answer is empty"
+        if turn.finish_reason == "length" and not turn.content and turn.reasoning:
+            most = self._request.max_reasoning_tokens
+            how = "raise it, or set limits.think: false"
+            return (
+                None,
+                "length",
+                f"thinking did not end within max_reasoning_tokens = {most}; {how}",
+            )
         if turn.finish_reason == "length":
             most = self._request.max_output_tokens
             return None, "length", f"the answer was cut at max_output_tokens = {most}; raise it"
