@@ -1,6 +1,6 @@
 """Agents with a real model and real tools: whether anything but the model goes wrong.
 
-`python -m benchmarks.agent_runs_real [--samples 10] [--engine embedded]`. Five questions about the demo's corpus, each
+`python -m benchmarks.agent_runs_real [--samples 10] [--engine embedded] [--sink FOLDER]`. Five questions about the demo's corpus, each
 asked so many times, by agents that may call `search` and `table_query`. The first two turns of each must call a
 tool, under the host's grammar; the answer is under one too. A model of 135 million parameters calls what it likes
 and answers what it likes; both are counted as its own. The machinery fails where a run has no record, an engine
@@ -56,17 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=10, help="runs of each of five questions")
     parser.add_argument("--engine", default="embedded")
+    parser.add_argument("--sink", help="where to keep what was done; dropped unless given")
     asked = parser.parse_args()
     measured_on = machine()
     with tempfile.TemporaryDirectory() as folder:
-        manifest = run_job(
-            make_job(
-                write_pipeline(Path(folder), asked.samples),
-                Options(sink=f"{folder}/sink", engine=asked.engine),
-            ),
-            notify=_say,
-        )
-        found = count(f"{folder}/sink")
+        sink = asked.sink or f"{folder}/sink"
+        file = write_pipeline(Path(folder), asked.samples)
+        manifest = run_job(make_job(file, Options(sink=sink, engine=asked.engine)), notify=_say)
+        found = count(sink)
     rows = [{"arm": "agents", **found}]
     facts = {"seconds": manifest["seconds"], "verdict": manifest["verdict"]}
     show("agent_runs_real", measured_on, facts, rows)
@@ -117,7 +114,8 @@ def count(sink: str) -> dict[str, int]:
         "refused by the tool": sum(failures[name] for name in _MODEL_ERRORS),
         "cut by the model's own length": failures["cut"],
         "records without an answer": int((outcomes != "succeeded").sum()),
-        "machinery failures": broken + unanswered + again,
+        **{f"machinery: {name}": number for name, number in sorted(machinery.items()) if number},
+        "machinery failures": sum(machinery.values()),
     }
 
 

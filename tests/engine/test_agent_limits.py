@@ -121,6 +121,9 @@ def test_first_turns_must_call_a_tool_where_the_host_can_force_it(can_force):
         (result,) = carry_out([profile], [asked], Ledger(num_calls=3))
     choices = [body["tool_choice"] for body in server.bodies]
     assert choices == (["required", "required", "auto"] if can_force else ["auto"])
+    # A forced call is not streamed: a host loses some of those (engine/wire.py).
+    streamed = [body.get("stream", False) for body in server.bodies]
+    assert streamed == [choice == "auto" for choice in choices]
     assert result.outcome == "succeeded", result.error
 
 
