@@ -20,20 +20,6 @@ TOTAL = {
     "properties": {"sum": {"type": "integer"}},
     "required": ["sum"],
 }
-TABLE = {
-    "type": "object",
-    "properties": {
-        "rows": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"item": {"type": "string"}, "value": {"type": "integer"}},
-                "required": ["item", "value"],
-            },
-        }
-    },
-    "required": ["rows"],
-}
 
 
 def values_in(result: Result) -> dict[str, int]:
