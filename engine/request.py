@@ -29,6 +29,8 @@ class AgentLimits:
     sub-agent and 15 to an orchestrator (arXiv 2602.02276)."""
     max_calls: int = 300
     """Tool calls in all."""
+    opening_calls: int = 0
+    """Turns at the beginning that must call a tool, where the host can force it."""
     max_tokens: int | None = None
     """Prompt and answer tokens of all turns; None: as the budget allows."""
     max_failures: int = 6

@@ -20,6 +20,11 @@ TOTAL = {
     "properties": {"sum": {"type": "integer"}},
     "required": ["sum"],
 }
+DONE = {
+    "type": "object",
+    "properties": {"complete": {"type": "boolean"}, "num_calls": {"type": "integer"}},
+    "required": ["complete"],
+}
 
 
 def values_in(result: Result) -> dict[str, int]:

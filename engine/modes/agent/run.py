@@ -107,13 +107,21 @@ class AgentRun:
             step = self._last()
             if step is not None and step.pending:
                 await self._calls.run(step)
-            elif step is not None and not step.turn.calls and step.nudge is None:
+            elif step is not None and (self._is_answer(step) or not self._may_turn):
                 ending = await self._judged(step)
                 if ending is not None:
                     return ending
             else:
                 await self._look_before()
                 await self._turn()
+
+    @staticmethod
+    def _is_answer(step: Step) -> bool:
+        return not step.turn.calls and step.nudge is None
+
+    @property
+    def _may_turn(self) -> bool:
+        return len(self.conversation.steps) < self._limits.max_steps
 
     def _last(self) -> Step | None:
         steps = self.conversation.steps
@@ -153,6 +161,7 @@ class AgentRun:
             schema=None if may_call else self.assignment.schema,
             tools=tuple(self._specs.values()),
             may_call=may_call,
+            must_call=len(self.conversation.steps) < self._limits.opening_calls,
         )
         return await self._means.send(body_of(turn, self._request, self._endpoint))
 
@@ -303,11 +312,11 @@ class AgentRun:
 
     async def _judged(self, step: Step) -> Ending | None:
         """Return the end, where the last turn is one; otherwise None, and the agent was told what to do."""
-        if not step.turn.content and await self._tried_again():
+        if self._may_turn and not step.turn.content and await self._tried_again():
             return None
         asked = sum(nudge.why == "answer" for nudge in self.conversation.nudges)
         output, error_class, error = self._answer(step)
-        if error is not None and asked < _MAX_ANSWERS:
+        if error is not None and self._may_turn and asked < _MAX_ANSWERS:
             text = f"{ANSWER_NOW} {error}." if asked else ANSWER_NOW
             if self.assignment.schema is None:
                 text = REPORT_NOW
