@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from flows.cli import approve, cache, check, look, machine, prepare, preview, run, transcript
+from flows.cli import (
+    approve,
+    cache,
+    check,
+    engine,
+    look,
+    machine,
+    prepare,
+    preview,
+    run,
+    transcript,
+)
 from flows.cli.app import app, main
 
 __all__ = [
@@ -10,6 +21,7 @@ __all__ = [
     "approve",
     "cache",
     "check",
+    "engine",
     "look",
     "machine",
     "main",
