@@ -102,9 +102,12 @@ def count(sink: str) -> dict[str, int]:
         ).iter_rows()
         if failure is not None
     )
-    broken = sum(number for name, number in failures.items() if name not in {"cut", *_MODEL_ERRORS})
-    unanswered = len(usage.filter(pl.col("finish_reason").is_null()))
-    again = int(usage["attempts"].sum()) - len(turns) - len(events.filter(kind="compacted"))
+    machinery = {
+        name: number for name, number in failures.items() if name not in {"cut", *_MODEL_ERRORS}
+    }
+    machinery["without an end"] = len(usage.filter(pl.col("finish_reason").is_null()))
+    sent = len(turns) + len(events.filter(kind="compacted"))
+    machinery["sent again"] = int(usage["attempts"].sum()) - sent
     return {
         "runs": len(usage),
         "turns": len(turns),

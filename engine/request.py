@@ -121,6 +121,11 @@ class Usage:
     num_guessed: int = 0
     """Calls whose usage the endpoint left out or got wrong, so that it was counted here instead."""
 
+    @property
+    def total_tokens(self) -> int:
+        """Return the tokens of prompt and answer together."""
+        return self.prompt_tokens + self.completion_tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from flows.cli import approve, cache, check, look, machine, prepare, preview, run, transcript
+from flows.cli import (
+    approve,
+    cache,
+    check,
+    cost,
+    engine,
+    look,
+    machine,
+    prepare,
+    preview,
+    run,
+    transcript,
+)
 from flows.cli.app import app, main
 
 __all__ = [
@@ -10,6 +22,8 @@ __all__ = [
     "approve",
     "cache",
     "check",
+    "cost",
+    "engine",
     "look",
     "machine",
     "main",

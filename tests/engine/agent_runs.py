@@ -25,20 +25,6 @@ DONE = {
     "properties": {"complete": {"type": "boolean"}, "num_calls": {"type": "integer"}},
     "required": ["complete"],
 }
-TABLE = {
-    "type": "object",
-    "properties": {
-        "rows": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"item": {"type": "string"}, "value": {"type": "integer"}},
-                "required": ["item", "value"],
-            },
-        }
-    },
-    "required": ["rows"],
-}
 
 
 def values_in(result: Result) -> dict[str, int]:

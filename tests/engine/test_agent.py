@@ -18,7 +18,6 @@ from engine.steps import Compacted, Decided, MemoryLog, Nudged, Returned, Turned
 from engine.tool import ToolAnswer
 from tests.engine.agent_runs import (
     DONE,
-    TABLE,
     Killed,
     KillingLog,
     agent_request,
@@ -30,7 +29,7 @@ from tests.fakes.agent_faults import Faults
 from tests.fakes.agent_script import ScriptedCall, ScriptedReply, Transcript
 from tests.fakes.agent_scripts import Drifter, LedgerWalk, Swarm, WideSearch
 from tests.fakes.agent_server import AgentServer
-from tests.fakes.agent_worlds import Items, Ledger
+from tests.fakes.agent_worlds import TABLE, Items, Ledger
 
 
 def test_agent_reaches_its_answer_through_300_calls_of_which_one_in_eight_is_broken():

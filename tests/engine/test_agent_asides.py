@@ -8,7 +8,6 @@ import pytest
 
 from engine.tool import ToolAnswer
 from tests.engine.agent_runs import (
-    TABLE,
     Killed,
     KillingLog,
     agent_request,
@@ -19,7 +18,7 @@ from tests.engine.agent_runs import (
 from tests.fakes.agent_script import ScriptedReply
 from tests.fakes.agent_scripts import WideSearch
 from tests.fakes.agent_server import AgentServer
-from tests.fakes.agent_worlds import Items
+from tests.fakes.agent_worlds import TABLE, Items
 
 
 class _Digests(Items):

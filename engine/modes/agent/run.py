@@ -139,7 +139,7 @@ class AgentRun:
         is_last = bool(nudges) and nudges[-1].why in _LAST
         started = time.monotonic()
         reply: Reply | None = None
-        max_chars = int(self._endpoint.context_tokens // 2 * _CHARS_PER_TOKEN)
+        max_chars = self._half_context_chars
         while reply is None:
             try:
                 reply = await self._send(self.conversation.messages(), may_call=not is_last)
@@ -253,13 +253,10 @@ class AgentRun:
         since = [returned.text[: self._limits.result_chars] for returned in step.returned.values()]
         if step.nudge is not None:
             since.append(step.nudge.text)
-        return (
-            usage.prompt_tokens + usage.completion_tokens + sum(self._endpoint.counter.weigh(since))
-        )
+        return usage.total_tokens + sum(self._endpoint.counter.weigh(since))
 
     def _spent_tokens(self) -> int:
-        usages = [step.turn.usage for step in self.conversation.steps]
-        return sum(usage.prompt_tokens + usage.completion_tokens for usage in usages)
+        return sum(step.turn.usage.total_tokens for step in self.conversation.steps)
 
     def _can_shorten(self, max_chars: int) -> bool:
         """Tell whether there is anything left to cut but the task itself."""
@@ -285,7 +282,11 @@ class AgentRun:
 
     def _newest(self) -> str:
         """Return notes that no model has written, half as long as the context at most."""
-        return self.conversation.newest(int(self._endpoint.context_tokens // 2 * _CHARS_PER_TOKEN))
+        return self.conversation.newest(self._half_context_chars)
+
+    @property
+    def _half_context_chars(self) -> int:
+        return int(self._endpoint.context_tokens // 2 * _CHARS_PER_TOKEN)
 
     async def _noted(self) -> Compacted:
         messages = [*self.conversation.messages(), {"role": "user", "content": COMPACT}]
