@@ -16,6 +16,7 @@ from typing import Any
 
 from connectors.document import Chunk, SourceRef
 from engine.endpoint import Endpoint
+from engine.profile import Profile
 from flows.calibrate import Calibration, calibrate
 from flows.capacity import pipeline_capacity
 from flows.expected import as_columns, expect_stages
@@ -77,13 +78,21 @@ def estimate(
     Raises:
         ConfigError: Nothing matches, or chunk, question and answer do not fit the context.
     """
+    plan, profile = plan_on_engine(job, sample=sample, notify=notify)
+    plan = with_seconds({**plan, "pilot": pilot}, profile)
+    keep_plan(job, for_run(plan, profile.prices))
+    return plan
+
+
+def plan_on_engine(
+    job: Job, *, sample: int | None, notify: Callable[[str], None]
+) -> tuple[dict[str, Any], Profile]:
+    """Return the plan of a run without its times, and its engine; kept nowhere. See `estimate`."""
     with plan_engine(job.pipeline.engine, notify) as endpoint:
         asker = Asker(job.pipeline, endpoint)
         known = calibrate(job.open_lake(), asker, job.pipeline.stages)
         plan = _estimate(job, asker, sample=sample, known=known, notify=notify)
-    plan = with_seconds({**plan, "pilot": pilot}, endpoint.profile)
-    keep_plan(job, for_run(plan, endpoint.profile.prices))
-    return plan
+    return plan, endpoint.profile
 
 
 def _estimate(
