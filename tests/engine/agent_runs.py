@@ -96,7 +96,7 @@ def carry_out(
             for item in requests:
                 yield item
 
-        workshop = Workshop(tools=lambda _: tools, steps=lambda _: log, approval=approval)
+        workshop = Workshop(tools=lambda _: tools, steps=log.of, approval=approval)
         batch = run(source(), route_to(*endpoints), retry=AT_ONCE, workshop=workshop)
         return [result async for result in batch]
 

@@ -72,7 +72,7 @@ def carry_out(endpoint, log, *, think):
         async def source():
             yield asked
 
-        workshop = Workshop(tools=lambda _: Picks(), steps=lambda _: log)
+        workshop = Workshop(tools=lambda _: Picks(), steps=log.of)
         return [one async for one in run(source(), route_to(endpoint), workshop=workshop)]
 
     (result,) = asyncio.run(collect())

@@ -121,9 +121,9 @@ def test_what_an_agent_took_is_counted_once_when_its_budget_was_reached_before_t
 
     def second(ledger):
         log = ledger.steps.of(AGENT)
-        (known,) = log.events("agent-1")
+        assert len(log.events("agent-1")) == 1
         # The first result has it in its sum: the second one must not have it too.
-        assert log.is_billed(known)
+        assert log.paid() == []
         asyncio.run(log.add("agent-1", turn(7)))
         assert ledger.paid(())["work"].tokens == 107
 
