@@ -3,9 +3,9 @@
 `python -m benchmarks.agent_runs_real [--samples 10] [--engine embedded] [--sink FOLDER]`. Five questions about the demo's corpus, each
 asked so many times, by agents that may call `search` and `table_query`. The first two turns of each must call a
 tool, under the host's grammar; the answer is under one too. A model of 135 million parameters calls what it likes
-and answers what it likes; both are counted as its own. The machinery fails where a run has no record, an engine
-had to be asked again, a tool broke down, or a call that the model was allowed to finish does not follow its tool's
-schema. The exit code is 1 then.
+and answers what it likes; both are counted as its own. The machinery fails where a run has no end, a tool broke
+down, or a call that the model was allowed to finish does not follow its tool's schema. The exit code is 1 then. Turns
+that had to be sent again, since the engine did not answer in time, are told beside it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,6 @@ def count(sink: str) -> dict[str, int]:
     }
     machinery["without an end"] = len(usage.filter(pl.col("finish_reason").is_null()))
     sent = len(turns) + len(events.filter(kind="compacted"))
-    machinery["sent again"] = int(usage["attempts"].sum()) - sent
     return {
         "runs": len(usage),
         "turns": len(turns),
@@ -116,6 +115,7 @@ def count(sink: str) -> dict[str, int]:
         "gave a result": len(calls) - failures.total(),
         "refused by the tool": sum(failures[name] for name in _MODEL_ERRORS),
         "cut by the model's own length": failures["cut"],
+        "calls sent again": int(usage["attempts"].sum()) - sent,
         "records without an answer": int((outcomes != "succeeded").sum()),
         **{f"machinery: {name}": number for name, number in sorted(machinery.items()) if number},
         "machinery failures": sum(machinery.values()),

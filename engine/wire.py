@@ -85,9 +85,8 @@ def body_of(turn: Turn, request: Request, endpoint: Endpoint) -> dict[str, Any]:
     if turn.tools:
         body["tools"] = [_declared(spec, strict=can.strict_tools) for spec in turn.tools]
         body["tool_choice"] = _choice(turn, can_force=can.forced_calls)
-    # vLLM 0.32 streams a forced call of parser kimi_k2 as plain content now and then, or loses it; a reply in one
-    # piece is read well (tests/engine/test_tiny_agent.py).
-    if can.stream and body.get("tool_choice") != "required":
+    is_forced = body.get("tool_choice") == "required"
+    if can.stream and (can.stream_forced_calls or not is_forced):
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         if can.stream_interval is not None:
             body["stream_interval"] = can.stream_interval
