@@ -77,6 +77,10 @@ class KillingLog(MemoryLog):
         super().__init__()
         self.after: int | None = None
 
+    def all(self) -> list[Event]:
+        """Return all events, whatever they are kept under."""
+        return [event for events in self._events.values() for event in events]
+
     async def add(self, key: str, event: Event) -> None:
         await super().add(key, event)
         if self.after is not None:
