@@ -24,16 +24,18 @@ from flows.plan_totals import cost, for_run, totals, with_seconds
 from flows.row_estimate import RowTokens, row_tokens
 from flows.run.ask import Asker
 from flows.run.bench import (
-    cache_of,
-    chunk_rule,
     endpoint_facts,
     open_room,
     plan_engine,
 )
+from flows.run.chunk_size import cache_of, chunk_rule
 from flows.run.job import Job
+from flows.run.masked import open_mask
 from flows.run.plan import list_sources, require_match
 from flows.run.plans import keep_plan
 from flows.run.reading import read_chunks
+from flows.run.routes import Passage, routes_of
+from flows.run.served import as_seen, asker_of
 from flows.stage_estimate import Material, estimate_stages, num_rows
 
 _Sample = Mapping[str, Read]
@@ -76,18 +78,62 @@ def estimate(
     Raises:
         ConfigError: Nothing matches, or chunk, question and answer do not fit the context.
     """
-    with plan_engine(job.pipeline.engine, notify) as endpoint:
-        asker = Asker(job.pipeline, endpoint)
-        known = calibrate(job.open_lake(), asker, job.pipeline.stages)
-        plan = _estimate(job, asker, sample=sample, known=known, notify=notify)
-    plan = with_seconds({**plan, "pilot": pilot}, endpoint.profile)
-    keep_plan(job, for_run(plan, endpoint.profile.prices))
-    return plan
+    routes = routes_of(job.pipeline)
+    refs = _listed(job)
+    plans = [
+        _of_route(job, passage, of_it, sample=sample, notify=notify, pilot=pilot)
+        for passage in routes.passages
+        if (of_it := [ref for ref in refs if routes.find([ref.path]) is passage])
+    ]
+    plan, kept = plans[0]
+    if len(routes.passages) == 1:
+        keep_plan(job, kept)
+    return {**plan, "sensitive": plans[1][0]} if plans[1:] else plan
+
+
+def _listed(job: Job) -> list[SourceRef]:
+    """Return the documents that are planned for.
+
+    Raises:
+        ConfigError: Nothing matches.
+    """
+    refs = list_sources(job.open_source(), job.pipeline.include)
+    refs = refs if job.limit is None else refs[: job.limit]
+    require_match(refs, job.source, job.pipeline.include)
+    return refs
+
+
+def _of_route(
+    job: Job,
+    passage: Passage,
+    refs: Sequence[SourceRef],
+    *,
+    sample: int | None,
+    notify: Callable[[str], None],
+    pilot: Mapping[str, Any] | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the plan of the documents that take one route, and what is kept of it for the run."""
+    is_one_of_two = routes_of(job.pipeline).of_gathered != passage
+    if is_one_of_two:
+        # What rests on all documents goes the other way.
+        own = tuple(stage for stage in job.pipeline.stages if not stage.is_gathered)
+        job = replace(job, pipeline=job.pipeline.model_copy(update={"stages": own}))
+    lake = job.open_lake()
+    mask = open_mask(job.pipeline.policy, lake)
+    with plan_engine(passage.engines[0], notify) as opened:
+        endpoint = as_seen(opened, passage, mask)
+        asker = asker_of(job, endpoint, passage, mask=mask)
+        # Records of sensitive documents are not counted at the engine of the others.
+        known = {} if is_one_of_two else calibrate(lake, asker, job.pipeline.stages)
+        plan = _estimate(job, asker, refs, sample=sample, known=known, notify=notify)
+    plan = with_seconds({"route": passage.name, **plan, "pilot": pilot}, endpoint.profile)
+    return plan, for_run(plan, endpoint.profile.prices)
 
 
 def _estimate(
     job: Job,
     asker: Asker,
+    refs: Sequence[SourceRef],
     *,
     sample: int | None,
     known: Mapping[str, Calibration],
@@ -99,10 +145,6 @@ def _estimate(
         tempfile.TemporaryDirectory(prefix="headrace-plan-") as sink,
         open_room(replace(job, sink=sink)) as room,
     ):
-        refs = list_sources(room.source, job.pipeline.include)
-        if job.limit is not None:
-            refs = refs[: job.limit]
-        require_match(refs, job.source, job.pipeline.include)
         chosen = _sample(refs, sample)
         notify(f"reading {len(chosen)} of {len(refs)} documents")
         read = {ref.path: Read(*read_chunks(room, "plan", ref, rule)) for ref in chosen}
