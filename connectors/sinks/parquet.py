@@ -158,8 +158,8 @@ RECORD_TAIL: Sequence[tuple[str, pa.DataType]] = (
 """Columns behind a stage's output columns."""
 
 ROUTE_COLUMNS: Sequence[tuple[str, pa.DataType]] = (
-    ("route", pa.string()),
-    ("host", pa.string()),
+    ("policy_route", pa.string()),
+    ("served_by", pa.string()),
 )
 """Columns behind those, where the pipeline has a policy."""
 
@@ -175,8 +175,8 @@ USAGE = pa.schema([
     pa.field("stage", pa.string(), nullable=False),
     ("mode", pa.string()),
     ("profile", pa.string()),
-    ("route", pa.string()),
-    ("host", pa.string()),
+    ("policy_route", pa.string()),
+    ("served_by", pa.string()),
     ("attempts", pa.int32()),
     ("seconds", pa.float64()),
     ("queued_s", pa.float64()),

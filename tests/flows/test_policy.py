@@ -94,21 +94,21 @@ def test_sensitive_documents_go_to_own_engines_and_each_route_is_recorded(hosts,
     assert said(hosts.own).count("salary") == 2
     assert "harbour opens" not in said(hosts.own)
     rows = {row["path"]: row for row in hosts.records().to_dicts()}
-    assert {path: row["route"] for path, row in rows.items()} == {
+    assert {path: row["policy_route"] for path, row in rows.items()} == {
         "a.txt": "open",
         "b.txt": "open",
         "HR/a.txt": "sensitive",
         "HR/b.txt": "sensitive",
     }
     assert rows["HR/a.txt"]["profile"] == hosts.own.url
-    assert rows["HR/a.txt"]["host"] == hosts.own.url.removeprefix("http://").removesuffix("/v1")
+    assert rows["HR/a.txt"]["served_by"] == hosts.own.url.removeprefix("http://").removesuffix("/v1")
     opened, sensitive = manifest["routes"]
     assert (opened["route"], opened["documents"]) == ("open", 2)
     assert (sensitive["route"], sensitive["documents"]) == ("sensitive", 2)
     assert sensitive["why"] == f"policy.on_premises names {hosts.own.url}"
     assert [one["requests"] for one in sensitive["answered_by"]] == [2]
     usage = pl.read_parquet(f"{hosts.tmp_path}/sink/runs/*/usage/*.parquet")
-    assert sorted(usage["route"]) == ["open", "open", "sensitive", "sensitive"]
+    assert sorted(usage["policy_route"]) == ["open", "open", "sensitive", "sensitive"]
 
 
 def test_nothing_is_asked_again_when_a_routed_run_is_repeated(hosts, source):
@@ -125,7 +125,7 @@ def test_documents_go_to_own_engines_from_then_on_when_they_become_sensitive(hos
     assert manifest["verdict"] == "complete"
     assert len(hosts.away.calls) == 4
     # A shard goes where its most sensitive document may: the four are in one.
-    assert set(hosts.records()["route"]) == {"sensitive"}
+    assert set(hosts.records()["policy_route"]) == {"sensitive"}
 
 
 def test_copy_of_an_open_document_is_asked_about_at_home_when_it_is_sensitive(hosts, source):
@@ -147,7 +147,7 @@ def test_what_rests_on_all_documents_goes_where_sensitive_ones_go(hosts, source)
     manifest = hosts.run(source, {"sensitive": ["hr/**"]}, keys)
     assert manifest["verdict"] == "complete"
     assert "Sum it up" not in said(hosts.away)
-    assert hosts.records("all")["route"].to_list() == ["sensitive"]
+    assert hosts.records("all")["policy_route"].to_list() == ["sensitive"]
 
 
 def test_sensitive_answers_are_kept_out_of_the_shared_cache(hosts, source):
@@ -156,7 +156,7 @@ def test_sensitive_answers_are_kept_out_of_the_shared_cache(hosts, source):
     assert len(kept) == 2
     held = {file.stem for file in kept}
     rows = hosts.records().to_dicts()
-    assert held == {row["document_key"] for row in rows if row["route"] == "open"}
+    assert held == {row["document_key"] for row in rows if row["policy_route"] == "open"}
 
 
 REFUSED = [
@@ -207,7 +207,7 @@ def test_fallback_stays_at_home_when_the_own_engine_fails(tmp_path, source):
         policy = {"sensitive": ["hr/**"], "on_premises": [broken.url, second.url]}
         hosts.run(source, policy)
         assert "salary" not in said(away)
-        rows = [row for row in hosts.records().to_dicts() if row["route"] == "sensitive"]
+        rows = [row for row in hosts.records().to_dicts() if row["policy_route"] == "sensitive"]
         assert {row["profile"] for row in rows} == {second.url}
         assert all("answered 422" in row["fallback"] for row in rows)
 
@@ -228,7 +228,7 @@ def test_values_leave_as_placeholders_and_come_back_where_asked(tmp_path, source
             assert "office@harbour.example" not in said(away)
             assert "Ada Lind" not in said(away)
             assert "Ada Lind" in said(own)
-            rows = [row for row in hosts.records().to_dicts() if row["route"] == "masked"]
+            rows = [row for row in hosts.records().to_dicts() if row["policy_route"] == "masked"]
         words = {row["words"] for row in rows}
         # The same value has the same placeholder in both documents.
         assert len(words) == 1
