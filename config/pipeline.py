@@ -429,6 +429,11 @@ class PipelineConfig(Model):
     Rejected and skipped documents are counted apart."""
     report: ReportConfig = Field(default_factory=ReportConfig)
 
+    @property
+    def has_agents(self) -> bool:
+        """Tell whether a stage calls tools."""
+        return any(stage.tools for stage in self.stages)
+
     def access_to(self, url: str) -> Access | None:
         """Return how the place at `url` is reached; None: by the environment."""
         found = [place for place in self.storage if _is_below(url, place)]

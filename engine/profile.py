@@ -31,6 +31,9 @@ class Capabilities(_Model):
     strict_tools: bool = False
     """Whether the host constrains a call to its tool's schema where the tool says `strict`, as vLLM does
     (0.32, tool_parsers/tool_strict_level.py)."""
+    forced_calls: bool = False
+    """Whether the host takes `tool_choice: required`, with which a turn must call a tool, in every mode. Moonshot's
+    API refuses it in Thinking (platform docs, second-hand)."""
     structured_output: bool = False
     """Whether `response_format: json_schema` constrains the answer on the host."""
     grammar: Grammar = "any"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -16,6 +16,7 @@ from typing import Any
 
 from connectors.document import Chunk, SourceRef
 from engine.endpoint import Endpoint
+from engine.profile import Profile
 from flows.calibrate import Calibration, calibrate
 from flows.expected import as_columns, expect_stages
 from flows.graph_drawing import graph_json
@@ -78,29 +79,40 @@ def estimate(
     Raises:
         ConfigError: Nothing matches, or chunk, question and answer do not fit the context.
     """
-    routes = routes_of(job.pipeline)
-    refs = _listed(job)
     plans = [
-        _of_route(job, passage, of_it, sample=sample, notify=notify, pilot=pilot)
-        for passage in routes.passages
-        if (of_it := [ref for ref in refs if routes.find([ref.path]) is passage])
+        (with_seconds({**plan, "pilot": pilot}, profile), profile)
+        for plan, profile in _plan_routes(job, sample=sample, notify=notify)
     ]
-    plan, kept = plans[0]
-    if len(routes.passages) == 1:
-        keep_plan(job, kept)
-    return {**plan, "sensitive": plans[1][0]} if plans[1:] else plan
+    (plan, profile), *others = plans
+    if others:
+        return {**plan, "sensitive": others[0][0]}
+    keep_plan(job, for_run(plan, profile.prices))
+    return plan
 
 
-def _listed(job: Job) -> list[SourceRef]:
-    """Return the documents that are planned for.
+def plan_on_engine(
+    job: Job, *, sample: int | None, notify: Callable[[str], None]
+) -> tuple[dict[str, Any], Profile]:
+    """Return the plan of a run without its times, and its engine; kept nowhere. See `estimate`.
 
-    Raises:
-        ConfigError: Nothing matches.
+    Where some documents are sensitive, it is the plan of the others.
     """
+    return next(_plan_routes(job, sample=sample, notify=notify))
+
+
+def _plan_routes(
+    job: Job, *, sample: int | None, notify: Callable[[str], None]
+) -> Iterator[tuple[dict[str, Any], Profile]]:
+    """Yield the plan of each route that documents take, and the engine that they go to."""
+    routes = routes_of(job.pipeline)
     refs = list_sources(job.open_source(), job.pipeline.include)
     refs = refs if job.limit is None else refs[: job.limit]
     require_match(refs, job.source, job.pipeline.include)
-    return refs
+    for passage in routes.passages:
+        of_it = [ref for ref in refs if routes.find([ref.path]) is passage]
+        if of_it:
+            is_last = passage is routes.of_gathered
+            yield _of_route(job, passage, of_it, is_last=is_last, sample=sample, notify=notify)
 
 
 def _of_route(
@@ -108,14 +120,12 @@ def _of_route(
     passage: Passage,
     refs: Sequence[SourceRef],
     *,
+    is_last: bool,
     sample: int | None,
     notify: Callable[[str], None],
-    pilot: Mapping[str, Any] | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the plan of the documents that take one route, and what is kept of it for the run."""
-    is_one_of_two = routes_of(job.pipeline).of_gathered != passage
-    if is_one_of_two:
-        # What rests on all documents goes the other way.
+) -> tuple[dict[str, Any], Profile]:
+    if not is_last:
+        # What rests on all documents goes the last way.
         own = tuple(stage for stage in job.pipeline.stages if not stage.is_gathered)
         job = replace(job, pipeline=job.pipeline.model_copy(update={"stages": own}))
     lake = job.open_lake()
@@ -124,10 +134,9 @@ def _of_route(
         endpoint = as_seen(opened, passage, mask)
         asker = asker_of(job, endpoint, passage, mask=mask)
         # Records of sensitive documents are not counted at the engine of the others.
-        known = {} if is_one_of_two else calibrate(lake, asker, job.pipeline.stages)
+        known = calibrate(lake, asker, job.pipeline.stages) if is_last else {}
         plan = _estimate(job, asker, refs, sample=sample, known=known, notify=notify)
-    plan = with_seconds({"route": passage.name, **plan, "pilot": pilot}, endpoint.profile)
-    return plan, for_run(plan, endpoint.profile.prices)
+    return {"route": passage.name, **plan}, endpoint.profile
 
 
 def _estimate(

@@ -45,14 +45,15 @@ class Amount:
             gpu_seconds=self.gpu_seconds - other.gpu_seconds,
         )
 
+    @classmethod
+    def paid(cls, usage: Usage, cost_usd: float | None, gpu_seconds: float | None) -> Amount:
+        """Return what was taken, 0 in a unit that is not known."""
+        return cls(tokens=usage.total_tokens, usd=cost_usd or 0.0, gpu_seconds=gpu_seconds or 0.0)
+
 
 def amount_of(usage: Usage, profile: Profile) -> Amount:
     """Return what a call takes, 0 in a unit that the profile knows nothing of."""
-    return Amount(
-        tokens=usage.prompt_tokens + usage.completion_tokens,
-        usd=cost_usd(usage, profile.prices) or 0.0,
-        gpu_seconds=gpu_seconds(usage, profile) or 0.0,
-    )
+    return Amount.paid(usage, cost_usd(usage, profile.prices), gpu_seconds(usage, profile))
 
 
 def cost_usd(usage: Usage, prices: Prices | None) -> float | None:

@@ -91,7 +91,7 @@ def plan(
             _write(svg, draw_svg(config))
             note(f"wrote {svg}")
         job = job_of(config, origin=pipeline, limit=limit)
-        asked = _pilot(job, pilot, as_json=as_json) if pilot is not None else None
+        asked = pilot_of(job, pilot, as_json=as_json) if pilot is not None else None
         planned = estimate(job, sample=None if whole else sample, notify=note, pilot=asked)
         if as_json:
             print_json(planned)
@@ -100,7 +100,7 @@ def plan(
         _print_plan(planned)
 
 
-def _pilot(job: Job, num_documents: int, *, as_json: bool) -> Mapping[str, Any]:
+def pilot_of(job: Job, num_documents: int, *, as_json: bool) -> Mapping[str, Any]:
     """Return what a run on the first documents took.
 
     Raises:

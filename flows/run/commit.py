@@ -134,11 +134,13 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     put_all(done.parts)
     usage = parquet.to_parquet(done.usage, parquet.USAGE)
     bench.lake.storage.put(f"runs/{run_id}/usage/{name}.parquet", usage)
-    write_transcripts(bench.lake, run_id, name, done.transcripts)
+    if bench.job.pipeline.has_agents:
+        write_transcripts(bench.lake, run_id, name, done.transcripts)
     # Before the commit: a kill in between leaves the journal, and with it what is put again.
     shard.replays.put(ledger.new_answers(done.results))
     ledger.commit(done.results)
-    ledger.keep_steps()
+    if bench.job.pipeline.has_agents:
+        ledger.keep_steps()
     put_all(done.last)
     bench.lake.put_json(path, asdict(report))
     _put_commit(shard, done, put)

@@ -135,15 +135,9 @@ def _misfits(stage: StageConfig, profile: Profile) -> list[str]:
     if stage.escalate is not None:
         wanted.append("thinking")
     for mode in wanted:
-        if not profile.offers(mode):
-            offered = ", ".join(profile.modes)
-            if mode in {"agent", "swarm"}:
-                found.append(f"{engine} takes no tools (capabilities.tools); choose one that does")
-                return found
-            found.append(
-                f"{engine} has no mode {mode}; it has {offered}: set another mode or engine"
-            )
-            return found
+        problem = _mode_misfit(stage, profile, mode)
+        if problem is not None:
+            return [problem]
     if stage.require == "images" and not can.images:
         found.append(
             f"require: images, and {engine} reads text only; choose an engine that takes images, or"
@@ -165,6 +159,23 @@ def _misfits(stage: StageConfig, profile: Profile) -> list[str]:
             " answer afterwards, or choose an engine without structured output"
         )
     return found
+
+
+def _mode_misfit(stage: StageConfig, profile: Profile, mode: ModeName) -> str | None:
+    engine = f"engine {profile.name!r}"
+    if mode not in {"agent", "swarm"}:
+        if profile.offers(mode):
+            return None
+        offered = ", ".join(profile.modes)
+        return f"{engine} has no mode {mode}; it has {offered}: set another mode or engine"
+    if not profile.offers(mode):
+        return f"{engine} takes no tools (capabilities.tools); choose one that does"
+    if stage.limits.opening_calls and not profile.capabilities.forced_calls:
+        return (
+            f"limits.opening_calls: {engine} cannot force a call (capabilities.forced_calls); drop it, or"
+            " choose an engine that can"
+        )
+    return None
 
 
 def _temperature(stage: StageConfig, profile: Profile, mode: ModeName) -> float:
@@ -210,8 +221,11 @@ def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, around: tuple[s
     if stage.reasoning != "drop":
         sampling["reasoning"] = stage.reasoning
     if stage.tools:
-        limits = stage.limits.for_engine(stage.on_drift)
-        sampling |= {"tools": list(stage.tools), "limits": asdict(limits)}
+        limits = asdict(stage.limits.for_engine(stage.on_drift))
+        if not stage.limits.opening_calls:
+            # So that answers keep their keys that were paid for before there was this limit.
+            del limits["opening_calls"]
+        sampling |= {"tools": list(stage.tools), "limits": limits}
     if route_key:
         sampling["route"] = route_key
     fingerprint = stage_fingerprint(

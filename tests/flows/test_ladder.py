@@ -74,7 +74,9 @@ def test_hybrid_keeps_personnel_files_at_home_and_says_so_on_the_report(tmp_path
     assert [found for found in (*NAMES, *NUMBERS, *MAILS) if found in away_text] == []
     assert home_text.count("Personnel file") >= 2
     assert "Ruth Adler" in home_text
-    assert {row["path"].split("/")[0]: row["policy_route"] for row in records(tmp_path, "letter")} == {
+    assert {
+        row["path"].split("/")[0]: row["policy_route"] for row in records(tmp_path, "letter")
+    } == {
         "letters": "masked",
         "staff": "sensitive",
     }

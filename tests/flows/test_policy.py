@@ -101,7 +101,9 @@ def test_sensitive_documents_go_to_own_engines_and_each_route_is_recorded(hosts,
         "HR/b.txt": "sensitive",
     }
     assert rows["HR/a.txt"]["profile"] == hosts.own.url
-    assert rows["HR/a.txt"]["served_by"] == hosts.own.url.removeprefix("http://").removesuffix("/v1")
+    assert rows["HR/a.txt"]["served_by"] == hosts.own.url.removeprefix("http://").removesuffix(
+        "/v1"
+    )
     opened, sensitive = manifest["routes"]
     assert (opened["route"], opened["documents"]) == ("open", 2)
     assert (sensitive["route"], sensitive["documents"]) == ("sensitive", 2)
