@@ -188,7 +188,7 @@ def load_pipeline(
     Raises:
         ConfigError: A file is missing, is not YAML, or a key is wrong.
     """
-    return pipeline_from(_read_yaml(path), path, overrides, settings)
+    return pipeline_from(read_yaml(path), path, overrides, settings)
 
 
 def pipeline_from(
@@ -389,7 +389,7 @@ def load_profile(engine: str) -> Profile:
                 " of an OpenAI-compatible endpoint"
             )
         path = known[engine]
-    profile = validated(Profile, _read_yaml(path), path)
+    profile = validated(Profile, read_yaml(path), path)
     if profile.name != path.stem:
         raise ConfigError(f"{path}: name: {profile.name!r}; expected the file's own, {path.stem!r}")
     return profile
@@ -454,7 +454,12 @@ def _file_or_text(value: object, path: Path, key: str) -> str:
         ) from exc
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else.
+    """
     try:
         data = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as exc:

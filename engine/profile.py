@@ -203,6 +203,11 @@ class Profile(_Model):
     """What tokens cost; None: not known, such as on own hardware."""
     throughput: Throughput | None = None
     """How fast it is; None: not measured."""
+    facts: str | None = None
+    """What the planner knows of the model, by the name of its file in `config/models`; None: nothing."""
+    gpu_kind: str | None = None
+    """Kind of these GPUs, such as `H200`, or the memory of one, such as `96GiB`, for the planner and
+    `engine serve`; None: those that this machine has."""
     gpus: int | None = Field(default=None, ge=1)
     """Number of GPUs that serve the model together, all replicas behind the address counted. With
     `throughput` it says how many GPU-seconds a call takes; None: not known, such as at a host's API."""

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from flows.cli import approve, cache, check, cost, look, machine, prepare, preview, run, transcript
+from flows.cli import (
+    approve,
+    cache,
+    check,
+    cost,
+    engine,
+    look,
+    machine,
+    prepare,
+    preview,
+    run,
+    transcript,
+)
 from flows.cli.app import app, main
 
 __all__ = [
@@ -11,6 +23,7 @@ __all__ = [
     "cache",
     "check",
     "cost",
+    "engine",
     "look",
     "machine",
     "main",
