@@ -192,7 +192,7 @@ def missing_certifications(wanted: Iterable[str], held: Iterable[str]) -> list[s
 
 
 def _plain(name: str) -> str:
-    return " ".join(re.sub(r"[^a-z0-9]+", " ", name.lower()).split())
+    return " ".join(re.findall(r"[a-z]+|\d+", name.lower()))
 
 
 def _begins(name: str, wanted: str) -> bool:
