@@ -1,14 +1,18 @@
 """Where documents go by a pipeline's policy, what is masked on the way, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import polars as pl
 import pytest
 
 from config.errors import ConfigError
+from flows.estimate import estimate
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
+from flows.trial import Trial, try_document
 from tests.fakes.engine_server import FakeEngine, Fault
+from tests.fakes.token_server import TokenServer
 
 PIPELINE = """\
 name: routed
@@ -52,6 +56,9 @@ class Hosts:
         self.away = away
 
     def run(self, source, policy, keys="", **options):
+        return run_job(self.job(source, policy, keys, **options))
+
+    def job(self, source, policy, keys="", **options):
         file = self.tmp_path / "routed.yaml"
         policy = json.dumps({"on_premises": [self.own.url], **policy})
         file.write_text(f"policy: {policy}\n{PIPELINE}{keys}", encoding="utf-8")
@@ -60,7 +67,7 @@ class Hosts:
             sink=str(self.tmp_path / "sink"),
             **{"engine": str(self.away_file), **options},
         )
-        return run_job(make_job(file, asked))
+        return make_job(file, asked)
 
     def records(self, stage="kind"):
         return pl.read_parquet(f"{self.tmp_path}/sink/records/stage={stage}/*.parquet")
@@ -272,3 +279,78 @@ def test_placeholders_stay_the_same_when_a_run_is_repeated(hosts, source):
     manifest = hosts.run(source, policy)
     assert manifest["documents"]["unchanged"] == 4
     assert len(hosts.away.calls) == 4
+
+
+class CountingHost(TokenServer):
+    """A host that counts tokens and lists its model, and answers nothing."""
+
+    def __init__(self):
+        super().__init__(estimate=False)
+        listed = json.dumps({"data": [{"id": "m", "max_model_len": 8192}]}).encode()
+        self._server.RequestHandlerClass.do_GET = lambda handler: handler._send(200, listed)
+
+    @property
+    def url(self):
+        return self.base_url
+
+
+def test_host_counts_no_sensitive_and_no_unmasked_text_when_a_run_is_planned(tmp_path, source):
+    keys = """\
+  - name: all
+    over: corpus
+    needs: [kind]
+    prompt: Sum it up.
+    output: {text: string}
+"""
+    with CountingHost() as away, FakeEngine() as own:
+        hosts = Hosts(tmp_path, away, own)
+        with hosts.away_file.open("a", encoding="utf-8") as file:
+            file.write("tokenizer: {tokenize: true}\n")
+        job = hosts.job(source, {"sensitive": ["hr/**"], "mask": {"words": ["Ada Lind"]}}, keys)
+        planned = estimate(job, sample=None, notify=lambda _: None)
+        tried = Trial(pipeline=job.pipeline, document="HR/a.txt")
+        shown = try_document(tried, dry_run=True, notify=lambda _: None)
+        open_one = Trial(pipeline=job.pipeline, document="a.txt")
+        masked = try_document(open_one, dry_run=True, notify=lambda _: None)
+        counted = json.dumps(away.calls)
+    assert "harbour opens" in counted
+    assert [word for word in ("salary", "Ada Lind", "office@") if word in counted] == []
+    assert (planned["route"], planned["documents"][0]["count"]) == ("masked", 2)
+    assert [stage["stage"] for stage in planned["stages"]] == ["kind"]
+    sensitive = planned["sensitive"]
+    assert (sensitive["route"], sensitive["documents"][0]["count"]) == ("sensitive", 2)
+    assert [stage["stage"] for stage in sensitive["stages"]] == ["kind", "all"]
+    assert (shown["route"], shown["engine"]) == ("sensitive", own.url)
+    assert "Ada Lind" in shown["requests"][0]["messages"][1]["content"]
+    assert "WORD_" in masked["requests"][0]["messages"][1]["content"]
+
+
+SERVER = """\
+mcp:
+  - {kind: stdio, name: web, command: [python3, -c, pass], allow: [fetch]}
+"""
+AGENT = "    mode: agent\n    tools: [read, web__fetch]\n"
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ({"sensitive": ["hr/**"]}, "would carry what sensitive documents say to the MCP server"),
+        ({"mask": {}}, "tools show a model what documents say, unmasked"),
+    ],
+)
+def test_tools_that_carry_text_away_are_refused(hosts, source, policy, message):
+    with pytest.raises(ConfigError, match=message):
+        hosts.run(source, policy, AGENT + SERVER)
+    assert hosts.away.calls == hosts.own.calls == []
+
+
+def test_other_engine_is_refused_when_a_sensitive_run_is_retried(tmp_path, source):
+    with FakeEngine() as away, FakeEngine(script=lambda *_: Fault(content="no")) as own:
+        hosts = Hosts(tmp_path, away, own)
+        first = hosts.run(source, {"sensitive": True}, engine=own.url)
+        job = hosts.job(source, {"sensitive": True}, engine=str(hosts.away_file))
+        again = replace(job, run_id=first["run_id"], start="retry")
+        with pytest.raises(ConfigError, match="would be sent documents"):
+            run_job(again)
+        assert away.calls == []
