@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from config.pipeline import PipelineConfig, StageConfig
 from connectors.document import Chunk, Segment, Span
 from engine.prompt import user_text
+from flows.planned_hits import planned_hits
 from flows.row_estimate import RowTokens
 from flows.run.ask import Asker
 from flows.run.labels import bind_labels
@@ -45,6 +46,8 @@ class Material:
     """Chunks and rows of each document that was read."""
     chunk_sizes: tuple[int, ...] = ()
     """Tokens of each chunk that was read."""
+    cache_block_tokens: int | None = None
+    """Of the engine's prefix cache; None: not known, and it is taken to keep every token."""
 
 
 class Load(NamedTuple):
@@ -100,7 +103,12 @@ def estimate_stages(
                 asker.stages[stage.name],
                 load,
                 prompt_tokens=load.requests * overhead + load.tokens,
-                cached_tokens=load.requests * asker.instructions_tokens + load.shared,
+                cached_tokens=planned_hits(
+                    stage,
+                    load,
+                    asker.instructions_tokens,
+                    material=material,
+                ),
             )
         )
         if stage.over == "rows" and material.num_rows:

@@ -32,6 +32,7 @@ from flows.run.families import Scheduler
 from flows.run.graph import levels, stage_shard
 from flows.run.in_order import in_order
 from flows.run.keys import policy_key
+from flows.run.layout import whole_blocks
 from flows.run.ledger import journaled
 from flows.run.plan import AGAIN, ShardPlan
 from flows.run.reduce import Members, reduce_all
@@ -199,7 +200,10 @@ class _Ends:
         every = [*parts, *answers]
         name = self.stage.name
         bill = bills(shard.ledger, {name: answers}, {name: parts})[name]
-        planned = len(bill.paid) * shard.bench.asker.instructions_tokens
+        bench = shard.bench
+        planned = len(bill.paid) * whole_blocks(
+            bench.asker.instructions_tokens, bench.cache_block_tokens
+        )
         count = count_stage(
             num_units, answers, parts, planned=planned, bill=bill, prices=shard.bench.prices
         )
