@@ -381,7 +381,7 @@ def test_key_is_in_no_command_line_when_the_server_asks_for_one(tmp_path):
     ):
         state = kept.state()
         words = subprocess.run(
-            ["ps", "-eo", "args"], capture_output=True, text=True, check=True
+            ["ps", "-ewwo", "args"], capture_output=True, text=True, check=True
         ).stdout
         assert "kimi" in words.lower()
         assert "sk-123456" not in words
