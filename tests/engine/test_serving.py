@@ -330,7 +330,7 @@ def test_request_under_way_is_finished_when_the_engine_is_ended(tmp_path):
             )
         )
         asking.start()
-        time.sleep(0.4)
+        until(lambda: httpx.get(f"{kept.urls[0]}/env", timeout=10).json()["under_way"] == 1)
     asking.join()
     kept.thread.join()
     assert answers == [{"done": True}]
