@@ -153,6 +153,9 @@ def _print_plan(planned: Mapping[str, Any]) -> None:
     console.print(stages)
     for line in _plan_lines(planned):
         console.print(line, markup=False, soft_wrap=True)
+    if "sensitive" in planned:
+        console.rule("sensitive documents, and what rests on all of them", align="left")
+        _print_plan(planned["sensitive"])
 
 
 def _plan_lines(planned: Mapping[str, Any]) -> list[str]:
