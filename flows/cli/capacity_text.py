@@ -31,6 +31,7 @@ def plan_lines(shown: Mapping[str, Any]) -> list[str]:
         beside = "" if differs is None else f"; the plan differs by {differs:+.2f} %"
         lines.append(f"{'server':13} reports {served['kv_tokens']:,} tokens{beside}")
     lines += [f"{'note':13} {text}" for text in notes]
+    lines.append(f"{'source':13} {shown['sources'][-1]}")
     return lines
 
 
