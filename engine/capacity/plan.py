@@ -242,8 +242,8 @@ def on_cpu(
     token_bytes = bytes_per_token(model.shape, kv_type)
     tokens = tokens_in(cache_bytes, token_bytes, CPU_BLOCK_TOKENS[model.shape.attention.kind])
     said = (
-        f"{model.title} on this CPU: {cache_bytes / GIB:g} GiB of KV cache hold {tokens:,} tokens,"
-        f" {tokens // context:,} requests of {context:,}"
+        f"{model.title} on this CPU: a KV cache of {cache_bytes / GIB:g} GiB holds {tokens:,} tokens,"
+        f" {tokens // context:,} requests of {context:,} at once"
     )
     return Plan(
         model=model,

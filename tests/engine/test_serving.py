@@ -356,6 +356,15 @@ def test_one_replica_is_started_again_while_the_other_serves_when_one_crashes(tm
     assert kept.error is None
 
 
+def test_installation_is_named_when_there_is_no_vllm(tmp_path):
+    kept = Kept(tmp_path)
+    kept.home = Home(
+        venv=tmp_path / "none", cache=tmp_path / "cache", environment={"PATH": "/none"}
+    )
+    with pytest.raises(PrerequisiteError, match="headrace engine install"), kept.start():
+        pass
+
+
 def test_second_keeper_is_refused_when_one_runs(tmp_path):
     kept = Kept(tmp_path)
     with kept.start():
