@@ -24,7 +24,9 @@ from pathlib import Path
 import httpx
 
 from benchmarks.machine import machine, show
+from config.model_facts import load_model
 from engine import tiny
+from engine.capacity.cache import CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS, bytes_per_token, tokens_in
 from engine.client import Client
 from engine.server import cache_tokens
 
@@ -152,11 +154,15 @@ def _ratios(cold: Sequence[float], warm: Sequence[float]) -> list[float]:
 
 
 def _capacity(asked: argparse.Namespace, tokens: int, log: str) -> dict[str, object]:
-    """Return the reported capacity beside the formula's, from the memory that vLLM says it gave."""
-    per_token = asked.layers * tiny.LATENT_SIZE * 2
+    """Return the reported capacity beside the planner's, from the memory that vLLM says it gave."""
+    shape = load_model("kimi-k2.5").shape
+    assert shape is not None
+    shape = shape.model_copy(update={"layers": asked.layers})
+    per_token = bytes_per_token(shape, "bfloat16")
     found = _AVAILABLE.search(log)
     given = 1.0 if asked.cpu else float(found.group(1)) if found else None
-    expected = None if given is None else given * 2**30 / per_token
+    blocks = CPU_BLOCK_TOKENS if asked.cpu else GPU_BLOCK_TOKENS
+    expected = None if given is None else tokens_in(given * 2**30, per_token, blocks["mla"])
     return {
         "layers": asked.layers,
         "experts": asked.experts,
