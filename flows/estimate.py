@@ -18,6 +18,7 @@ from connectors.document import Chunk, SourceRef
 from engine.endpoint import Endpoint
 from engine.profile import Profile
 from flows.calibrate import Calibration, calibrate
+from flows.capacity import pipeline_capacity
 from flows.expected import as_columns, expect_stages
 from flows.graph_drawing import graph_json
 from flows.layout_lint import Looked, Read, look, lost_usd, specimens, volatile
@@ -37,7 +38,7 @@ from flows.run.plans import keep_plan
 from flows.run.reading import read_chunks
 from flows.run.routes import Passage, routes_of
 from flows.run.served import as_seen, asker_of
-from flows.stage_estimate import Material, estimate_stages, num_rows
+from flows.stage_estimate import Material, estimate_stages, largest_request, num_rows
 
 _Sample = Mapping[str, Read]
 """What was read of the sample, by path."""
@@ -172,6 +173,9 @@ def _estimate(
         if one.document.status == "rejected"
     }
     return _plan(job, asker, material, looked=looked, known=known) | {
+        "capacity": pipeline_capacity(
+            endpoint.profile, largest_request(job.pipeline, asker, rule.max_tokens)
+        ),
         "chunk_max_tokens": rule.max_tokens,
         "documents": [_group_json(group) for group in groups],
         "rejected": rejected,
