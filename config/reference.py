@@ -35,6 +35,8 @@ _AS_WRITTEN: Mapping[tuple[str, str], str] = {
     ("StageConfig", "prompt"): "text, or the name of a `.md`, `.j2` or `.txt` file",
     ("StageConfig", "combine"): "text, or the name of a `.md`, `.j2` or `.txt` file",
     ("StageConfig", "compute"): "text, or the name of a `.sql` file",
+    ("PolicyConfig", "sensitive"): "list of globs, or `true`",
+    ("MaskConfig", "words"): "list of texts, or the name of a `.txt` file",
     ("ReportConfig", "template"): "`briefing`, or the name of a folder",
     ("StageConfig", "output"): "fields in short, a JSON Schema, or the name of a file with one",
 }

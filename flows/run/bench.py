@@ -163,12 +163,13 @@ class Bench(ServedRoom):
     def at(self, sources: Iterable[SourceRef]) -> Bench:
         """Return the bench for documents that go together: they go where the most sensitive one may."""
         passage = self.routes.find(source.path for source in sources)
-        return self.sensitive if self.sensitive and passage.name == "sensitive" else self
+        return self.gathering if passage.name == "sensitive" else self
 
     @property
     def gathering(self) -> Bench:
         """Return the bench of what rests on all documents."""
-        return self.sensitive or self
+        # What counts is told to whoever asked this bench.
+        return replace(self.sensitive, progress=self.progress) if self.sensitive else self
 
     @property
     def prices(self) -> dict[str, Prices | None]:
