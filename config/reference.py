@@ -159,8 +159,11 @@ PAGES = {
 
 def _page(top: str, root: type[BaseModel]) -> str:
     sections = [top]
-    for path, model in _models("", root):
-        heading = f"## {path}" if path else "## At the top"
+    models = list(_models("", root))
+    paths = [path for path, _ in models]
+    for path, model in models:
+        name = _section(path, model, shared=paths.count(path) > 1)
+        heading = f"## {name}" if path else "## At the top"
         text = " ".join((model.__doc__ or "").split())
         sections.append(f"{heading}\n\n{text}\n\n{_table(path, model)}\n")
     return "\n".join(sections)
@@ -187,6 +190,11 @@ def _inner_models(annotation: object, mark: str = "") -> Iterator[tuple[type[Bas
         yield from _inner_models(argument, mark)
 
 
+def _section(path: str, model: type[BaseModel], *, shared: bool) -> str:
+    """Return the name of a model's section; with its kind where others have the same keys' path."""
+    return f"{path} of kind {model.model_fields['kind'].default}" if shared else path
+
+
 def _table(path: str, model: type[BaseModel]) -> str:
     rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
@@ -199,15 +207,20 @@ def _type(path: str, model: type[BaseModel], name: str, field: FieldInfo) -> str
     written = _AS_WRITTEN.get((model.__name__, name))
     if written is not None:
         return written
-    for _, mark in _inner_models(field.annotation):
-        section = f"{path}.{name}{mark}".lstrip(".")
+    inner = list(_inner_models(field.annotation))
+    if inner:
+        mark = inner[0][1]
+        keys = f"{path}.{name}{mark}".lstrip(".")
+        sections = [_section(keys, one, shared=len(inner) > 1) for one, _ in inner]
         kind = {"": "keys", "[]": "list of", ".NAME": "by name:"}[mark]
-        return f"{kind} [{section}](#{_anchor(section)})"
+        links = " or ".join(f"[{section}](#{_anchor(section)})" for section in sections)
+        return f"{kind} {links}"
     return _words(field.annotation) + _limits(field.metadata)
 
 
 def _anchor(heading: str) -> str:
-    return "".join(char for char in heading.lower() if char.isalnum() or char in "-_")
+    words = heading.lower().replace(" ", "-")
+    return "".join(char for char in words if char.isalnum() or char in "-_")
 
 
 def _words(annotation: object) -> str:

@@ -34,6 +34,10 @@ class Capabilities(_Model):
     forced_calls: bool = False
     """Whether the host takes `tool_choice: required`, with which a turn must call a tool, in every mode. Moonshot's
     API refuses it in Thinking (platform docs, second-hand)."""
+    stream_forced_calls: bool = True
+    """Whether a turn that must call is streamed like any other, where `stream` is on. vLLM 0.32 streams such a call
+    of parser kimi_k2 as plain content now and then, or loses it, and reads it well in one piece
+    (tests/engine/test_tiny_agent.py)."""
     structured_output: bool = False
     """Whether `response_format: json_schema` constrains the answer on the host."""
     grammar: Grammar = "any"

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from engine.batch.budget import Budget
 from engine.batch.call import Account, Caller, CircuitOpen, RetryRule
 from engine.batch.ledger import Log, on_record
-from engine.batch.route import Route
+from engine.batch.route import Line, Route
 from engine.client import Client
 from engine.endpoint import Endpoint
 from engine.errors import (
@@ -33,7 +33,6 @@ from engine.modes.agent.asides import Asides, OneAside
 from engine.modes.mode import AwaitingApproval, Ending, HandedOver, Means, Send, Workshop
 from engine.reply import Reply
 from engine.request import Outcome, Request, Result
-from engine.steps import Paid
 
 _CIRCUIT_POLL_S = 0.1
 LEAST_AHEAD = 8
@@ -254,23 +253,33 @@ class _Sender:
                 caller.require_closed()
             means = Means(send=send)
             if request.limits is not None:
-                others = [n for n in order[order.index(number) + 1 :] if not self._is_own(n)]
-                means = self._agents_means(request, caller, send, account, has_others=bool(others))
+                after = order[order.index(number) + 1 :]
+                others = [self._callers[n].line for n in after if not self._is_own(n)]
+                means = self._agents_means(request, caller, send, account, others)
             mode = MODES[request.mode]
             return await mode.carry_out(request, caller.line.endpoint, means), None
         except tuple(_ENDS) as exc:
             return _end_of(exc, request, caller.line.endpoint)
 
-    def _agents_means(
-        self, request: Request, caller: Caller, send: Send, account: Account, *, has_others: bool
+    def _agents_means(  # noqa: PLR0917 - one attempt's own parts
+        self,
+        request: Request,
+        caller: Caller,
+        send: Send,
+        account: Account,
+        others: Sequence[Line],
     ) -> Means:
         steps = self._workshop.steps(request)
         # What this attempt itself has paid, on an engine before this one, is in the account already.
-        is_first, account.is_restored = not account.is_restored, True
-
-        def restore(event: Paid) -> None:
-            if is_first and not steps.is_billed(event):
+        if not account.is_restored:
+            account.is_restored = True
+            for event in steps.paid():
                 account.add(event.usage, event.cost_usd, event.gpu_seconds)
+
+        def can_hand_over() -> bool:
+            return any(
+                line.cannot_take(request) is None and line.breaker.look() == "go" for line in others
+            )
 
         def aside(call_id: str) -> OneAside:
             return OneAside(
@@ -280,7 +289,6 @@ class _Sender:
                 endpoint=caller.line.endpoint,
                 send=send,
                 steps=steps,
-                restore=restore,
             )
 
         return Means(
@@ -289,8 +297,7 @@ class _Sender:
             steps=steps,
             aside=aside,
             approval=self._workshop.approval,
-            restore=restore,
-            can_hand_over=has_others,
+            can_hand_over=can_hand_over,
         )
 
 

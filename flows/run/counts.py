@@ -50,6 +50,12 @@ class StageCount:
     saved_usd: float | None = None
     """What the cached tokens would have cost more without the cache; None where prices or cached tokens
     are not known."""
+    num_turns: int | None = None
+    """Turns of its agents, those of sub-agents included; None where it has none."""
+    num_calls: int | None = None
+    """Tool calls of its agents."""
+    num_failed_calls: int | None = None
+    """How many of them failed."""
     modes: Mapping[str, int] = field(default_factory=dict)
     """Answers by the mode that was observed, and `none`."""
     mode_notes: Mapping[str, int] = field(default_factory=dict)
@@ -170,6 +176,7 @@ def count_stage(
     asked = {result.request_key: result for a in every for result in a.results}
     sent = {key: result for key, result in asked.items() if key in bill.paid}
     usages = [result.usage for result in sent.values()]
+    works = [result.work for result in sent.values() if result.work is not None]
     results = [answered.result for answered in every if answered.inquiry.requests]
     return StageCount(
         num_inputs=num_inputs,
@@ -182,6 +189,9 @@ def count_stage(
         reasoning_tokens=_sum_known(usage.reasoning_tokens for usage in usages),
         cost_usd=_sum_known(result.cost_usd for result in sent.values()),
         saved_usd=_sum_known(saved_usd_of(result, prices or {}) for result in sent.values()),
+        num_turns=_sum_known(work.num_steps for work in works),
+        num_calls=_sum_known(work.num_calls for work in works),
+        num_failed_calls=_sum_known(work.num_failed_calls for work in works),
         modes=dict(Counter(result.mode_observed or "none" for result in results)),
         mode_notes=dict(Counter(note for result in results for note in result.mode_notes)),
         # Turns of agents are in one of the other two modes, as their limits say.
@@ -300,6 +310,9 @@ def _add_stage(counts: Sequence[StageCount]) -> StageCount:
         reasoning_tokens=_sum_known(count.reasoning_tokens for count in counts),
         cost_usd=_sum_known(count.cost_usd for count in counts),
         saved_usd=_sum_known(count.saved_usd for count in counts),
+        num_turns=_sum_known(count.num_turns for count in counts),
+        num_calls=_sum_known(count.num_calls for count in counts),
+        num_failed_calls=_sum_known(count.num_failed_calls for count in counts),
         modes=_add([count.modes for count in counts]),
         mode_notes=_add([count.mode_notes for count in counts]),
         num_mismatched=sum(count.num_mismatched for count in counts),

@@ -247,6 +247,8 @@ class Scheduler:
         if family not in self._affinities:
             self._affinities[family] = content_key("prefix", request.material)
         request = replace(request, priority=family, affinity=self._affinities[family])
+        if inquiry.is_fresh:
+            ledger.steps.begin_anew(request.request_key)
         self._agents.expect(request, inquiry)
         heapq.heappush(self._ready, (family, place, request))
         self._asked(family)
@@ -306,6 +308,7 @@ class Scheduler:
         bench = self._shard.bench
         bench.flights.land(self._shard.ledger.answer(result.request_key))
         bench.progress.add_result(result)
+        self._agents.done(result.request_key)
         sent, shared = self._sent.pop(result.request_key)
         if result.attempts == 1 and result.fallback is None:
             usage = result.usage

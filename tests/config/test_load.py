@@ -106,6 +106,13 @@ def test_message_names_file_and_key_when_the_pipeline_is_wrong(tmp_path, change,
         load_pipeline(write(tmp_path, PIPELINE.replace(*change, 1)))
 
 
+def test_message_has_one_line_when_the_only_stage_is_wrong(tmp_path):
+    text = "name: one\nstages:\n  - {name: a, prompt: x, output: {b: string}, modee: instant}\n"
+    with pytest.raises(ConfigError, match=r"stages\[0\].modee: unknown key") as caught:
+        load_pipeline(write(tmp_path, text))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_message_names_the_profiles_when_the_engine_is_unknown():
     with pytest.raises(
         ConfigError, match="'embeded' is no profile; profiles: .*did you mean 'embedded'"
