@@ -166,6 +166,7 @@ USAGE = pa.schema([
     pa.field("stage", pa.string(), nullable=False),
     ("mode", pa.string()),
     ("profile", pa.string()),
+    ("batch_ids", pa.list_(pa.string())),
     ("attempts", pa.int32()),
     ("seconds", pa.float64()),
     ("queued_s", pa.float64()),

@@ -46,20 +46,20 @@ class Amount:
         )
 
 
-def amount_of(usage: Usage, profile: Profile) -> Amount:
+def amount_of(usage: Usage, profile: Profile, price_factor: float = 1.0) -> Amount:
     """Return what a call takes, 0 in a unit that the profile knows nothing of."""
     return Amount(
         tokens=usage.prompt_tokens + usage.completion_tokens,
-        usd=cost_usd(usage, profile.prices) or 0.0,
+        usd=cost_usd(usage, profile.prices, price_factor) or 0.0,
         gpu_seconds=gpu_seconds(usage, profile) or 0.0,
     )
 
 
-def cost_usd(usage: Usage, prices: Prices | None) -> float | None:
+def cost_usd(usage: Usage, prices: Prices | None, price_factor: float = 1.0) -> float | None:
     """Return the price of a call's tokens in dollars; None where prices are not known."""
     if prices is None:
         return None
-    return prices.usd(
+    return price_factor * prices.usd(
         prompt=usage.prompt_tokens,
         cached=usage.cached_tokens or 0,
         output=usage.completion_tokens,

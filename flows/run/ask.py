@@ -15,6 +15,7 @@ from config.pipeline import PipelineConfig, StageConfig
 from connectors.chunker import render
 from connectors.control_marks import disarm
 from connectors.document import Chunk, Document, Segment
+from engine.batch import AWAITING_BATCH
 from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
 from engine.prompt import instructions, user_text
 from engine.request import Request, content_key, request_key
@@ -256,7 +257,7 @@ class Asker:
             None,
             unit=unit.name,
             error_class=UPSTREAM_OVER_BUDGET,
-            error="not all stages it needs have their answers yet: over budget",
+            error="not all answers it needs are there yet: over budget, or in a batch",
         )
         return replace(inquiry, num_inputs=num_inputs, num_answered=0)
 
@@ -376,6 +377,7 @@ class Asker:
             adapter=stage.adapter,
             prompt_tokens=self.instructions_tokens + shown.tokens + own_tokens,
             limits=stage.limits.for_engine(stage.on_drift) if is_agent else None,
+            batch_api=stage.batch_api.for_engine() if stage.batch_api else None,
         )
 
     def _weigh_tail(self, tail: str) -> int:
@@ -442,7 +444,9 @@ def _missing(upstream: Mapping[str, Answered]) -> tuple[str, str] | None:
     missing = [name for name, answered in upstream.items() if answered.output is None]
     unpaid = [name for name in missing if upstream[name].result.error_class in UNPAID]
     if unpaid:
-        return UPSTREAM_OVER_BUDGET, f"stage {unpaid[0]!r} has no answer yet: over budget"
+        waits = upstream[unpaid[0]].result.error_class == AWAITING_BATCH
+        why = "it waits for a batch" if waits else "over budget"
+        return UPSTREAM_OVER_BUDGET, f"stage {unpaid[0]!r} has no answer yet: {why}"
     return ("upstream_unanswered", f"stage {missing[0]!r} has no answer") if missing else None
 
 

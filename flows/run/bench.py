@@ -24,6 +24,7 @@ from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
 from connectors.storage import STATE_PREFIX, Source
 from engine.batch import Amount, Budget, Caps, Route, route_to, unknown_unit
+from engine.batch_api.desk import Desk, Keeping
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint, replicas_of
 from engine.profile import Prices, Profile
 from engine.server import CacheFacts, cache_facts
@@ -64,6 +65,9 @@ longest that Kimi K2.5 takes, and 4 of 160,000 tokens with what is asked about t
 
 PROMPT_GROWTH_TOKENS = 2048
 """Most tokens that chunks of open size leave free for prompts that are edited later."""
+
+BATCHES = f"{STATE_PREFIX}/batches"
+"""Where a sink knows of what is with a host."""
 
 SETTLE_S = 3.0
 """Seconds that shards in work get to save their answers when a run is interrupted."""
@@ -107,6 +111,8 @@ class Bench(Room):
     copies: Copies
     approval: SinkApproval
     """Decides on calls of agents that need a person's approval."""
+    desk: Desk | None
+    """Sends the stages with `batch_api` to the host; None where there are none."""
     cache: AnswerCache | None
     """Answers that other sinks share; None where the pipeline names no cache."""
     family_numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -334,7 +340,12 @@ def open_bench(
             if line.endpoint.profile.tier is not None:
                 slices = Slices(room.lake.storage, line, run_id=job.run_id, notify=notify)
                 stack.enter_context(slices)
+        desk = open_desk(job, route, room, budget)
+        if desk is not None:
+            stack.enter_context(desk)
         stack.callback(in_work.wait, SETTLE_S)
+        if desk is not None:
+            stack.callback(desk.stop)
         stack.callback(cancelled.set)
         yield Bench(
             job=room.job,
@@ -360,9 +371,19 @@ def open_bench(
             cache_tokens=sum(held.num_tokens for held in caches) if caches else None,
             cache_block_tokens=caches[0].block_tokens if caches else None,
             cache=cache,
+            desk=desk,
             reading_key=reading_key(job, rule),
             work_key=work_key(job, rule, asker),
         )
+
+
+def open_desk(job: Job, route: Route, room: Room, budget: Budget) -> Desk | None:
+    """Return what sends the stages with `batch_api` to the host; None where there are none."""
+    limits = route.endpoint.profile.capabilities.batch_api
+    if limits is None or all(stage.batch_api is None for stage in job.pipeline.stages):
+        return None
+    keeping = Keeping(store=room.lake.storage, folder=BATCHES, scratch=room.scratch)
+    return Desk(route.endpoint, limits, keeping, budget, run_id=job.run_id)
 
 
 def _check_engine(job: Job, engine: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from engine.batch import Amount
+from engine.batch import AWAITING_BATCH, Amount
 from engine.profile import Prices
 from engine.request import Result
 from flows.run.rows import Answered
@@ -105,6 +105,22 @@ class ShardReport:
     """What this run spent on the shard, by stage; answers of earlier runs are not among it."""
     claims: tuple[str, ...] = ()
     """Tokens of the claims under which it was paid."""
+
+    @property
+    def is_to_go_on(self) -> bool:
+        """Tell whether some of its requests are asked for again when the run goes on."""
+        return any(stage.outcomes.get("over_budget") for stage in self.stages.values()) or (
+            self.awaits_batch
+        )
+
+    @property
+    def awaits_batch(self) -> bool:
+        """Tell whether some of its requests wait for a batch of the host."""
+        return any(
+            failure.error_class == AWAITING_BATCH
+            for stage in self.stages.values()
+            for failure in stage.failures
+        )
 
 
 def report_from_json(value: Mapping[str, Any]) -> ShardReport:

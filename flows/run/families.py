@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from engine.batch import AWAITING_BATCH
 from engine.batch import run as run_batch
 from engine.request import Request, Result, content_key
 from flows.run.agents import ShardAgents
@@ -83,6 +84,7 @@ class Scheduler:
             budget=bench.budget,
             log=self._shard.ledger,
             workshop=self._agents.workshop(),
+            desk=self._shard.desk,
         )
         try:
             async with self._agents.open(), aclosing(batch) as results:
@@ -317,13 +319,17 @@ class Scheduler:
 
 
 def _doubts(ends: Sequence[Answered]) -> dict[int, str]:
-    """Return which ends are asked again and why; no more than their stages allow."""
+    """Return which ends are asked again and why; no more than their stages allow.
+
+    Which of a stage's are most in doubt is known when none of its answers waits for a batch any more.
+    """
+    waiting = {end.inquiry.stage.name for end in ends if end.result.error_class == AWAITING_BATCH}
     asked = Counter(end.inquiry.stage.name for end in ends if end.inquiry.requests)
     doubts: dict[int, str] = {}
     taken: Counter[str] = Counter()
     for number, end in enumerate(ends):
         rule, name = end.inquiry.stage.escalate, end.inquiry.stage.name
-        if rule is None or not end.inquiry.requests or end.inquiry.again is None:
+        if rule is None or not end.inquiry.requests or end.inquiry.again is None or name in waiting:
             continue
         reason = doubt_about(rule, settle(end.inquiry.stage, end.results))
         if reason is not None and taken[name] < num_allowed(rule, asked[name]):

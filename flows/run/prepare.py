@@ -141,6 +141,15 @@ def _misfits(stage: StageConfig, profile: Profile) -> list[str]:
             f"require: images, and {engine} reads text only; choose an engine that takes images, or"
             " drop require and have the text read off them"
         )
+    if stage.batch_api is not None:
+        limits = can.batch_api
+        if limits is None:
+            found.append(
+                f"batch_api: {engine} has none (capabilities.batch_api of its profile); drop the key, or"
+                " choose an engine that has"
+            )
+        elif problem := limits.misfit(stage.batch_api.window, stage.adapter or profile.model):
+            found.append(f"batch_api: {engine}: {problem}")
     if stage.adapter is not None and stage.adapter not in profile.adapters:
         known = ", ".join(profile.adapters) or "none"
         found.append(f"adapter {stage.adapter!r} is not in {engine}; its adapters: {known}")

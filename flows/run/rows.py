@@ -192,6 +192,7 @@ def usage_row(row_key: str, result: Result) -> dict[str, Any]:
         "stage": result.stage,
         "mode": result.mode,
         "profile": result.engine,
+        "batch_ids": list(result.batch_ids),
         "attempts": result.attempts,
         "seconds": result.seconds,
         "queued_s": result.queued_s,

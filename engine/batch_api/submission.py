@@ -1,0 +1,160 @@
+"""Brings one file to the host as one batch, however often the process that does it is killed.
+
+The record is written before each call to the host and after it. A call whose answer is not known is never
+made again before the host's lists have been looked at: its files by their name, its batches by the key in
+their metadata or, where the host keeps none, by the file that they are made of.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from engine.batch_api.host import BatchHost, HostBatch
+from engine.batch_api.record import HeldRecord
+from engine.errors import EngineError, EngineUnavailable, RequestRejected
+
+logger = logging.getLogger(__name__)
+
+_BUSY = 429
+
+
+class Submission:
+    """Submits batches to one host."""
+
+    def __init__(self, host: BatchHost, list_lag_s: float, stopped: threading.Event) -> None:
+        """Take the host.
+
+        Args:
+            host: Where to.
+            list_lag_s: Seconds after which its list names all that it has taken.
+            stopped: Set when the run ends.
+        """
+        self._host, self._list_lag_s, self._stopped = host, list_lag_s, stopped
+
+    def submit(self, held: HeldRecord, file: Path) -> bool:
+        """Tell whether the host has the batch, or may have it; its record says which.
+
+        Raises:
+            EngineUnavailable: It has not; the record is gone.
+            SinkChanged: Somebody else has the shard.
+        """
+        try:
+            file_id = self._host.upload(held.record.file_name, file)
+        except RequestRejected as exc:
+            self._refused(held, exc)
+            return True
+        except EngineUnavailable:
+            # A file alone is not paid for.
+            self._drop(held)
+            raise
+        held.change(state="submitting", file_id=file_id)
+        return self._begin(held, is_new=True)
+
+    def recover(self, held: HeldRecord) -> bool:
+        """Bring a batch to where it would be if the process had not been killed; its shard is ours.
+
+        Return whether there is such a batch; otherwise its record is gone, and its lines may be sent.
+
+        Raises:
+            EngineUnavailable: The host does not say.
+            SinkChanged: Somebody else has the shard.
+        """
+        record = held.record
+        if record.state == "intended":
+            self._drop(held)
+            return False
+        found = self._find(held)
+        if found is not None:
+            self._taken(held, found)
+            return True
+        return self._begin(held, is_new=False)
+
+    def _begin(self, held: HeldRecord, *, is_new: bool) -> bool:
+        """Have the host begin a batch whose file it has.
+
+        Raises:
+            EngineUnavailable: It has too much to do; the record is gone.
+        """
+        record = held.record
+        assert record.file_id is not None
+        for _ in range(2):
+            try:
+                batch = self._host.begin(record.batch_key, record.file_id, record.window)
+            except RequestRejected as exc:
+                if is_new:
+                    self._refused(held, exc)
+                    return True
+                # The file may be gone; its lines go into a new one.
+                self._drop(held)
+                return False
+            except EngineUnavailable as exc:
+                if exc.status == _BUSY:
+                    self._drop(held)
+                    raise
+                logger.warning(
+                    "batch %s: not known whether it has begun: %s", record.batch_key, exc
+                )
+                found = self._find(held)
+                if found is None:
+                    continue
+                batch = found
+            self._taken(held, batch)
+            return True
+        return True
+
+    def _find(self, held: HeldRecord) -> HostBatch | None:
+        """Return the batch by the host's list, looked at again when it must have it.
+
+        Raises:
+            EngineUnavailable: The list cannot be read.
+        """
+        record = held.record
+        assert record.file_id is not None
+        found = self._host.find_batch(record.batch_key, record.file_id)
+        if found is not None or not self._list_lag_s:
+            return found
+        if self._stopped.wait(self._list_lag_s):
+            raise EngineUnavailable("the run ends")
+        return self._host.find_batch(record.batch_key, record.file_id)
+
+    def _taken(self, held: HeldRecord, batch: HostBatch) -> None:
+        held.change(
+            state="waiting",
+            batch_id=batch.batch_id,
+            status=batch.status,
+            since=told_time(batch.created_at) or told_time(datetime.now(UTC).timestamp()),
+            expires=told_time(batch.expires_at),
+        )
+        record = held.record
+        logger.info(
+            "shard=%s stage=%s: batch %s with %d requests waits at %s",
+            record.shard,
+            record.stage,
+            record.batch_id,
+            len(record.lines),
+            record.base_url,
+        )
+
+    def _refused(self, held: HeldRecord, exc: RequestRejected) -> None:
+        held.put_ends(b"")
+        held.change(state="ended", status="refused", refusal=str(exc), refusal_status=exc.status)
+
+    def _drop(self, held: HeldRecord) -> None:
+        """Forget a batch that the host has not begun, and the file that it may have of it."""
+        record = held.record
+        # First of all: what is dropped twice must not be of somebody else.
+        held.change(state="intended")
+        held.remove()
+        with suppress(EngineError):
+            file_id = record.file_id or self._host.find_file(record.file_name)
+            if file_id is not None:
+                self._host.remove_file(file_id)
+
+
+def told_time(seconds: float) -> str:
+    """Return a time as ISO 8601, UTC; empty for 0."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else ""
