@@ -152,6 +152,7 @@ class HostedTurns:
         Raises:
             EngineUnavailable: There is none, and another try may have one.
             RequestRejected: The host refuses the line.
+            _failure: One of these.
         """
         profile, request = self._caller.line.endpoint.profile, self._request
         used = Amount()

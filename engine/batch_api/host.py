@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -59,7 +58,7 @@ class HostBatch:
     """Why its file was refused: the number of a line, from 1, where one is to blame, and the reason."""
 
 
-class BatchHost:
+class BatchHost:  # noqa: PLR0904 - all calls of two routes
     """One host; used by several threads."""
 
     def __init__(self, base_url: str, api_key: str | None, retry: RetryRule) -> None:
@@ -70,21 +69,23 @@ class BatchHost:
             base_url=base_url, headers=authorization(api_key), timeout=_TIMEOUT_S
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-        self._http.close()
-
     def stop(self) -> None:
         """Wait for nothing any more: the run ends."""
         self._stopped.set()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.stop()
+        self._http.close()
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long.
+
+        Raises:
+            EngineUnavailable: The run ends meanwhile.
+        """
+        if self._stopped.wait(seconds):
+            raise EngineUnavailable("the run ends")
 
     def upload(self, name: str, file: Path) -> str:
         """Return the id of the file that the host has been given.
@@ -205,8 +206,7 @@ class BatchHost:
             except EngineUnavailable as exc:
                 if exc.status != _BUSY or attempt == self._retry.max_attempts:
                     raise
-                if self._stopped.wait(self._retry.delay_s(attempt, exc.retry_after_s)):
-                    raise
+                self.pause(self._retry.delay_s(attempt, exc.retry_after_s))
 
     def _json(self, answer: httpx.Response) -> Mapping[str, Any]:
         """Return the object that an answer is.

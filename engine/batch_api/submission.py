@@ -8,7 +8,6 @@ their metadata or, where the host keeps none, by the file that they are made of.
 from __future__ import annotations
 
 import logging
-import threading
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,15 +24,14 @@ _BUSY = 429
 class Submission:
     """Submits batches to one host."""
 
-    def __init__(self, host: BatchHost, list_lag_s: float, stopped: threading.Event) -> None:
+    def __init__(self, host: BatchHost, list_lag_s: float) -> None:
         """Take the host.
 
         Args:
             host: Where to.
             list_lag_s: Seconds after which its list names all that it has taken.
-            stopped: Set when the run ends.
         """
-        self._host, self._list_lag_s, self._stopped = host, list_lag_s, stopped
+        self._host, self._list_lag_s = host, list_lag_s
 
     def submit(self, held: HeldRecord, file: Path) -> bool:
         """Tell whether the host has the batch, or may have it; its record says which.
@@ -117,8 +115,7 @@ class Submission:
         found = self._host.find_batch(record.batch_key, record.file_id)
         if found is not None or not self._list_lag_s:
             return found
-        if self._stopped.wait(self._list_lag_s):
-            raise EngineUnavailable("the run ends")
+        self._host.pause(self._list_lag_s)
         return self._host.find_batch(record.batch_key, record.file_id)
 
     def _taken(self, held: HeldRecord, batch: HostBatch) -> None:

@@ -165,6 +165,16 @@ def _verdict(bench: Bench, total: ShardReport, num_documents: int) -> Verdict:
         return "incomplete"
     if bench.hopeless.is_set():
         return "over_failure_limit"
+    if (awaited := _awaited(bench, total)) is not None:
+        return awaited
+    if total.num_left or any(stage.outcomes.get("over_budget") for stage in total.stages.values()):
+        return "budget_reached"
+    over = _rate(total) > bench.job.pipeline.failure_limit
+    return "over_failure_limit" if over else "complete"
+
+
+def _awaited(bench: Bench, total: ShardReport) -> Verdict | None:
+    """Return what the run waits for before it can go on; None where it is nothing, or a larger budget."""
     waiting = {
         failure.error_class
         for stage in total.stages.values()
@@ -173,13 +183,7 @@ def _verdict(bench: Bench, total: ShardReport, num_documents: int) -> Verdict:
     }
     if AWAITING_APPROVAL in waiting:
         return "awaiting_approval"
-    # While batches are out, a larger budget is not what lets the run go on.
-    if AWAITING_BATCH in waiting and not bench.budget.is_reached:
-        return "awaiting_batch"
-    if total.num_left or any(stage.outcomes.get("over_budget") for stage in total.stages.values()):
-        return "budget_reached"
-    over = _rate(total) > bench.job.pipeline.failure_limit
-    return "over_failure_limit" if over else "complete"
+    return "awaiting_batch" if AWAITING_BATCH in waiting and not bench.budget.is_reached else None
 
 
 def _rate(total: ShardReport) -> float:

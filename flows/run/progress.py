@@ -88,7 +88,7 @@ class _Tally:
             self.cached_tokens = (self.cached_tokens or 0) + sign * more.cached_tokens
 
 
-class Progress:
+class Progress:  # noqa: PLR0904 - all that is counted of a run
     """Thread-safe counters; the listener is called at most once per interval, and at phases."""
 
     def __init__(self, listener: Listener | None = None, interval_s: float = 0.5) -> None:

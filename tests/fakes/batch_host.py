@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -26,6 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 from tests.fakes.engine_server import MODEL, answer
 
 ENDED = ("completed", "failed", "expired", "cancelled")
+_MODEL = {"id": MODEL, "object": "model", "max_model_len": 8192}
 _UNITS_S = {"h": 3600, "d": 86_400}
 
 
@@ -53,10 +54,10 @@ class Rules:
     fail_status: int = 0
     """Put every `fail_every`th line into the error file, with this status."""
     fail_every: int = 3
-    fail_times: int = 1_000_000
-    """Batches that this is done to."""
     invalid_every: int = 0
-    """Answer every so-manieth line with what is no JSON; in a line's first batch only."""
+    """Answer every so-manieth line with what is no JSON."""
+    bad_batches: int = 1_000_000
+    """Batches, the first ones, to which all of this is done; the rest end as they should."""
     refuse: Mapping[str, int] = field(default_factory=dict)
     """Status by call (`upload`, `begin`, `look`, `list`, `content`), in place of an answer."""
     refuse_times: int = 1_000_000
@@ -105,7 +106,7 @@ class BatchHostServer:
         self._refused: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
         self._numbers = 0
-        self._failed_batches = 0
+        self._num_ended = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self._server.daemon_threads = True
 
@@ -243,22 +244,22 @@ class BatchHostServer:
     def end(self, batch_id: str) -> None:
         """Answer the lines of a batch, all or some, and end it."""
         batch, rules = self.kept.batches[batch_id], self.rules
+        if self._num_ended >= rules.bad_batches:
+            rules = Rules()
+        self._num_ended += 1
         lines = [json.loads(line) for line in self._lines(batch["input_file_id"])]
-        fails = rules.fail_status and self._failed_batches < rules.fail_times
-        self._failed_batches += bool(rules.fail_status)
         output, errors = [], []
         for number, line in enumerate(lines):
             if rules.leave_out and number % rules.leave_out == 0:
                 continue
-            if fails and number % rules.fail_every == 0:
+            if rules.fail_status and number % rules.fail_every == 0:
                 error = {"error": {"message": "it failed", "code": "server_error"}}
                 errors.append(_out(line["custom_id"], rules.fail_status, error))
             else:
-                is_first = line["custom_id"].endswith("-0")
-                bad = rules.invalid_every and number % rules.invalid_every == 0 and is_first
-                output.append(
-                    _out(line["custom_id"], 200, _completion(line["body"], bad=bool(bad)))
-                )
+                bad = bool(rules.invalid_every) and number % rules.invalid_every == 0
+                output.append(_out(line["custom_id"], 200, _completion(line["body"], bad=bad)))
+        if rules.ends_as == "failed":
+            output, errors = [], []
         output += [_out(f"stranger-{n}", 200, {"choices": []}) for n in range(rules.strangers)]
         if rules.double:
             output = [one for one in output for _ in range(2)]
@@ -280,6 +281,22 @@ class BatchHostServer:
         batch["status"] = rules.ends_as
         batch[f"{rules.ends_as}_at"] = batch["created_at"] + 60
         batch["request_counts"] |= {"completed": len(output), "failed": len(errors)}
+
+    def content(self, file_id: str) -> bytes:
+        if file_id not in self.kept.files:
+            raise Refused(404, f"no file {file_id}")
+        return self.kept.files[file_id][1]
+
+    def remove(self, file_id: str) -> dict[str, Any]:
+        with self.lock:
+            if self.kept.files.pop(file_id, None) is None:
+                raise Refused(404, f"no file {file_id}")
+        return {"id": file_id, "deleted": True}
+
+    def at_once(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        with self.lock:
+            self.kept.at_once += 1
+        return _completion(body)
 
     def _put(self, kind: str, lines: list[dict[str, Any]]) -> str | None:
         if not lines:
@@ -339,7 +356,7 @@ def _completion(body: Mapping[str, Any], *, bad: bool = False) -> dict[str, Any]
     }
 
 
-def _handler(host: BatchHostServer) -> type[BaseHTTPRequestHandler]:
+def _handler(host: BatchHostServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a class within
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -386,30 +403,19 @@ def _handler(host: BatchHostServer) -> type[BaseHTTPRequestHandler]:
 
         def _do(self, call: str, path: str, query: Mapping[str, list[str]]) -> Any:
             last = path.rsplit("/", 1)[-1]
-            if call == "upload":
-                return host.add_file(*_form(self.headers["Content-Type"], self._data))
-            if call == "begin":
-                return host.begin(json.loads(self._data))
-            if call == "look":
-                return host.look(last)
-            if call == "list":
-                return self._list(path, query)
-            if call == "content":
-                file_id = path.split("/")[2]
-                if file_id not in host.kept.files:
-                    raise Refused(404, f"no file {file_id}")
-                return host.kept.files[file_id][1]
-            if call == "remove":
-                if host.kept.files.pop(last, None) is None:
-                    raise Refused(404, f"no file {last}")
-                return {"id": last, "deleted": True}
-            if call == "models":
-                model = {"id": MODEL, "object": "model", "max_model_len": 8192}
-                return {"object": "list", "data": [model]}
-            if call == "at_once":
-                host.kept.at_once += 1
-                return _completion(json.loads(self._data))
-            raise Refused(404, f"no such path {path}")
+            todo: dict[str, Callable[[], Any]] = {
+                "upload": lambda: host.add_file(*_form(self.headers["Content-Type"], self._data)),
+                "begin": lambda: host.begin(json.loads(self._data)),
+                "look": lambda: host.look(last),
+                "list": lambda: self._list(path, query),
+                "content": lambda: host.content(path.split("/")[2]),
+                "remove": lambda: host.remove(last),
+                "models": lambda: {"object": "list", "data": [_MODEL]},
+                "at_once": lambda: host.at_once(json.loads(self._data)),
+            }
+            if call not in todo:
+                raise Refused(404, f"no such path {path}")
+            return todo[call]()
 
         def _list(self, path: str, query: Mapping[str, list[str]]) -> dict[str, Any]:
             with host.lock:
@@ -459,17 +465,16 @@ def _handler(host: BatchHostServer) -> type[BaseHTTPRequestHandler]:
 
 def _call(method: str, path: str) -> str:
     """Return the name of a call."""
-    if path == "/models":
-        return "models"
-    if path == "/chat/completions":
-        return "at_once"
-    if path.endswith("/content"):
-        return "content"
-    if method == "DELETE":
-        return "remove"
-    if method == "POST":
-        return {"/files": "upload", "/batches": "begin"}.get(path, "unknown")
-    return "list" if path in {"/files", "/batches"} else "look"
+    known = {
+        ("GET", "/models"): "models",
+        ("POST", "/chat/completions"): "at_once",
+        ("POST", "/files"): "upload",
+        ("POST", "/batches"): "begin",
+        ("GET", "/files"): "list",
+        ("GET", "/batches"): "list",
+    }
+    other = "content" if path.endswith("/content") else "remove" if method == "DELETE" else "look"
+    return known.get((method, path), "unknown" if method == "POST" else other)
 
 
 def _form(kind: str, data: bytes) -> tuple[str, str, bytes]:

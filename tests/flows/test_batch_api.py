@@ -3,7 +3,14 @@
 import pytest
 
 from tests.fakes.batch_host import BatchHostServer
-from tests.flows.batch_runs import NUM_FILES, check_paid_once, run_in, usage, write_world
+from tests.flows.batch_runs import (
+    NUM_FILES,
+    check_paid_once,
+    records,
+    run_in,
+    usage,
+    write_world,
+)
 
 
 @pytest.fixture
@@ -30,3 +37,34 @@ def test_a_run_waits_for_its_batches_and_pays_the_lower_price(host, tmp_path):
         assert manifest["stages"][name]["cost_usd"] == pytest.approx(factor * full)
     assert set(by_stage["kind"]["seconds"].round()) == {60.0}
     assert len(table) == 2 * NUM_FILES + 1
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"shuffle": True},
+        {"double": True},
+        {"strangers": 3},
+        {"keeps_metadata": False},
+        {"num_looks": 4},
+    ],
+    ids=lambda rules: next(iter(rules)),
+)
+def test_the_order_and_rest_of_a_hosts_files_do_not_matter(host, tmp_path, rules):
+    host.set(**rules)
+    write_world(tmp_path, host.url)
+    check_paid_once(tmp_path, host, run_in(tmp_path))
+
+
+def test_answers_are_the_same_as_those_of_calls_at_once(host, tmp_path):
+    write_world(tmp_path / "batch", host.url)
+    write_world(tmp_path / "at-once", host.url)
+    run_in(tmp_path / "batch")
+    before = host.kept.at_once
+    run_in(tmp_path / "at-once", "stages.*.batch_api=null")
+    assert host.kept.at_once - before == 2 * NUM_FILES + 1
+    for stage in ("kind", "title", "all"):
+        one, other = (
+            records(tmp_path / name, stage).sort("row_key") for name in ("batch", "at-once")
+        )
+        assert one.equals(other)
