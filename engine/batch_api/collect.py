@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-from contextlib import suppress
 
 import orjson
 
 from engine.batch_api.ends import blamed_ends, read_ends
 from engine.batch_api.host import BatchHost, HostBatch
 from engine.batch_api.record import HeldRecord
-from engine.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +19,7 @@ _BAD_REQUEST = 400
 def collect(host: BatchHost, held: HeldRecord, batch: HostBatch) -> None:
     """Put the ends of the lines into the sink, then into the record that they are there.
 
-    Doing it twice does no harm. The host's files are removed afterwards: it takes only so many.
+    Doing it twice does no harm: the host's files stay there until the record goes.
 
     Raises:
         EngineUnavailable: The files cannot be read now.
@@ -44,6 +42,7 @@ def collect(host: BatchHost, held: HeldRecord, batch: HostBatch) -> None:
         num_failed=len(held.record.lines) - num_answered,
         refusal=refusal,
         refusal_status=_BAD_REQUEST if refusal else 0,
+        host_files=tuple(files),
     )
     record = held.record
     logger.info(
@@ -55,6 +54,3 @@ def collect(host: BatchHost, held: HeldRecord, batch: HostBatch) -> None:
         num_answered,
         len(record.lines),
     )
-    for file_id in {batch.file_id, *files}:
-        with suppress(EngineError):
-            host.remove_file(file_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +25,11 @@ from engine.batch_api.host import BatchHost
 from engine.batch_api.index import Index
 from engine.batch_api.limits import BatchLimits
 from engine.batch_api.outbox import Outbox, OutFile
-from engine.batch_api.record import BatchRecord, Store
+from engine.batch_api.record import BatchRecord, HeldRecord, Store
 from engine.batch_api.submission import Submission
 from engine.batch_api.watch import Watch
 from engine.endpoint import Endpoint
-from engine.errors import EngineUnavailable
+from engine.errors import EngineError, EngineUnavailable
 from engine.request import content_key
 
 logger = logging.getLogger(__name__)
@@ -96,8 +97,7 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
         for held in self._index.load():
             record = held.record
             if record.state == "ended" and record.shard in finished:
-                held.remove()
-                self._index.forget(held)
+                self._retire(held)
             elif record.run_id == self._run_id:
                 self._hold(record.stage, record.lines)
 
@@ -229,9 +229,17 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
             done = [line for line in record.lines if line.rpartition("-")[0] not in needed]
             self._free(done)
             if record.state == "ended" and len(done) == len(record.lines):
-                held.remove()
-                self._index.forget(held)
+                self._retire(held)
         self._index.let_go(shard)
+
+    def _retire(self, held: HeldRecord) -> None:
+        """Remove a record whose answers are kept elsewhere, and what the host has of it: it takes only so much."""
+        for file_id in (held.record.file_id, *held.record.host_files):
+            if file_id is not None:
+                with suppress(EngineError):
+                    self._host.remove_file(file_id)
+        held.remove()
+        self._index.forget(held)
 
     def waiting(self) -> list[dict[str, Any]]:
         """Return the batches that have not ended and that the run waits for, oldest first."""

@@ -98,6 +98,8 @@ class BatchRecord:
     refusal: str = ""
     """Why the host would not begin it."""
     refusal_status: int = 0
+    host_files: tuple[str, ...] = ()
+    """What the host has given back; removed there when the record is."""
 
     @property
     def path(self) -> str:
@@ -144,7 +146,7 @@ def record_from_json(value: Mapping[str, Any]) -> BatchRecord:
         line_id: Amount(tokens=tokens, usd=usd, gpu_seconds=gpu_seconds)
         for line_id, (tokens, usd, gpu_seconds) in value["lines"].items()
     }
-    return BatchRecord(**{**value, "lines": lines})
+    return BatchRecord(**{**value, "lines": lines, "host_files": tuple(value["host_files"])})
 
 
 @dataclass(slots=True)

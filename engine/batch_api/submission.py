@@ -143,13 +143,13 @@ class Submission:
     def _drop(self, held: HeldRecord) -> None:
         """Forget a batch that the host has not begun, and the file that it may have of it."""
         record = held.record
-        # First of all: what is dropped twice must not be of somebody else.
+        # First of all: whoever has the shard now may be about to begin it.
         held.change(state="intended")
-        held.remove()
         with suppress(EngineError):
             file_id = record.file_id or self._host.find_file(record.file_name)
             if file_id is not None:
                 self._host.remove_file(file_id)
+        held.remove()
 
 
 def told_time(seconds: float) -> str:

@@ -148,9 +148,7 @@ class Rounds:
                 done |= {key: end for key, end in found.items() if key not in waiting}
                 if not any(end.error_class == AWAITING_BATCH for end in found.values()):
                     break
-                desk.wait(
-                    [shard], until_s=None, is_cancelled=lambda: False, tell=lambda _: None
-                )
+                desk.wait([shard], until_s=None, is_cancelled=lambda: False, tell=lambda _: None)
         return found | done
 
     def _round(

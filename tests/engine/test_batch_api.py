@@ -262,7 +262,8 @@ def test_a_later_process_takes_up_what_waits_and_sends_nothing(host, tmp_path):
         [told] = desk.waiting()
         assert told["lines"] == NUM
         assert told["batch_id"] == "batch-00002"
-        assert told["since"] and told["expires"]
+        assert told["since"]
+        assert told["expires"]
     host.set(takes_to_end=True)
     # What is out counts against the budget of whoever goes on.
     budget = Budget(Caps(usd=1.0))

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from flows.run.core import run_job
-from flows.run.job import Options, make_job
+from flows.run.job import Job, Options, make_job
 from tests.fakes.batch_host import BatchHostServer
 
 NUM_FILES = 8
@@ -44,22 +44,30 @@ modes: {{instant: {{}}, thinking: {{}}}}
 """
 
 
-def write_world(folder: Path, url: str, *, pipeline: str = PIPELINE, limits: str = "") -> None:
+def write_world(
+    folder: Path,
+    url: str,
+    *,
+    pipeline: str = PIPELINE,
+    limits: str = "",
+    num_files: int = NUM_FILES,
+    name: str = "note",
+) -> None:
     """Write notes, the pipeline and the host's profile."""
     (folder / "in").mkdir(parents=True)
-    for number in range(NUM_FILES):
-        text = f"Note {number} says this.\nIt is the second line of note {number}."
+    for number in range(num_files):
+        text = f"{name} {number} says this.\nIt is the second line of {name} {number}."
         (folder / "in" / f"{number:02d}.txt").write_text(text, encoding="utf-8")
     (folder / "waits.yaml").write_text(pipeline, encoding="utf-8")
     profile = PROFILE.format(url=url, limits=f", {limits}" if limits else "")
     (folder / "host.yaml").write_text(profile, encoding="utf-8")
 
 
-def job_in(folder: Path, *settings: str, **options: Any) -> Any:
+def job_in(folder: Path, *settings: str, lake: str = "lake", **options: Any) -> Job:
     """Return the job on the world in a folder."""
     asked = Options(
         source=str(folder / "in"),
-        sink=str(folder / "lake"),
+        sink=str(folder / lake),
         engine=str(folder / "host.yaml"),
         settings=settings,
         **options,
@@ -72,9 +80,9 @@ def run_in(folder: Path, *settings: str, **options: Any) -> Mapping[str, Any]:
     return run_job(job_in(folder, *settings, **options))
 
 
-def records(folder: Path, stage: str) -> pl.DataFrame:
+def records(folder: Path, stage: str, lake: str = "lake") -> pl.DataFrame:
     """Return the records of a stage."""
-    return pl.read_parquet(f"{folder}/lake/records/stage={stage}/*.parquet")
+    return pl.read_parquet(f"{folder}/{lake}/records/stage={stage}/*.parquet")
 
 
 def outcomes(folder: Path, stage: str) -> dict[str, int]:
