@@ -221,7 +221,8 @@ def saved_usd_of(result: Result, prices: Mapping[str, Prices | None]) -> float |
     known, cached = prices.get(result.engine), result.usage.cached_tokens
     if known is None or cached is None:
         return None
-    return cached * (known.input_usd - known.cached_input_usd) / 1e6
+    factor = known.factor(by_batch=bool(result.batch_ids))
+    return factor * cached * (known.input_usd - known.cached_input_usd) / 1e6
 
 
 UNANSWERED = frozenset({"invalid_output", "rejected", "failed", "over_budget"})
