@@ -98,7 +98,7 @@ def _paid(route: Route, requests: int, folder: Path) -> float:
     started = time.monotonic()
     lake = Lake(str(folder))
     with Claims(lake.storage, "run") as claims, claims.take("s00000", wait=False) as claim:
-        ledger = Ledger(lake, "run", "new", claim)
+        ledger = Ledger(lake, "run", "new", claim, has_agents=False)
 
         async def work() -> list[Result]:
             flushing = asyncio.ensure_future(ledger.keep_flushing())

@@ -28,22 +28,8 @@ from engine.endpoint import open_endpoint
 from engine.modes.mode import Workshop
 from engine.profile import Capabilities, ModeSettings, Profile
 from engine.request import AgentLimits, ModeName, Request, Result
-from tests.fakes.agent_worlds import Items
+from tests.fakes.agent_worlds import TABLE, Items
 
-_TABLE = {
-    "type": "object",
-    "properties": {
-        "rows": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"item": {"type": "string"}, "value": {"type": "integer"}},
-                "required": ["item", "value"],
-            },
-        }
-    },
-    "required": ["rows"],
-}
 _TOOL_S = 0.05
 
 
@@ -135,7 +121,7 @@ async def _carry_out(url: str, world: Items, mode: ModeName, number: int) -> lis
         instructions="",
         material="",
         question=world.question,
-        schema=_TABLE,
+        schema=TABLE,
         max_output_tokens=8_000,
         limits=AgentLimits(max_steps=5_000, max_calls=5_000, max_subagents=number),
     )

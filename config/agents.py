@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from config.model import Model
 from engine.request import AgentLimits, DriftAction
@@ -18,6 +19,9 @@ class LimitsConfig(Model):
     and 15 to the orchestrator of a swarm (arXiv 2602.02276)."""
     calls: int = Field(default=300, ge=1, le=20_000)
     """Tool calls in all."""
+    opening_calls: int = Field(default=0, ge=0)
+    """Turns at the beginning that must call a tool, so that nothing is answered from memory; at most `steps` less
+    two. The engine must be able to force it (`capabilities.forced_calls`)."""
     tokens: int | None = Field(default=None, ge=1_000)
     """Prompt and answer tokens of all turns. None: as `budget` allows."""
     failures: int = Field(default=6, ge=1)
@@ -36,11 +40,21 @@ class LimitsConfig(Model):
     subagent_tokens: int | None = Field(default=None, ge=1_000)
     """`tokens` of each sub-agent: its share."""
 
+    @model_validator(mode="after")
+    def _leave_turns_for_the_answer(self) -> Self:
+        if self.opening_calls > self.steps - 2:
+            raise ValueError(
+                f"opening_calls: {self.opening_calls} of {self.steps} steps leave no turns for the answer; it may be"
+                f" {self.steps - 2} at most, or raise steps"
+            )
+        return self
+
     def for_engine(self, on_drift: Sequence[DriftAction]) -> AgentLimits:
         """Return them as the engine takes them."""
         return AgentLimits(
             max_steps=self.steps,
             max_calls=self.calls,
+            opening_calls=self.opening_calls,
             max_tokens=self.tokens,
             max_failures=self.failures,
             result_chars=self.result_chars,

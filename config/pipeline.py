@@ -19,6 +19,7 @@ from config.batch_api import BatchApiConfig
 from config.graph import Problem, problems
 from config.model import Model
 from config.output import check_output, formats_in
+from config.policy import PolicyConfig
 from config.storage import StorageConfig
 from config.templates import nearest
 from connectors.readers import ReaderOptions
@@ -414,6 +415,8 @@ class PipelineConfig(Model):
     """Engines that stand in, in this order, for requests that `engine` refuses or cannot answer. The
     record says which one answered and why. They see the same documents: name only engines that
     may."""
+    policy: PolicyConfig | None = None
+    """Where documents may go, and what is masked before it leaves; None: everything goes to `engine`."""
     shared: Mapping[str, str] = Field(default_factory=dict)
     """Texts put in front of every request, by name: one prefix for all stages."""
     mcp: tuple[ServerConfig, ...] = ()
@@ -431,6 +434,11 @@ class PipelineConfig(Model):
     """Share of requests that may end without an answer; above it the run exits with 3.
     Rejected and skipped documents are counted apart."""
     report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @property
+    def has_agents(self) -> bool:
+        """Tell whether a stage calls tools."""
+        return any(stage.tools for stage in self.stages)
 
     def access_to(self, url: str) -> Access | None:
         """Return how the place at `url` is reached; None: by the environment."""

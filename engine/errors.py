@@ -2,6 +2,7 @@
 
 EngineError
 ├── PrerequisiteError     the operator: something is not installed, not free or not allowed
+├── SetUpImpossible       the operator: GPUs, parallel sizes or a context that cannot be
 ├── EngineUnavailable     the scheduler: no answer, 408, 409, 429 or 5xx (retryable)
 ├── EngineMisconfigured   the operator: 401, 403 or 404: the key, the URL or the model is wrong
 ├── RequestRejected       this request: another 4xx
@@ -20,6 +21,10 @@ class EngineError(Exception):
 
 class PrerequisiteError(EngineError):
     """The machine lacks something; the message says what and how to mend it."""
+
+
+class SetUpImpossible(EngineError):
+    """No server can be set up as asked for; the message says what contradicts what, and what would do."""
 
 
 class EngineUnavailable(EngineError):

@@ -43,6 +43,7 @@ class ChildProcess:
 
     def __init__(self, command: Command, *, detached: bool = False) -> None:
         self.command = command
+        self._detached = detached
         command.log.parent.mkdir(parents=True, exist_ok=True)
         with command.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -65,9 +66,12 @@ class ChildProcess:
         """Return what another process needs to find it again."""
         return ProcessMark(pid=self.pid, started=start_mark(self.pid))
 
-    def wait(self) -> int:
-        """Wait until it ends by itself, and return its exit code."""
-        return self._process.wait()
+    def wait(self, limit_s: float | None = None) -> int | None:
+        """Wait until it ends by itself, and return its exit code; None where it still runs after `limit_s`."""
+        try:
+            return self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return None
 
     def wait_ready(
         self,
@@ -109,6 +113,13 @@ class ChildProcess:
         lines = self.command.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(lines[-_LOG_LINES:])
 
+    def drain(self) -> None:
+        """Ask the child to end in its own time, and only it: its workers end when it tells them to."""
+        for one in [self.mark] if self._detached else _children(self.pid):
+            if one.is_alive:
+                with suppress(ProcessLookupError):
+                    os.kill(one.pid, signal.SIGTERM)
+
     def stop(self, grace_s: float = GRACE_S) -> None:
         """End the child and its group: by request first, by force after `grace_s`."""
         for number, limit_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_LIMIT_S)):
@@ -138,6 +149,15 @@ class ProcessMark:
     def is_alive(self) -> bool:
         """Tell whether this very process still runs."""
         return bool(self.started) and start_mark(self.pid) == self.started
+
+    def ask_to_end(self, limit_s: float) -> bool:
+        """Ask it, and only it, to end; wait for that at most `limit_s`, and return whether it was alive."""
+        if not self.is_alive:
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        _wait_ended([self], limit_s)
+        return True
 
     def stop(self, grace_s: float = GRACE_S) -> bool:
         """End it and all below it, and return whether it was alive.
@@ -204,6 +224,11 @@ def _descendants(pid: int) -> list[ProcessMark]:
         left += below
         found += [ProcessMark(pid=one, started=start_mark(one)) for one in below]
     return [one for one in found if one.is_alive]
+
+
+def _children(pid: int) -> list[ProcessMark]:
+    """Return the live processes right below `pid`."""
+    return [one for one in _descendants(pid) if _field(one.pid, _PARENT) == pid]
 
 
 def _signal_group(leader: ProcessMark, number: signal.Signals) -> None:

@@ -32,6 +32,9 @@ class Capabilities(_Model):
     strict_tools: bool = False
     """Whether the host constrains a call to its tool's schema where the tool says `strict`, as vLLM does
     (0.32, tool_parsers/tool_strict_level.py)."""
+    forced_calls: bool = False
+    """Whether the host takes `tool_choice: required`, with which a turn must call a tool, in every mode. Moonshot's
+    API refuses it in Thinking (platform docs, second-hand)."""
     structured_output: bool = False
     """Whether `response_format: json_schema` constrains the answer on the host."""
     grammar: Grammar = "any"
@@ -178,6 +181,9 @@ class Profile(_Model):
     of them, whose cache holds it; `max_in_flight` and a tier's limits hold for each."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; the key itself is nowhere else."""
+    hosted_by: str | None = None
+    """Who runs the host, where it is not you: what is sent leaves your premises. None: you do, or nobody has
+    said so."""
     needs_key: bool = False
     """Whether the host answers nobody without a key."""
     context_tokens: int | None = Field(default=None, ge=256)
@@ -205,6 +211,11 @@ class Profile(_Model):
     """What tokens cost; None: not known, such as on own hardware."""
     throughput: Throughput | None = None
     """How fast it is; None: not measured."""
+    facts: str | None = None
+    """What the planner knows of the model, by the name of its file in `config/models`; None: nothing."""
+    gpu_kind: str | None = None
+    """Kind of these GPUs, such as `H200`, or the memory of one, such as `96GiB`, for the planner and
+    `engine serve`; None: those that this machine has."""
     gpus: int | None = Field(default=None, ge=1)
     """Number of GPUs that serve the model together, all replicas behind the address counted. With
     `throughput` it says how many GPU-seconds a call takes; None: not known, such as at a host's API."""

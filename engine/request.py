@@ -29,6 +29,8 @@ class AgentLimits:
     sub-agent and 15 to an orchestrator (arXiv 2602.02276)."""
     max_calls: int = 300
     """Tool calls in all."""
+    opening_calls: int = 0
+    """Turns at the beginning that must call a tool, where the host can force it."""
     max_tokens: int | None = None
     """Prompt and answer tokens of all turns; None: as the budget allows."""
     max_failures: int = 6
@@ -132,6 +134,11 @@ class Usage:
     num_guessed: int = 0
     """Calls whose usage the endpoint left out or got wrong, so that it was counted here instead."""
 
+    @property
+    def total_tokens(self) -> int:
+        """Return the tokens of prompt and answer together."""
+        return self.prompt_tokens + self.completion_tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
@@ -153,6 +160,8 @@ class Result:
     model: str = ""
     engine: str = ""
     """Profile of the endpoint that answered."""
+    host: str = ""
+    """Host and port of that endpoint's address; empty in what was kept before it was noted down."""
     fallback: str | None = None
     """Why it was not the pipeline's own engine; None where it was."""
     finish_reason: str | None = None

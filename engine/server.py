@@ -6,51 +6,33 @@ this project's package names shadows its imports.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import platform
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from engine.errors import PrerequisiteError
 from engine.local_models import LOCAL_MODELS
-from engine.process import ChildProcess, Command, ProcessMark
+from engine.process import ChildProcess, Command
 from engine.profile import Profile
+from engine.server_state import ServerState, locked, read_state, state_file, write_state
 
 READY_LIMIT_S = 600.0
 """Most seconds until the engine answers; 40-70 s on two idle cores."""
+
+_DRAIN_MARGIN_S = 30.0
+"""Seconds that a server's processes get to end once its requests are finished."""
 
 _CACHE_METRIC = "vllm:cache_config_info"
 
 KV_CACHE_GIB = 1
 """Memory for the KV cache: 46,000 tokens of SmolLM2 at 22.5 KiB, 233,000 of the tiny K2.5 at 4.5 KiB.
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerState:
-    """What the state file says of a running server."""
-
-    pid: int
-    started: str
-    """Start mark of the process, so that a reused number is not taken for it."""
-    base_url: str
-    model: str
-    log: str
-    flags: str = ""
-    """Hash of its command line but for the port, which tells whether it is what a profile asks for."""
-
-    @property
-    def mark(self) -> ProcessMark:
-        """Return its process."""
-        return ProcessMark(pid=self.pid, started=self.started)
 
 
 class Server:
@@ -99,37 +81,41 @@ def ensure_server(
             other flags than the profile's.
     """
     cache = cache.absolute()
-    state_file = _state_file(profile, cache)
-    state_file.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(state_file.with_suffix(".lock")):
-        running = _running(state_file)
-        command, base_url = _command(
+    file = state_file(profile.name, cache)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with locked(file.with_suffix(".lock")):
+        running = _running(file)
+        command, base_url = local_command(
             profile, venv=venv, cache=cache, environment=environment, notify=notify
         )
         if running is not None:
-            if running.flags != _flags_of(command):
+            if running.flags != flags_of(command):
                 raise PrerequisiteError(
                     f"engine {profile.name!r} runs at {running.base_url} with other flags than its"
-                    f" profile has now; run: headrace engine stop --profile {profile.name}"
+                    f" profile has now; run: headrace engine stop {profile.name}"
                 )
             notify(f"engine: already running at {running.base_url} (log: {running.log})")
             return Server(running.base_url, None)
         state, child = _start(profile, command, base_url, detached=detached, notify=notify)
-        state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
+        write_state(file, state)
         return Server(base_url, None if detached else child)
 
 
 def find_server(profile: Profile, cache: Path) -> ServerState | None:
     """Return the profile's engine, if it runs on this machine and answers."""
-    return _running(_state_file(profile, cache.absolute()))
+    return _running(state_file(profile.name, cache.absolute()))
 
 
 def end_server(profile: Profile, cache: Path) -> bool:
     """End the profile's engine, whoever started it, and return whether one was running."""
-    state_file = _state_file(profile, cache.absolute())
-    state = _read_state(state_file)
-    state_file.unlink(missing_ok=True)
-    return state is not None and state.mark.stop()
+    file = state_file(profile.name, cache.absolute())
+    state = read_state(file)
+    file.unlink(missing_ok=True)
+    if state is None:
+        return False
+    # Whoever watches over it would start it again: it is asked, and ends it in its own time.
+    asked = state.keeper is not None and state.keeper.ask_to_end(state.drain_s + _DRAIN_MARGIN_S)
+    return state.mark.stop() or asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,19 +149,24 @@ def cache_tokens(base_url: str) -> int | None:
     return facts.num_tokens if facts is not None else None
 
 
-def _state_file(profile: Profile, cache: Path) -> Path:
-    return cache / "engine" / f"{profile.name}.json"
-
-
-def _command(
+def local_command(
     profile: Profile,
     *,
     venv: Path,
     cache: Path,
     environment: Mapping[str, str],
     notify: Callable[[str], None],
+    drain_s: int = 0,
 ) -> tuple[Command, str]:
-    """Return what starts the engine, and the address it will have.
+    """Return what starts an engine that this project makes itself, and the address it will have.
+
+    Args:
+        profile: A profile with `serve`.
+        venv: The engine's environment.
+        cache: Folder of model weights, compile caches and state files.
+        environment: Environment variables for the child.
+        notify: Called with lines about the model's files.
+        drain_s: Seconds that requests under way get when it is asked to end.
 
     Raises:
         PrerequisiteError: The engine's environment is missing.
@@ -200,6 +191,7 @@ def _command(
             f"--model={folder}", f"--served-model-name={name}",
             f"--dtype={model.dtype()}", f"--max-model-len={profile.context_tokens}",
             "--host=127.0.0.1", f"--port={port}", *profile.server_flags,
+            *([f"--shutdown-timeout={drain_s}"] if drain_s else []),
         ],
         cwd=work,
         env={**environment, **_variables(cache)},
@@ -220,7 +212,7 @@ def _start(
     child = ChildProcess(command, detached=detached)
     try:
         seconds = child.wait_ready(
-            lambda: _is_healthy(base_url), limit_s=READY_LIMIT_S, notify=notify
+            lambda: is_healthy(base_url), limit_s=READY_LIMIT_S, notify=notify
         )
     except BaseException:
         child.stop()
@@ -233,12 +225,14 @@ def _start(
         base_url=base_url,
         model=model,
         log=str(command.log),
-        flags=_flags_of(command),
+        flags=flags_of(command),
     ), child
 
 
-def _flags_of(command: Command) -> str:
-    told = [word for word in command.argv[1:] if not word.startswith("--port=")]
+def flags_of(command: Command) -> str:
+    """Return a hash of what a command asks for, but for its port and how it ends."""
+    ways = ("--port=", "--shutdown-timeout=")
+    told = [word for word in command.argv[1:] if not word.startswith(ways)]
     return hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
 
 
@@ -257,22 +251,26 @@ def _variables(cache: Path) -> dict[str, str]:
     }
 
 
-def _running(state_file: Path) -> ServerState | None:
+def _running(file: Path) -> ServerState | None:
     """Return the server that the state file tells of, if it is alive and answers."""
-    state = _read_state(state_file)
+    state = read_state(file)
     if state is None or not state.mark.is_alive:
         return None
-    return state if _is_healthy(state.base_url, state.model) else None
+    if state.keeper is not None:
+        return state if answers(state.base_url) else None
+    return state if is_healthy(state.base_url, state.model) else None
 
 
-def _read_state(state_file: Path) -> ServerState | None:
+def answers(base_url: str) -> bool:
+    """Tell whether a vLLM server says that it is well; that takes no key."""
     try:
-        return ServerState(**json.loads(state_file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+        return httpx.get(f"{base_url.removesuffix('/v1')}/health", timeout=5.0).is_success
+    except httpx.HTTPError:
+        return False
 
 
-def _is_healthy(base_url: str, model: str | None = None) -> bool:
+def is_healthy(base_url: str, model: str | None = None) -> bool:
+    """Tell whether a server lists its models, and that one among them."""
     try:
         answer = httpx.get(f"{base_url}/models", timeout=2.0)
         models = [item["id"] for item in answer.json()["data"]]
@@ -287,11 +285,3 @@ def _free_port() -> int:
         port = probe.getsockname()[1]
         assert isinstance(port, int)
         return port
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock, so that of two starters at once only one starts an engine."""
-    with path.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

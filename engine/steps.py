@@ -27,6 +27,11 @@ class AskedCall:
     """Meant to be a JSON object; may be anything."""
 
 
+def call_number(call_id: str) -> str:
+    """Return the number in a call's id, which is also that of the sub-agent behind it."""
+    return call_id.rpartition(":")[2]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turned:
     """The model has answered."""

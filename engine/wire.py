@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.endpoint import Endpoint
+from engine.grammar import inexpressible
 from engine.prompt import user_text
 from engine.request import JsonSchema, ModeName, Request
 from engine.tool import ToolSpec
@@ -31,7 +32,8 @@ WHY: Mapping[str, str] = {
     "response_format": "constrains the answer to the stage's JSON Schema; with a reasoning parser the"
     " grammar begins after the thinking",
     "tools": "what an agent may call; rendered in front of everything, so the same in every turn",
-    "tool_choice": "`none` where an agent has to answer: the tools stay in the prompt and its prefix",
+    "tool_choice": "`none` where an agent has to answer: the tools stay in the prompt and its prefix;"
+    " `required` in the turns that must call a tool",
     "stream": "shows a stall and the first token; the answer is the same",
     "stream_options": "asks for the usage, which a stream leaves out otherwise",
     "stream_interval": "lets vLLM gather tokens into fewer events",
@@ -57,6 +59,8 @@ class Turn:
     """What may be called; they stand in front of the prompt, so they stay the same in all turns."""
     may_call: bool = True
     """Whether a tool may be called in this turn."""
+    must_call: bool = False
+    """Whether one must be called, where the host can force it; only beside `may_call`."""
 
 
 def body_of(turn: Turn, request: Request, endpoint: Endpoint) -> dict[str, Any]:
@@ -80,12 +84,18 @@ def body_of(turn: Turn, request: Request, endpoint: Endpoint) -> dict[str, Any]:
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     if turn.tools:
         body["tools"] = [_declared(spec, strict=can.strict_tools) for spec in turn.tools]
-        body["tool_choice"] = "auto" if turn.may_call else "none"
+        body["tool_choice"] = _choice(turn, can_force=can.forced_calls)
     if can.stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         if can.stream_interval is not None:
             body["stream_interval"] = can.stream_interval
     return {name: value for name, value in body.items() if name not in profile.refuses}
+
+
+def _choice(turn: Turn, *, can_force: bool) -> str:
+    if not turn.may_call:
+        return "none"
+    return "required" if turn.must_call and can_force else "auto"
 
 
 def _declared(spec: ToolSpec, *, strict: bool) -> dict[str, Any]:
@@ -94,7 +104,9 @@ def _declared(spec: ToolSpec, *, strict: bool) -> dict[str, Any]:
         "description": spec.description,
         "parameters": dict(spec.parameters),
     }
-    if strict:
+    # vLLM builds the grammar of calls with xgrammar, whatever builds that of answers, and refuses a schema that
+    # it cannot express (0.32, tool_parsers/structural_tag_registry.py): such a tool is checked here alone.
+    if strict and inexpressible(spec.parameters, "xgrammar") is None:
         function["strict"] = True
     return {"type": "function", "function": function}
 

@@ -9,9 +9,9 @@ import io
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -37,6 +37,13 @@ NEVER_ASKED = ("no_modality", "beyond_limit", "upstream_unanswered")
 Row = Mapping[str, Any]
 
 
+class TurnTokens(NamedTuple):
+    """Tokens of all turns of one agent, mean."""
+
+    prompt_tokens: float
+    cached_tokens: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What the records of one stage say of it."""
@@ -55,6 +62,8 @@ class Calibration:
     """What one record of the stages needed adds to the prompt."""
     units_per_input: float
     """Groups, for one record of the stages needed."""
+    turns: TurnTokens | None = None
+    """What agents took for one record; None for stages that are one turn."""
 
 
 _Records = Mapping[str, tuple[StageConfig, Sequence[Row]]]
@@ -75,7 +84,7 @@ def calibrate(
     Raises:
         StorageError: The sink cannot be read.
     """
-    tables = find_record_tables(lake, stages)
+    tables = find_record_tables(lake, stages, routed=asker.is_routed)
     found = {
         stage.name: (
             stage,
@@ -84,7 +93,9 @@ def calibrate(
         for stage in stages
     }
     return {
-        stage.name: _calibration(asker, stage, found)
+        stage.name: replace(
+            _calibration(asker, stage, found), turns=_turns(lake, stage, found[stage.name][1])
+        )
         for stage in stages
         if stage.compute is None and found[stage.name][1]
     }
@@ -94,6 +105,7 @@ def _records(lake: Lake, asker: Asker, stage: StageConfig, table: str) -> Iterat
     """Yield the records that were asked for as the pipeline asks now, part by part."""
     names = [
         "path", "unit", "outcome", "error_class", "escalated", "fingerprint", "completion_tokens",
+        "prompt_tokens",
         "num_inputs", "citations", "claims", *stage.output["properties"],
     ]  # fmt: skip
     wanted = asker.stages[stage.name].way.fingerprint if stage.compute is None else None
@@ -125,6 +137,26 @@ def _calibration(asker: Asker, stage: StageConfig, found: _Records) -> Calibrati
         input_tokens=tokens / needed if needed else 0.0,
         units_per_input=num_inputs / needed / each if needed and each else 0.0,
     )
+
+
+def _turns(lake: Lake, stage: StageConfig, rows: Sequence[Row]) -> TurnTokens | None:
+    """Return what agents took for a record, with the share of hits that usage on record tells."""
+    if not stage.tools:
+        return None
+    prompt = _mean(row["prompt_tokens"] or 0 for row in rows if row["outcome"] != "skipped")
+    told = cached = 0.0
+    for item in lake.storage.list("runs"):
+        if "/usage/" not in item.path:
+            continue
+        held = lake.storage.find(item.path)
+        if held is None:
+            continue
+        usage = pl.read_parquet(
+            io.BytesIO(held.data), columns=["stage", "prompt_tokens", "cached_tokens"]
+        ).filter(pl.col("stage") == stage.name, pl.col("cached_tokens").is_not_null())
+        told += float(usage["prompt_tokens"].sum())
+        cached += float(usage["cached_tokens"].sum())
+    return TurnTokens(prompt, prompt * cached / told if told else 0.0)
 
 
 def _mean(values: Iterator[float]) -> float:

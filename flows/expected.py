@@ -119,6 +119,15 @@ def _load(
 
 
 def _expected(asker: Asker, stage: StageConfig, told: Calibration, load: Load) -> Expected:
+    if told.turns is not None:
+        asked = load.units * told.asked_share
+        return Expected(
+            requests=asked,
+            prompt_tokens=asked * told.turns.prompt_tokens,
+            planned_cached_tokens=asked * told.turns.cached_tokens,
+            output_tokens=asked * told.output_tokens,
+            num_records=told.num_records,
+        )
     overhead = told.overhead_tokens or overhead_tokens(asker, stage, stage.prompt)
     once = load.requests * overhead + load.tokens
     again = load.requests * told.again_share

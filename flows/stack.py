@@ -288,7 +288,7 @@ class _Start:
         if find_server(profile, surroundings.cache) is None:
             argv = [str(Path(sys.executable).with_name("headrace")), "engine", "serve"]
             self._engine = subprocess.Popen(
-                [*argv, "--detach", "--json", f"--profile={engine}"],
+                [*argv, engine, "--detach", "--json"],
                 env=child_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

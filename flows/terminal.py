@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from flows.report.took import Took, took
-from flows.report.words import batch_story, cached_share, counted, mode_story
+from flows.report.words import batch_story, cached_share, counted, mode_story, route_story
 from flows.run.progress import Snapshot
 
 NON_TERMINAL_INTERVAL_S = 10.0
@@ -177,6 +177,7 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
     # Manifests of before there were batches have none.
     for batch in manifest.get("batches", ())[:_MOST_BATCHES]:
         lines[f"batch {batch['batch_id'] or 'not begun'}"] = batch_story(batch)
+    lines |= route_story(manifest)
     for number, failure in enumerate(manifest["failures"][:3]):
         text = f"{failure['count']} {failure['outcome']} ({failure['error_class']}) in stage"
         lines[f"failure {number + 1}"] = f"{text} {failure['stage']}, such as {failure['example']}"

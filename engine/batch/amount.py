@@ -45,13 +45,16 @@ class Amount:
             gpu_seconds=self.gpu_seconds - other.gpu_seconds,
         )
 
+    @classmethod
+    def paid(cls, usage: Usage, cost_usd: float | None, gpu_seconds: float | None) -> Amount:
+        """Return what was taken, 0 in a unit that is not known."""
+        return cls(tokens=usage.total_tokens, usd=cost_usd or 0.0, gpu_seconds=gpu_seconds or 0.0)
+
 
 def amount_of(usage: Usage, profile: Profile, price_factor: float = 1.0) -> Amount:
     """Return what a call takes, 0 in a unit that the profile knows nothing of."""
-    return Amount(
-        tokens=usage.prompt_tokens + usage.completion_tokens,
-        usd=cost_usd(usage, profile.prices, price_factor) or 0.0,
-        gpu_seconds=gpu_seconds(usage, profile) or 0.0,
+    return Amount.paid(
+        usage, cost_usd(usage, profile.prices, price_factor), gpu_seconds(usage, profile)
     )
 
 

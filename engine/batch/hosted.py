@@ -76,6 +76,10 @@ class Waiting:
 class BatchDesk(Protocol):
     """Takes lines for the host's batches, and has what became of earlier ones."""
 
+    @property
+    def base_url(self) -> str:
+        """Return the address of the one host that it sends to."""
+
     def find(self, line_id: str) -> LineEnd | Waiting | None:
         """Return what became of a line; None where it has never been sent."""
 

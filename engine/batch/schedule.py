@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from engine.batch.budget import Budget
 from engine.batch.call import Account, Caller, CircuitOpen, RetryRule
@@ -163,14 +164,17 @@ class _Sender:
     async def result(self, request: Request, priority: int) -> Result:
         """Return the request's one result."""
         with self._route.order(request) as order:
-            if self._is_hosted(request):
+            if self._desk_of(request, 0) is not None:
                 # A batch goes to the address that the profile names first, whatever replicas there are.
                 order = [0, *(number for number in order if not self._is_own(number))]
             return await self._result(request, priority, order)
 
-    def _is_hosted(self, request: Request) -> bool:
-        """Tell whether a request goes through the batch API of the pipeline's own engine."""
-        return self._desk is not None and request.batch_api is not None
+    def _desk_of(self, request: Request, number: int) -> BatchDesk | None:
+        """Return what takes a request to an endpoint's batch API; None where it is sent at once."""
+        desk, endpoint = self._desk, self._callers[number].line.endpoint
+        # Whatever else is on the route, a desk sends to its own host only.
+        is_its_host = desk is not None and desk.base_url == endpoint.base_url
+        return desk if is_its_host and request.batch_api is not None else None
 
     async def _result(self, request: Request, priority: int, order: Sequence[int]) -> Result:
         started = time.monotonic()
@@ -198,6 +202,7 @@ class _Sender:
             reasoning=ending.reasoning,
             model=request.adapter or endpoint.model,
             engine=endpoint.profile.name,
+            host=urlsplit(endpoint.base_url).netloc,
             fallback=None if is_own else "; ".join(reasons),
             finish_reason=ending.finish_reason,
             usage=account.usage,
@@ -262,9 +267,9 @@ class _Sender:
             EngineMisconfigured: The endpoint refuses every request of this kind.
         """
         caller, waits = self._callers[number], len(order) == 1
-        hosted = None
-        if self._desk is not None and request.batch_api is not None and self._is_own(number):
-            hosted = HostedTurns(request, request.batch_api, caller, self._desk)
+        hosted, desk = None, self._desk_of(request, number)
+        if desk is not None and request.batch_api is not None:
+            hosted = HostedTurns(request, request.batch_api, caller, desk)
 
         async def send(body: Mapping[str, Any]) -> Reply:
             if hosted is not None:

@@ -62,7 +62,7 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
         run_id: str,
         retry: RetryRule | None = None,
     ) -> None:
-        self._base_url, self._limits, self._scratch = endpoint.base_url, limits, keeping.scratch
+        self.base_url, self._limits, self._scratch = endpoint.base_url, limits, keeping.scratch
         self._budget, self._run_id = budget, run_id
         self._host = BatchHost(endpoint.base_url, endpoint.api_key, retry or RetryRule())
         self._submission = Submission(self._host, limits.list_lag_s)
@@ -192,13 +192,13 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
                 f"{num_open:,} files lie at the host, which takes {self._limits.max_files:,}; more go out"
                 " as batches end"
             )
-        terms = (self._base_url, file.model, file.window)
+        terms = (self.base_url, file.model, file.window)
         record = BatchRecord(
             batch_key=content_key("batch", *terms, sorted(file.lines))[:_KEY_CHARS],
             shard=shard,
             stage=file.stage,
             run_id=self._run_id,
-            base_url=self._base_url,
+            base_url=self.base_url,
             model=file.model,
             window=file.window,
             lines=dict(file.lines),
@@ -276,6 +276,11 @@ class ShardDesk:
 
     desk: Desk
     shard: str
+
+    @property
+    def base_url(self) -> str:
+        """Return the address of the one host that it sends to."""
+        return self.desk.base_url
 
     def find(self, line_id: str) -> LineEnd | Waiting | None:
         """Return what became of a line; None where it has never been sent."""

@@ -21,7 +21,7 @@ from engine.modes.agent.words import RULES
 from engine.modes.mode import Ending, Means
 from engine.prompt import agent_instructions
 from engine.request import AgentLimits, Request, Work, content_key
-from engine.steps import AskedCall, Compacted, Event, Paid, Returned, Turned
+from engine.steps import AskedCall, Compacted, Event, Paid, Returned, Turned, call_number
 from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
 
 _CREATE = ToolSpec(
@@ -94,7 +94,7 @@ def _sub_key(request_key: str, call_id: str, task: Sequence[str]) -> str:
     The number says where it stands, the rest what it does: an orchestrator that begins anew and assigns
     something else must not be given what another one was told.
     """
-    return f"{request_key}/{call_id.rpartition(':')[2]}-{content_key('task', *task)[:12]}"
+    return f"{request_key}/{call_number(call_id)}-{content_key('task', *task)[:12]}"
 
 
 def _work(lead: AgentRun, team: _Team, own: Work) -> Work:

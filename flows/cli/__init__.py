@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from flows.cli import approve, cache, check, look, machine, prepare, preview, run, transcript
+from flows.cli import (
+    approve,
+    cache,
+    check,
+    cost,
+    decide,
+    engine,
+    look,
+    machine,
+    prepare,
+    preview,
+    run,
+    transcript,
+)
 from flows.cli.app import app, main
 
 __all__ = [
@@ -10,6 +23,9 @@ __all__ = [
     "approve",
     "cache",
     "check",
+    "cost",
+    "decide",
+    "engine",
     "look",
     "machine",
     "main",

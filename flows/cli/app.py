@@ -23,7 +23,7 @@ from rich.logging import RichHandler
 from config.errors import ConfigError
 from config.load import known_pipelines, known_profiles
 from connectors.errors import ConnectorError, DiskFull, StorageError
-from engine.errors import EngineError
+from engine.errors import EngineError, SetUpImpossible
 from flows.run.log import LOGGERS
 
 EXIT_INCOMPLETE, EXIT_USAGE, EXIT_OVER_LIMIT, EXIT_BUDGET = 1, 2, 3, 4
@@ -182,7 +182,7 @@ def exit_codes(on_interrupt: Callable[[], str] = lambda: "interrupted") -> Itera
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
-    except (ConfigError, StorageError) as exc:
+    except (ConfigError, StorageError, SetUpImpossible) as exc:
         _complain(exc, EXIT_INCOMPLETE if _may_go_on(exc) else EXIT_USAGE)
     except (EngineError, ConnectorError) as exc:
         _complain(exc, EXIT_INCOMPLETE)

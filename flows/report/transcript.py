@@ -15,11 +15,12 @@ from typing import Any
 from markupsafe import Markup
 
 from engine.modes.agent.calls import arguments_of
+from engine.steps import call_number
 from flows.report import words
 from flows.report.page import POLICY
 from flows.report.templates import render_transcript
 from flows.report.timeline import Bar, Lane, Mark, timeline
-from flows.run.transcripts import Row, agent_id, began, call_number, figures, stopped
+from flows.run.transcripts import Row, agent_id, began, figures, stopped
 
 MAX_TEXT = 20_000
 """Characters of one text that are shown; the table has all."""
@@ -122,7 +123,7 @@ class _Page:
             if row["kind"] != "answered":
                 by_agent.setdefault(row["agent"], []).append(row)
         tasks = {
-            call_number(row): arguments_of(row["arguments"] or "")[0] or {}
+            call_number(row["call_id"]): arguments_of(row["arguments"] or "")[0] or {}
             for row in by_agent.get("", ())
             if row["kind"] == "call" and row["tool"] == "assign_task"
         }
@@ -193,7 +194,7 @@ class _Page:
         turn["marks"].append({"row": row, "text": self._text(row["content"] or ""), "told": ""})
 
     def _call(self, who: str, row: Row) -> dict[str, Any]:
-        number = call_number(row)
+        number = call_number(row["call_id"])
         behind = _anchor(number) if not who and number in self._ids else None
         return {
             "id": f"{_anchor(who)}-c{number}",

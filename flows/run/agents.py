@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from config.load import load_secrets
@@ -24,6 +25,7 @@ from flows.run.labels import Line, Origin
 from flows.run.rows import Inquiry
 from flows.run.units import Input
 from tools.corpus import Corpus, Entry
+from tools.labels import shown_text
 from tools.mcp_config import variables
 from tools.registry import Tools
 from tools.tool import Scope, Tool
@@ -110,6 +112,11 @@ class ShardAgents:
     def _corpus(self, inquiry: Inquiry) -> Corpus:
         if inquiry.document is not None:
             return self._shard.corpora[inquiry.document.source.path]
+        return self._sink_corpus
+
+    @cached_property
+    def _sink_corpus(self) -> SinkCorpus:
+        # One for all requests of the shard: it is read anew from every commit.
         return sink_corpus(self._shard.bench)
 
     def with_cited(self, inquiry: Inquiry, results: Sequence[Result]) -> Inquiry:
@@ -198,4 +205,4 @@ def _counts(kinds: Mapping[str, int]) -> str:
 def _told(entry: Entry) -> str:
     number = len(entry.tables)
     tables = f", {number} {'table' if number == 1 else 'tables'}" if number else ""
-    return f"{entry.label} {entry.path} ({entry.media_type}, {entry.num_lines:,} lines{tables})"
+    return f"{entry.label} {shown_text(entry.path)} ({entry.media_type}, {entry.num_lines:,} lines{tables})"

@@ -134,11 +134,13 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     put_all(done.parts)
     usage = parquet.to_parquet(done.usage, parquet.USAGE)
     bench.lake.storage.put(f"runs/{run_id}/usage/{name}.parquet", usage)
-    write_transcripts(bench.lake, run_id, name, done.transcripts)
+    if bench.job.pipeline.has_agents:
+        write_transcripts(bench.lake, run_id, name, done.transcripts)
     # Before the commit: a kill in between leaves the journal, and with it what is put again.
     shard.replays.put(ledger.new_answers(done.results))
     ledger.commit(done.results)
-    ledger.keep_steps()
+    if bench.job.pipeline.has_agents:
+        ledger.keep_steps()
     put_all(done.last)
     bench.lake.put_json(path, asdict(report))
     _put_commit(shard, done, put)
@@ -186,7 +188,8 @@ def record_parts(
 
     The latter has a table of its own only where there are such answers, or were.
     """
-    table, schema = shard.bench.record_tables[stage.name], parquet.record_schema(stage.output)
+    table = shard.bench.record_tables[stage.name]
+    schema = parquet.record_schema(stage.output, routed=shard.bench.job.pipeline.policy is not None)
     yield table, parquet.to_parquet(rows, schema)
     inner = f"{commits.PARTIAL}/{table.removeprefix('records/')}"
     earlier = shard.held.commit.parts if shard.held.commit else {}
@@ -240,7 +243,7 @@ def usage_rows(ends: Iterable[Answered], ledger: Ledger) -> list[dict[str, Any]]
     for end in ends:
         for result in end.results:
             if ledger.has_paid(result.request_key):
-                rows.setdefault(result.request_key, usage_row(end.inquiry.row_key, result))
+                rows.setdefault(result.request_key, usage_row(end.inquiry, result))
     return list(rows.values())
 
 
@@ -297,6 +300,7 @@ def _report(shard: Shard, documents: Sequence[ReadDocument], ends: _Ends) -> Sha
         documents=dict(Counter(read.document.status for read in documents)),
         rejected=dict(rejected),
         num_chunks=num_chunks,
+        routes={bench.passage.name: len(documents)},
         stages={
             stage.name: count_stage(
                 units[stage.over],

@@ -222,6 +222,8 @@ class Scheduler:
         """Return a request's one result; the same question is sent once, whoever asks it."""
         progress = self._shard.bench.progress
         progress.add(requests=1)
+        if self._shard.desk is None:
+            request = replace(request, batch_api=None)
         arriving = self._results.get(request.request_key)
         if arriving is not None:
             self._asked(family)

@@ -11,7 +11,6 @@ quote from them. What is stored is the sentence; a claim says whether the quote 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,35 +93,37 @@ def is_claim(schema: Mapping[str, Any]) -> bool:
     return schema.get("format") == CLAIM_FORMAT
 
 
-_SHOWN = "^L[0-9]{1,6}$"
-_FOUND = "^(L[0-9]{1,6}|D[0-9]{1,7}L[0-9]{1,8})$"
-_CLAIM: Mapping[str, Any] = {
-    "type": "object",
-    # What it rests on comes first, so that the sentence follows from it.
-    "properties": {
-        "lines": {
-            "type": "array",
-            "items": {"type": "string", "pattern": _SHOWN},
-            "maxItems": _MOST_LINES,
-            "description": "labels of the lines that the text rests on",
+def _claim(label: str) -> dict[str, Any]:
+    """Return the schema of a claim on lines whose labels are of this pattern."""
+    return {
+        "type": "object",
+        # What it rests on comes first, so that the sentence follows from it.
+        "properties": {
+            "lines": {
+                "type": "array",
+                "items": {"type": "string", "pattern": label},
+                "maxItems": _MOST_LINES,
+                "description": "labels of the lines that the text rests on",
+            },
+            "quote": {
+                "type": "string",
+                "description": "a few words of those lines, copied exactly",
+            },
+            "text": {"type": "string", "description": "one sentence"},
         },
-        "quote": {"type": "string", "description": "a few words of those lines, copied exactly"},
-        "text": {"type": "string", "description": "one sentence"},
-    },
-    "required": ["lines", "quote", "text"],
-    "additionalProperties": False,
-}
+        "required": ["lines", "quote", "text"],
+        "additionalProperties": False,
+    }
+
+
+_CLAIM = _claim("^L[0-9]{1,6}$")
+_FOUND_CLAIM = _claim("^(L[0-9]{1,6}|D[0-9]{1,7}L[0-9]{1,8})$")
+"""An agent's: it names lines that it was not shown at the start."""
 
 
 def bind_labels(schema: Mapping[str, Any], segments: Sequence[Segment]) -> dict[str, Any]:
     """Return the schema as it is sent: label fields closed to the labels of `segments`."""
     return Binding(schema).to(segments)
-
-
-_FOUND_CLAIM: Mapping[str, Any] = json.loads(
-    json.dumps(_CLAIM).replace(json.dumps(_SHOWN), json.dumps(_FOUND))
-)
-"""An agent's claim."""
 
 
 class Binding:

@@ -63,15 +63,25 @@ def open_journal(lake: Lake, shard: str) -> Journal:
 class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
     """One shard's requests and results; the engine's log."""
 
-    def __init__(self, lake: Lake, run_id: str, start: Start, claim: Claim) -> None:
-        """Read what earlier attempts and runs know of the shard."""
+    def __init__(
+        self, lake: Lake, run_id: str, start: Start, claim: Claim, *, has_agents: bool
+    ) -> None:
+        """Read what earlier attempts and runs know of the shard.
+
+        Args:
+            lake: The run's sink.
+            run_id: Of the run.
+            start: How the run starts.
+            claim: On the shard.
+            has_agents: Whether the pipeline has agents, of which steps may be kept.
+        """
         self._lake, self._shard = lake, claim.shard
         self._by = {"run": run_id, "claim": claim.holder.token}
         self._stands = STANDS[start]
         self._journal = open_journal(lake, claim.shard)
         self.steps = Steps(self._write_step)
         """What agents have done for the shard's requests."""
-        kept_steps = load_steps(lake, claim.shard)
+        kept_steps = load_steps(lake, claim.shard) if has_agents else []
         for step in kept_steps:
             self.steps.restore(step, is_billed=True)
         self._kept = load_answers(lake, claim.shard)
@@ -240,7 +250,7 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
 
     def keep_steps(self) -> None:
         """Keep what agents have done whose requests have no answer yet: a later run goes on from there."""
-        found = {key: self._find(key) for key in self.steps.by_request()}
+        found = {key: self._find(key) for key in self.steps.request_keys()}
         going_on = {key for key, end in found.items() if end is None or end.result.outcome in _OPEN}
         self.steps.keep(self._lake, self._shard, going_on)
 
@@ -305,12 +315,7 @@ class _Paid:
     def take_result(self, claim: str, result: Result) -> None:
         """Take the end of a request."""
         self.claims.add(claim)
-        usage = result.usage
-        amount = Amount(
-            tokens=usage.prompt_tokens + usage.completion_tokens,
-            usd=result.cost_usd or 0.0,
-            gpu_seconds=result.gpu_seconds or 0.0,
-        )
+        amount = Amount.paid(result.usage, result.cost_usd, result.gpu_seconds)
         self._results.append((claim, result.stage, amount))
         self._steps.pop(result.request_key, None)
 

@@ -61,8 +61,16 @@ class PreparedStage:
         return self.config.max_output_tokens + max(way.max_reasoning_tokens for way in ways)
 
 
-def prepare(stage: StageConfig, endpoint: Endpoint, instructions: str) -> PreparedStage:
+def prepare(
+    stage: StageConfig, endpoint: Endpoint, instructions: str, *, route_key: str = ""
+) -> PreparedStage:
     """Return the stage, ready to ask on the endpoint.
+
+    Args:
+        stage: The stage.
+        endpoint: Who is asked.
+        instructions: The text in front of every request.
+        route_key: Of the route, whose answers count for no other one; empty for the open route.
 
     Raises:
         ConfigError: The prompt is no template, or the engine cannot do what the stage wants.
@@ -74,10 +82,10 @@ def prepare(stage: StageConfig, endpoint: Endpoint, instructions: str) -> Prepar
         raise ConfigError(f"stage {stage.name!r}: prompt line {exc.lineno}: {exc.message}") from exc
     check_fit(stage, endpoint.profile)
     choice = choose_mode(stage, endpoint.profile)
-    way = _way(stage, choice.mode, endpoint, instructions)
+    way = _way(stage, choice.mode, endpoint, (instructions, route_key))
     again = None
     if stage.escalate is not None and choice.mode == "instant":
-        again = _way(stage, "thinking", endpoint, instructions)
+        again = _way(stage, "thinking", endpoint, (instructions, route_key))
     return PreparedStage(
         config=stage,
         question=question,
@@ -127,15 +135,9 @@ def _misfits(stage: StageConfig, profile: Profile) -> list[str]:
     if stage.escalate is not None:
         wanted.append("thinking")
     for mode in wanted:
-        if not profile.offers(mode):
-            offered = ", ".join(profile.modes)
-            if mode in {"agent", "swarm"}:
-                found.append(f"{engine} takes no tools (capabilities.tools); choose one that does")
-                return found
-            found.append(
-                f"{engine} has no mode {mode}; it has {offered}: set another mode or engine"
-            )
-            return found
+        problem = _mode_misfit(stage, profile, mode)
+        if problem is not None:
+            return [problem]
     if stage.require == "images" and not can.images:
         found.append(
             f"require: images, and {engine} reads text only; choose an engine that takes images, or"
@@ -173,6 +175,23 @@ def _batch_misfits(stage: StageConfig, profile: Profile) -> list[str]:
     return [f"batch_api: {engine}: {problem}"] if problem else []
 
 
+def _mode_misfit(stage: StageConfig, profile: Profile, mode: ModeName) -> str | None:
+    engine = f"engine {profile.name!r}"
+    if mode not in {"agent", "swarm"}:
+        if profile.offers(mode):
+            return None
+        offered = ", ".join(profile.modes)
+        return f"{engine} has no mode {mode}; it has {offered}: set another mode or engine"
+    if not profile.offers(mode):
+        return f"{engine} takes no tools (capabilities.tools); choose one that does"
+    if stage.limits.opening_calls and not profile.capabilities.forced_calls:
+        return (
+            f"limits.opening_calls: {engine} cannot force a call (capabilities.forced_calls); drop it, or"
+            " choose an engine that can"
+        )
+    return None
+
+
 def _temperature(stage: StageConfig, profile: Profile, mode: ModeName) -> float:
     if stage.temperature is not None:
         return stage.temperature
@@ -200,7 +219,9 @@ def _is_free(schema: Mapping[str, Any]) -> bool:
     return not kinds <= _CLOSED_TYPES
 
 
-def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, instructions: str) -> Way:
+def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, around: tuple[str, str]) -> Way:
+    """Return how a stage is asked; `around`: the instructions, and the key of the route."""
+    instructions, route_key = around
     turns = endpoint.profile.turn_mode(mode, think=stage.limits.think)
     settings = endpoint.profile.modes[turns]
     thinking = 0
@@ -214,8 +235,13 @@ def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, instructions: s
     if stage.reasoning != "drop":
         sampling["reasoning"] = stage.reasoning
     if stage.tools:
-        limits = stage.limits.for_engine(stage.on_drift)
-        sampling |= {"tools": list(stage.tools), "limits": asdict(limits)}
+        limits = asdict(stage.limits.for_engine(stage.on_drift))
+        if not stage.limits.opening_calls:
+            # So that answers keep their keys that were paid for before there was this limit.
+            del limits["opening_calls"]
+        sampling |= {"tools": list(stage.tools), "limits": limits}
+    if route_key:
+        sampling["route"] = route_key
     fingerprint = stage_fingerprint(
         mode=mode,
         model=f"{endpoint.model}+{stage.adapter}" if stage.adapter else endpoint.model,

@@ -84,6 +84,7 @@ def process_shard(
         StorageUnavailable: Source or sink does not answer.
         EngineMisconfigured: The endpoint refuses every request.
     """
+    bench = bench.at(plan.sources)
     with bench.in_work():
         if bench.budget.is_reached or bench.hopeless.is_set():
             return left_alone(plan.shard, len(plan.sources))
@@ -103,7 +104,8 @@ def open_shard(
     """
     with bench.claims.take(plan.shard, wait=wait) as claim:
         start: Start = "resume" if again else bench.job.start
-        ledger = Ledger(bench.lake, bench.job.run_id, start, claim)
+        job = bench.job
+        ledger = Ledger(bench.lake, job.run_id, start, claim, has_agents=job.pipeline.has_agents)
         held = load_held(bench.lake, plan.shard, bench.reading_key)
         if bench.claims.has_met_others:
             # They may have asked about copies since this run began.
@@ -228,7 +230,7 @@ def read(shard: Shard, source: SourceRef) -> ReadDocument:
     if chunks and (not is_done or (commit and UNANSWERED & commit.outcomes.keys())):
         # Here and not when it is asked about, so that nobody waits for it.
         shard.replays.look(document.document_key)
-    if any(stage.tools for stage in bench.job.pipeline.stages):
+    if bench.job.pipeline.has_agents:
         shard.corpora[source.path] = ChunkCorpus(document, chunks, found.media_dir, bench.lake)
     asked = min(len(chunks), bench.job.pipeline.chunk.max_per_document or len(chunks))
     if any(stage.over == "rows" for stage in bench.job.pipeline.stages):

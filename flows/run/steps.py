@@ -21,7 +21,6 @@ from engine.request import Request
 from engine.steps import Event, Paid, StepLog, from_json, to_json
 
 _STEPS = f"{STATE_PREFIX}/steps"
-_PAID = Paid.__args__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +44,10 @@ class Step:
     @property
     def amount(self) -> Amount:
         """Return what it took of the budget."""
-        if not isinstance(self.event, _PAID):
+        event = self.event
+        if not isinstance(event, Paid):
             return Amount()
-        usage = self.event.usage
-        return Amount(
-            tokens=usage.prompt_tokens + usage.completion_tokens,
-            usd=self.event.cost_usd or 0.0,
-            gpu_seconds=self.event.gpu_seconds or 0.0,
-        )
+        return Amount.paid(event.usage, event.cost_usd, event.gpu_seconds)
 
 
 def step_from_json(value: Mapping[str, Any]) -> Step:
@@ -117,6 +112,10 @@ class Steps:  # noqa: PLR0904 - all that is known of a shard's agents
         """Put an event on record."""
         self._write(step)
         self.restore(step)
+
+    def request_keys(self) -> Collection[str]:
+        """Return the keys of the requests that have any."""
+        return self._by_request.keys()
 
     def by_request(self) -> Mapping[str, Mapping[str, Sequence[Event]]]:
         """Return all events, by request and then by key."""

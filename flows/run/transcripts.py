@@ -30,6 +30,7 @@ from engine.steps import (
     Nudged,
     Returned,
     Turned,
+    call_number,
 )
 from flows.run import rows as rows_
 
@@ -134,7 +135,7 @@ def _agent_names(own: Sequence[Event]) -> dict[int, str]:
     names = {}
     for event in own:
         for call in event.calls if isinstance(event, Turned) else ():
-            number = call.call_id.rpartition(":")[2]
+            number = call_number(call.call_id)
             name = (arguments_of(call.arguments)[0] or {}).get("agent")
             if call.name == "assign_task" and number.isdecimal() and isinstance(name, str):
                 names[int(number)] = name
@@ -386,11 +387,6 @@ def agent_id(agent: str) -> str:
     return agent.partition(" ")[0]
 
 
-def call_number(row: Row) -> str:
-    """Return a call's number, which is also that of the sub-agent behind it."""
-    return str(row["call_id"]).rpartition(":")[2]
-
-
 def stopped(rows: Iterator[Row]) -> str | None:
     """Return why an agent had to answer with what it had; None where it came to its end."""
     for row in rows:
@@ -410,7 +406,7 @@ def _critical_steps(rows: Sequence[Row]) -> int:
         if row["kind"] == "turn":
             total, longest = total + 1 + longest, 0
         elif row["kind"] == "call":
-            longest = max(longest, turns.get(call_number(row), 0))
+            longest = max(longest, turns.get(call_number(row["call_id"]), 0))
     return total + longest
 
 

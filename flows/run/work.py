@@ -112,7 +112,9 @@ class Work:
     ) -> ShardReport:
         """Process a shard or a stage; it is counted in the run's progress when nothing of it waits."""
         part = self.bench.progress.part()
-        report = process(replace(self.bench, progress=part), plan, wait=wait, again=again)
+        sensitive = self.bench.sensitive and replace(self.bench.sensitive, progress=part)
+        bench = replace(self.bench, progress=part, sensitive=sensitive)
+        report = process(bench, plan, wait=wait, again=again)
         if report.awaits_batch:
             part.withdraw()
         self._waits.note(plan, report)

@@ -20,19 +20,10 @@ TOTAL = {
     "properties": {"sum": {"type": "integer"}},
     "required": ["sum"],
 }
-TABLE = {
+DONE = {
     "type": "object",
-    "properties": {
-        "rows": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"item": {"type": "string"}, "value": {"type": "integer"}},
-                "required": ["item", "value"],
-            },
-        }
-    },
-    "required": ["rows"],
+    "properties": {"complete": {"type": "boolean"}, "num_calls": {"type": "integer"}},
+    "required": ["complete"],
 }
 
 

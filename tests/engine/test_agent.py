@@ -17,7 +17,7 @@ from engine.request import Usage
 from engine.steps import Compacted, Decided, MemoryLog, Nudged, Returned, Turned, from_json, to_json
 from engine.tool import ToolAnswer
 from tests.engine.agent_runs import (
-    TABLE,
+    DONE,
     Killed,
     KillingLog,
     agent_request,
@@ -29,7 +29,7 @@ from tests.fakes.agent_faults import Faults
 from tests.fakes.agent_script import ScriptedCall, ScriptedReply, Transcript
 from tests.fakes.agent_scripts import Drifter, LedgerWalk, Swarm, WideSearch
 from tests.fakes.agent_server import AgentServer
-from tests.fakes.agent_worlds import Items, Ledger
+from tests.fakes.agent_worlds import TABLE, Items, Ledger
 
 
 def test_agent_reaches_its_answer_through_300_calls_of_which_one_in_eight_is_broken():
@@ -81,13 +81,6 @@ def test_agent_goes_on_after_replies_that_say_nothing(fault):
     assert result.output == {"sum": world.total}, result.error
 
 
-DONE = {
-    "type": "object",
-    "properties": {"complete": {"type": "boolean"}, "num_calls": {"type": "integer"}},
-    "required": ["complete"],
-}
-
-
 def drifter(world, *, stops=True):
     """Return a model that probes the first item for ever."""
     call = ScriptedCall("probe", {"item": next(iter(world.parts))})
@@ -124,16 +117,6 @@ def test_agent_that_drifts_is_handed_to_the_next_engine_with_all_it_has_done():
     history = second.bodies[0]["messages"]
     assert any(message["role"] == "tool" for message in history)
     assert result.work.num_steps > len(second.bodies)
-
-
-def test_limit_of_steps_ends_with_an_answer_that_says_so():
-    world = Ledger(num_calls=50)
-    asked = agent_request(world.question, max_steps=10)
-    with AgentServer(LedgerWalk()) as server:
-        (result,) = carry_out([profile_of(server)], [asked], world)
-    assert result.outcome == "succeeded"
-    assert "10 steps" in result.work.stopped
-    assert result.work.num_steps <= 10
 
 
 def test_swarm_of_100_with_one_in_eight_calls_broken_answers_and_none_runs_twice():
@@ -192,58 +175,6 @@ def test_call_with_effects_whose_end_is_unknown_is_not_made_again():
         carry_out([profile_of(server)], [agent_request(world.question)], world, log)
     first = next(event for event in log.events("key-0") if isinstance(event, Returned))
     assert first.failure == "unknown_end"
-
-
-class Deaf:
-    """Calls on, whatever it is told and though nothing may be called any more."""
-
-    def reply(self, body):
-        return ScriptedReply(calls=[ScriptedCall("lookup", {"key": "start"})])
-
-
-def test_agent_that_goes_on_calling_after_it_was_stopped_ends_soon():
-    world = Ledger(num_calls=3)
-    with AgentServer(Deaf()) as server:
-        (result,) = carry_out([profile_of(server)], [agent_request(world.question)], world)
-        num_turns = server.counts["answered"]
-    assert result.outcome == "invalid_output"
-    assert "called_after_the_end" in result.mode_notes
-    # Three turns until it is reminded, three until it is stopped, and what is asked after that.
-    assert num_turns < 20
-
-
-class _Digests(Items):
-    """A tool that has the model sum a document up before it answers."""
-
-    async def call(self, name, arguments, aside):
-        digest = await aside.ask("Sum it up.", "[L1] The same long document.")
-        answer = await super().call(name, arguments, aside)
-        return ToolAnswer(text=f"{answer.text}\n({digest})")
-
-
-class _Sums(WideSearch):
-    """Sums up where it is asked to without tools."""
-
-    def reply(self, body):
-        return super().reply(body) if "tools" in body else ScriptedReply(content="A digest.")
-
-
-def test_digest_that_ten_agents_ask_for_is_computed_once_and_found_after_a_kill():
-    world = _Digests(num_items=3)
-    asked = [
-        replace(agent_request(world.question, TABLE), request_key=f"key-{n}") for n in range(10)
-    ]
-    log = KillingLog()
-    with AgentServer(_Sums()) as server:
-        log.after = 25
-        with pytest.raises(Killed):
-            carry_out([profile_of(server)], asked, world, log)
-        log.after = None
-        results = carry_out([profile_of(server)], asked, world, log)
-        asides = [body for body in server.bodies if "tools" not in body]
-    assert {result.outcome for result in results} == {"succeeded"}
-    assert all(values_in(result) == world.values for result in results)
-    assert len(asides) == 1
 
 
 def test_engine_with_less_context_goes_on_with_the_newest_part_of_a_long_conversation():
@@ -415,20 +346,6 @@ def test_call_with_half_of_a_surrogate_pair_is_told_to_the_model_and_the_run_goe
     }
 
 
-class _Thinks:
-    """Thinks until it is cut, and says nothing."""
-
-    def reply(self, body):
-        return ScriptedReply(reasoning="Hm, let me see. " * 20, finish_reason="length")
-
-
-def test_thinking_that_does_not_end_is_named_with_its_own_limit():
-    with AgentServer(_Thinks()) as server:
-        (result,) = carry_out([profile_of(server)], [agent_request("Do it.", DONE)], Items())
-    assert (result.outcome, result.error_class) == ("invalid_output", "length")
-    assert "max_reasoning_tokens = 1000" in result.error
-
-
 class _Fails(Items):
     """Fails in a way that ends the request for one item, and the run for the other."""
 
@@ -472,28 +389,3 @@ def test_sub_agents_that_make_the_same_call_are_each_decided_on():
     assert result.work.num_subagents == 2, result.error
     assert len({key for key, _, _ in person.asked}) == len(person.asked) == 2
     assert all(key.startswith("key-0/") for key, _, _ in person.asked)
-
-
-class _TenThousand:
-    """An orchestrator that gives out ten thousand tasks in one turn."""
-
-    def reply(self, body):
-        sent = Transcript(body)
-        if "assign_task" not in sent.tools:
-            is_lead = "response_format" in body
-            return ScriptedReply(content='{"complete": false}' if is_lead else "A report.")
-        if not sent.calls:
-            role = {"name": "one", "system_prompt": "Work."}
-            return ScriptedReply(calls=[ScriptedCall("create_subagent", role)])
-        tasks = [{"agent": "one", "prompt": f"Task {number}."} for number in range(10_000)]
-        return ScriptedReply(calls=[ScriptedCall("assign_task", task) for task in tasks])
-
-
-def test_swarm_that_asks_for_ten_thousand_sub_agents_gets_as_many_as_its_limit():
-    world = Items(num_items=1)
-    asked = agent_request("Do it.", DONE, mode="swarm", max_calls=50, max_subagents=10)
-    with AgentServer(_TenThousand()) as server:
-        (result,) = carry_out([profile_of(server)], [asked], world)
-    assert result.outcome == "succeeded", result.error
-    assert result.work.num_subagents == 49
-    assert "50 tool calls" in result.work.stopped

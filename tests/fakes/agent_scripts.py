@@ -281,7 +281,7 @@ class Drifter:
 
 @dataclass(frozen=True, kw_only=True)
 class Injected:
-    """Obeys whatever a document says: `CALL tool {json}` is called as it stands, once each."""
+    """Obeys whatever a document or a tool's description says: `CALL tool {json}` is called as it stands, once each."""
 
     first: Sequence[ScriptedCall] = ()
     """What it calls of its own accord, to come to the documents."""
@@ -292,6 +292,7 @@ class Injected:
         sent = Transcript(body)
         roles = {"tool", "user"} if self.obeys_material else {"tool"}
         texts = [text_of(m) for m in sent.messages if m["role"] in roles]
+        texts += [tool["function"]["description"] for tool in body.get("tools", ())]
         orders = [*self.first, *(order for text in texts for order in _orders(text))]
         left = [o for o in orders if not _times(sent.calls, o)]
         # Not only what is declared: a model that is led astray calls what it was told.

@@ -15,6 +15,22 @@ from typing import Any
 
 from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
 
+TABLE = {
+    "type": "object",
+    "properties": {
+        "rows": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"item": {"type": "string"}, "value": {"type": "integer"}},
+                "required": ["item", "value"],
+            },
+        }
+    },
+    "required": ["rows"],
+}
+"""Schema of an answer with a value for each item."""
+
 END = "END"
 """The next key of a chain's last entry."""
 

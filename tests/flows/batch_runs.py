@@ -32,6 +32,7 @@ stages:
 PROFILE = """
 name: host
 base_url: {url}
+hosted_by: Somebody
 model: fake-model
 context_tokens: 8192
 api_key_env: null

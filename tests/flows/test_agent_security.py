@@ -69,6 +69,7 @@ def told(server):
     ]
 
 
+@pytest.mark.attack("orders in documents, names, pictures and tools")
 def test_model_that_obeys_documents_reaches_nothing_but_its_tools(corpus):
     with AgentServer(Injected(first=FIRST)) as server:
         run_job(job(corpus, server, STAGE))
@@ -90,6 +91,7 @@ def test_model_that_obeys_documents_reaches_nothing_but_its_tools(corpus):
     assert rows["outcome"].to_list() == ["succeeded"]
 
 
+@pytest.mark.attack("the budget")
 def test_budget_holds_whatever_documents_ask_for(corpus):
     with AgentServer(Injected(first=FIRST)) as server:
         manifest = run_job(job(corpus, server, STAGE, budget_tokens=9_000))

@@ -172,6 +172,18 @@ def test_engine_without_tools_is_refused_before_anything_is_paid(corpus):
     assert not server.bodies
 
 
+def test_calls_are_not_forced_on_an_engine_that_cannot_force_them(corpus):
+    with AgentServer(Reviewer()) as server:
+        asked = job(corpus, server, stages=f"{REVIEW}    limits: {{opening_calls: 1}}\n")
+        with pytest.raises(
+            ConfigError, match="opening_calls: engine 'scripted' cannot force a call"
+        ):
+            run_job(asked)
+        with pytest.raises(ConfigError, match="opening_calls: 2 of 3 steps leave no turns"):
+            job(corpus, server, stages=f"{REVIEW}    limits: {{steps: 3, opening_calls: 2}}\n")
+    assert not server.bodies
+
+
 DOCUMENT = """\
   - name: kind
     mode: agent

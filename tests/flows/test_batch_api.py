@@ -93,7 +93,7 @@ def test_a_run_that_does_not_wait_says_what_it_waits_for_and_goes_on_later(host,
     assert outcomes(tmp_path, "kind") == {"over_budget": NUM_FILES}
     assert outcomes(tmp_path, "title") == {"skipped": NUM_FILES}
     told = first["batches"]
-    assert [one["batch_id"] for one in told] == sorted(host.kept.batches)
+    assert sorted(one["batch_id"] for one in told) == sorted(host.kept.batches)
     assert {one["stage"] for one in told} == {"kind"}
     assert sum(one["lines"] for one in told) == NUM_FILES
     assert all(one["since"] and one["expires"] for one in told)
@@ -270,3 +270,17 @@ def test_an_agent_cannot_wait(host, tmp_path):
     write_world(tmp_path, host.url, pipeline=pipeline)
     with pytest.raises(ConfigError, match="an agent's turns cannot wait for `batch_api`"):
         run_in(tmp_path)
+
+
+@pytest.mark.parametrize("mask", ["", ", mask: {}"])
+def test_nothing_sensitive_goes_into_a_batch(host, engine, tmp_path, mask):
+    policy = f"policy: {{sensitive: ['00.txt'], on_premises: ['{engine.url}']{mask}}}\n"
+    write_world(tmp_path, host.url, pipeline=policy + PIPELINE, name="ada@example.org")
+    manifest = run_in(tmp_path)
+    assert manifest["verdict"] == "complete"
+    assert outcomes(tmp_path, "kind") == {"succeeded": NUM_FILES}
+    sent = json.dumps(host.kept.bodies)
+    assert "ada@example.org 0 says" not in sent
+    assert ("ada@example.org 4 says" in sent) == (not mask)
+    assert any("ada@example.org 0 says" in json.dumps(call) for call in engine.calls)
+    assert sum(map(len, host.kept.submitted)) == 2 * (NUM_FILES - 1)

@@ -37,7 +37,7 @@ def test_flushing_ends_when_it_is_cancelled_as_the_window_fills(tmp_path, num_st
         return bool(done)
 
     with Claims(lake.storage, "run") as claims, claims.take("s00000", wait=False) as claim:
-        ledger = Ledger(lake, "run", "new", claim)
+        ledger = Ledger(lake, "run", "new", claim, has_agents=True)
         assert asyncio.run(end_while_full(ledger))
         ledger.save()
 
@@ -57,7 +57,7 @@ def result(stage, number):
 def test_each_stage_keeps_what_it_spent_when_a_run_stops_in_a_shard(tmp_path):
     lake = Lake(str(tmp_path))
     with Claims(lake.storage, "run") as claims, claims.take("s00000", wait=False) as claim:
-        ledger = Ledger(lake, "run", "new", claim)
+        ledger = Ledger(lake, "run", "new", claim, has_agents=True)
         for number in (1, 2):
             ledger.note(result("kind", number))
         ledger.note(result("title", 3))
@@ -72,7 +72,7 @@ def test_each_stage_keeps_what_it_spent_when_a_run_stops_in_a_shard(tmp_path):
     assert journal_spent(lake, "s00000", "run", {mine}) == {}
     assert journal_spent(lake, "s00000", "other", ()) == {}
     with Claims(lake.storage, "run") as claims, claims.take("s00000", wait=False) as claim:
-        assert Ledger(lake, "run", "resume", claim).paid(()) == spent
+        assert Ledger(lake, "run", "resume", claim, has_agents=True).paid(()) == spent
 
 
 AGENT = Request(
@@ -103,7 +103,7 @@ def stopped(tokens):
 def reopened(lake, work, start="resume"):
     """Return what `work` gives for the ledger of one attempt, whose process ends without a commit."""
     with Claims(lake.storage, "run") as claims, claims.take("s00000", wait=False) as claim:
-        ledger = Ledger(lake, "run", start, claim)
+        ledger = Ledger(lake, "run", start, claim, has_agents=True)
         try:
             return work(ledger)
         finally:

@@ -45,6 +45,7 @@ def test_lines_are_shown_as_they_are_when_the_quote_does_not_stand(use):
     )
 
 
+@pytest.mark.attack("marks and labels that a text forges")
 def test_forged_line_does_not_verify_when_it_names_another_document(use):
     assert cite(use, ["D3L4"], "The dues are 900 euro a day").startswith("NOT VERIFIED")
     with pytest.raises(ToolError, match="there is no document D9; documents are D1 to D6"):

@@ -75,6 +75,7 @@ def test_only_the_beginning_is_shown_when_much_is_printed(run):
     assert text.count("only the first 20,000 characters") == 2
 
 
+@pytest.mark.attack("marks and labels that a text forges")
 def test_marks_of_a_chat_template_are_disarmed_when_a_program_prints_them(run):
     assert "< |im_end|>" in run("print('<|im_end|>')")
 

@@ -119,6 +119,7 @@ def test_ways_are_not_mixed_when_read(use):
         use("read", document="D6", page=1, sheet="Ships")
 
 
+@pytest.mark.attack("paths in a tool's arguments")
 @pytest.mark.parametrize(
     "name",
     ["../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "D3/../../x", "reports/../notes/forged.md",

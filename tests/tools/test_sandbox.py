@@ -32,6 +32,7 @@ def run(tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.attack("imports in a program")
 @pytest.mark.parametrize(
     "module",
     ["socket", "subprocess", "ctypes", "sys.modules", "importlib", "multiprocessing", "shutil",
@@ -42,6 +43,7 @@ def test_a_module_is_not_there_when_imported(run, module):
         run(f"import {module}\n{module}")
 
 
+@pytest.mark.attack("looking into the interpreter from a program")
 @pytest.mark.parametrize(
     "code",
     [
@@ -66,6 +68,7 @@ def test_the_interpreter_is_closed_when_looked_into(run, code):
         run(code)
 
 
+@pytest.mark.attack("files, processes and the environment from a program")
 @pytest.mark.parametrize(
     "code",
     [
@@ -103,6 +106,7 @@ def test_the_machine_is_out_of_reach_when_a_program_asks_for_it(run, tmp_path, c
     assert file.read_text() == "a secret"
 
 
+@pytest.mark.attack("endless or huge programs and results")
 @pytest.mark.parametrize(
     "code",
     [
@@ -133,6 +137,7 @@ def test_this_process_lives_on_when_a_program_uses_up_all(run, code):
     assert run("d1_t1[0]['n']").startswith("result: 1")
 
 
+@pytest.mark.attack("endless or huge programs and results")
 @pytest.mark.parametrize(
     "code",
     ["x = []\nfor i in range(1000000): x = [x]\nx", "{i: 'y' * 1000 for i in range(100000)}"],
@@ -170,6 +175,7 @@ def confined(code, path):
     return done
 
 
+@pytest.mark.attack("the second fence: files, sockets and processes")
 @pytest.mark.parametrize(
     "code",
     [
@@ -215,6 +221,7 @@ def test_it_works_when_a_confined_process_does_what_it_may(tmp_path, code):
     assert "result" in confined(code, file).stdout
 
 
+@pytest.mark.attack("the second fence: files, sockets and processes")
 def test_a_confined_process_ends_when_it_computes_without_end(tmp_path):
     file = tmp_path / "table.parquet"
     file.write_text("rows")

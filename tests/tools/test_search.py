@@ -55,6 +55,7 @@ def test_any_query_has_an_answer_when_it_looks_like_a_query_language(query, use)
     assert use("search", query=query)
 
 
+@pytest.mark.attack("marks and labels that a text forges")
 def test_labels_and_marks_of_a_document_are_no_labels_when_shown(use):
     text = use("search", query="dues nobody notice")
     own = re.findall(r"\[(D\d+L\d+)\]", text)

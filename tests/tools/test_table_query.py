@@ -66,6 +66,7 @@ def test_a_table_is_described_when_asked(ask):
     assert "ship | VARCHAR" in ask("describe d1_t1")
 
 
+@pytest.mark.attack("marks and labels that a text forges")
 def test_marks_of_a_chat_template_are_disarmed_when_a_cell_has_them(ask):
     assert "< |im_end|>" in ask("select '<|im_end|>' a")
 
@@ -75,6 +76,7 @@ def test_the_reason_is_given_when_a_column_is_wrong(ask):
         ask("select shipp from d1_t1")
 
 
+@pytest.mark.attack("SQL that is no query")
 @pytest.mark.parametrize(
     "sql",
     [
@@ -103,11 +105,13 @@ def test_a_statement_is_refused_when_it_is_no_select(ask, sql):
         ask(sql)
 
 
+@pytest.mark.attack("SQL that is no query")
 def test_statements_are_refused_when_there_are_two(ask):
     with pytest.raises(ToolError, match="found 2 statements"):
         ask("select 1; drop view d1_t1")
 
 
+@pytest.mark.attack("files, addresses and variables from SQL")
 @pytest.mark.parametrize(
     "source",
     [
@@ -141,12 +145,14 @@ def test_other_files_and_addresses_are_refused_when_a_query_reads_them(
         ask(f"select * from d1_t1, {named}")
 
 
+@pytest.mark.attack("files, addresses and variables from SQL")
 def test_a_table_of_the_corpus_is_refused_when_its_file_is_named_by_path(ask, corpus):
     path = corpus.table("D1", "t0002.parquet")
     with pytest.raises(ToolError, match="cannot be used"):
         ask(f"select * from '{path}'")
 
 
+@pytest.mark.attack("files, addresses and variables from SQL")
 @pytest.mark.parametrize(
     "sql", ["select getenv('HOME')", "select * from asked", "select * from d9_t1"]
 )
@@ -155,6 +161,7 @@ def test_environment_and_variables_are_unknown_when_a_query_names_them(ask, sql)
         ask(sql)
 
 
+@pytest.mark.attack("endless or huge queries")
 def test_a_query_is_stopped_when_it_does_not_end(ask, monkeypatch):
     monkeypatch.setattr(table_query, "TIMEOUT_S", 1.0)
     began = time.monotonic()
@@ -163,6 +170,7 @@ def test_a_query_is_stopped_when_it_does_not_end(ask, monkeypatch):
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.attack("endless or huge queries")
 @pytest.mark.parametrize(
     "sql",
     [

@@ -18,6 +18,7 @@ from engine.steps import (
     Nudged,
     Returned,
     Turned,
+    call_number,
 )
 from engine.wire import Message
 
@@ -204,7 +205,7 @@ class Conversation:
 
 def handle_of(call_id: str) -> str:
     """Return the name under which the model can page through a call's result."""
-    return f"R{call_id.rpartition(':')[2]}"
+    return f"R{call_number(call_id)}"
 
 
 def _call_message(call: AskedCall) -> Message:

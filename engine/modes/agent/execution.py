@@ -15,7 +15,7 @@ from engine.modes.agent.reading import READ_RESULT, read_result
 from engine.modes.agent.words import UNKNOWN_END
 from engine.modes.mode import AwaitingApproval, Means
 from engine.request import AgentLimits, Request
-from engine.steps import AskedCall, Begun, Event, Returned
+from engine.steps import AskedCall, Begun, Event, Returned, call_number
 from engine.tool import ToolError, ToolSpec
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Calls:
     async def _barred(self, call: AskedCall, spec: ToolSpec) -> tuple[str, str] | None:
         """Return why a call is not made, and the class of that; None where it is."""
         most = self._limits.max_calls
-        if int(call.call_id.rpartition(":")[2]) >= most:
+        if int(call_number(call.call_id)) >= most:
             # One turn can ask for any number of them.
             return f"{most} calls are all there are; this one was not made", "limit"
         times = self._limits.max_failures

@@ -107,13 +107,21 @@ class AgentRun:
             step = self._last()
             if step is not None and step.pending:
                 await self._calls.run(step)
-            elif step is not None and not step.turn.calls and step.nudge is None:
+            elif step is not None and (self._is_answer(step) or not self._may_turn):
                 ending = await self._judged(step)
                 if ending is not None:
                     return ending
             else:
                 await self._look_before()
                 await self._turn()
+
+    @staticmethod
+    def _is_answer(step: Step) -> bool:
+        return not step.turn.calls and step.nudge is None
+
+    @property
+    def _may_turn(self) -> bool:
+        return len(self.conversation.steps) < self._limits.max_steps
 
     def _last(self) -> Step | None:
         steps = self.conversation.steps
@@ -131,7 +139,7 @@ class AgentRun:
         is_last = bool(nudges) and nudges[-1].why in _LAST
         started = time.monotonic()
         reply: Reply | None = None
-        max_chars = int(self._endpoint.context_tokens // 2 * _CHARS_PER_TOKEN)
+        max_chars = self._half_context_chars
         while reply is None:
             try:
                 reply = await self._send(self.conversation.messages(), may_call=not is_last)
@@ -153,6 +161,7 @@ class AgentRun:
             schema=None if may_call else self.assignment.schema,
             tools=tuple(self._specs.values()),
             may_call=may_call,
+            must_call=len(self.conversation.steps) < self._limits.opening_calls,
         )
         return await self._means.send(body_of(turn, self._request, self._endpoint))
 
@@ -244,13 +253,10 @@ class AgentRun:
         since = [returned.text[: self._limits.result_chars] for returned in step.returned.values()]
         if step.nudge is not None:
             since.append(step.nudge.text)
-        return (
-            usage.prompt_tokens + usage.completion_tokens + sum(self._endpoint.counter.weigh(since))
-        )
+        return usage.total_tokens + sum(self._endpoint.counter.weigh(since))
 
     def _spent_tokens(self) -> int:
-        usages = [step.turn.usage for step in self.conversation.steps]
-        return sum(usage.prompt_tokens + usage.completion_tokens for usage in usages)
+        return sum(step.turn.usage.total_tokens for step in self.conversation.steps)
 
     def _can_shorten(self, max_chars: int) -> bool:
         """Tell whether there is anything left to cut but the task itself."""
@@ -276,7 +282,11 @@ class AgentRun:
 
     def _newest(self) -> str:
         """Return notes that no model has written, half as long as the context at most."""
-        return self.conversation.newest(int(self._endpoint.context_tokens // 2 * _CHARS_PER_TOKEN))
+        return self.conversation.newest(self._half_context_chars)
+
+    @property
+    def _half_context_chars(self) -> int:
+        return int(self._endpoint.context_tokens // 2 * _CHARS_PER_TOKEN)
 
     async def _noted(self) -> Compacted:
         messages = [*self.conversation.messages(), {"role": "user", "content": COMPACT}]
@@ -302,11 +312,11 @@ class AgentRun:
 
     async def _judged(self, step: Step) -> Ending | None:
         """Return the end, where the last turn is one; otherwise None, and the agent was told what to do."""
-        if not step.turn.content and await self._tried_again():
+        if self._may_turn and not step.turn.content and await self._tried_again():
             return None
         asked = sum(nudge.why == "answer" for nudge in self.conversation.nudges)
         output, error_class, error = self._answer(step)
-        if error is not None and asked < _MAX_ANSWERS:
+        if error is not None and self._may_turn and asked < _MAX_ANSWERS:
             text = f"{ANSWER_NOW} {error}." if asked else ANSWER_NOW
             if self.assignment.schema is None:
                 text = REPORT_NOW

@@ -1,0 +1,60 @@
+"""A capacity plan as lines for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_GIB = 2**30
+
+
+def plan_lines(shown: Mapping[str, Any]) -> list[str]:
+    """Return a plan, as `flows.capacity.with_served` gives it, as lines: the verdict first."""
+    verdict = {True: "fits", False: "does not fit", None: "not known"}[shown["fits"]]
+    first, *notes = shown["reasons"]
+    lines = [f"{verdict:13} {first}"]
+    lines += _memory(shown)
+    lines += [
+        f"{'at once':13} {row['requests_at_once']:,} x {row['context_tokens']:,} tokens"
+        f" ({row['bytes_per_request'] / _GIB:.2f} GiB each)"
+        for row in shown["table"]
+        if shown["kv_tokens"]
+    ]
+    lines += [
+        f"{'option':13} {way['option']}: {way['kv_tokens']:,} tokens of KV cache,"
+        f" {way['requests_at_once']:,} requests of {shown['context_tokens']:,} at once"
+        for way in shown["ways_out"]
+    ]
+    if shown["served"] is not None:
+        served = shown["served"]
+        lines.append(
+            f"{'server':13} reports {served['kv_tokens']:,} tokens; the plan differs by"
+            f" {served['planner_differs_percent']:+.2f} %"
+        )
+    lines += [f"{'note':13} {text}" for text in notes]
+    return lines
+
+
+def _memory(shown: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if shown["weights_bytes"] is not None:
+        size = shown["weights_bytes"]
+        lines.append(f"{'weights':13} {size:,} bytes ({size / 1e9:,.1f} GB), {shown['precision']}")
+    each, parallel = shown["per_gpu"], shown["parallel"]
+    if each is not None:
+        lines.append(
+            f"{'each GPU':13} {each['total_bytes'] / _GIB:.1f} GiB: weights"
+            f" {each['weights_bytes'] / _GIB:.1f}, vLLM itself {each['overhead_bytes'] / _GIB:.1f}, KV cache"
+            f" {each['kv_bytes'] / _GIB:.1f}, not used"
+            f" {(each['total_bytes'] - each['usable_bytes']) / _GIB:.1f}"
+        )
+    if shown["kv_bytes_per_token"] is not None:
+        where = "" if shown["gpus"] is None else " on a GPU"
+        lines.append(
+            f"{'KV cache':13} {shown['kv_tokens']:,} tokens, {shown['kv_bytes_per_token']:,} bytes each{where}"
+        )
+    if parallel is not None and shown["gpus"] is not None:
+        said = [f"{name} {size}" for name, size in parallel.items() if name != "ep" and size > 1]
+        said += ["ep"] if parallel["ep"] else []
+        lines.append(f"{'parallel':13} {', '.join(said) or 'one GPU'}")
+    return lines

@@ -1,0 +1,164 @@
+"""An agent on K2.5's architecture under vLLM's own parsers: what it sends is taken, what comes back is read."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from engine.batch import route_to, run
+from engine.modes.agent.calls import named_calls
+from engine.modes.mode import Workshop
+from engine.request import AgentLimits, Request
+from engine.steps import MemoryLog, Returned, Turned
+from engine.tool import ToolAnswer, ToolSpec
+from flows.run.bench import open_engine
+from tests.engine.test_tiny import send, shown
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+
+# Random weights end no string and no number: each argument is one of two.
+PICK = ToolSpec(
+    name="pick",
+    description="Picks one of two.",
+    parameters={
+        "type": "object",
+        "properties": {"side": {"type": "string", "enum": ["left", "right"]}},
+        "required": ["side"],
+        "additionalProperties": False,
+    },
+)
+FORM = {
+    "type": "object",
+    "properties": {"side": {"type": "string", "enum": ["left", "right"]}},
+    "required": ["side"],
+    "additionalProperties": False,
+}
+
+
+class Picks:
+    """A tool box with one tool."""
+
+    specs = (PICK,)
+
+    async def call(self, name, arguments, aside):
+        return ToolAnswer(text=f"{name} took {arguments['side']}")
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """The tiny K2.5, started or found running."""
+    with open_engine("kimi-k2.5-tiny", notify=lambda _: None) as opened:
+        yield opened
+
+
+def carry_out(endpoint, log, *, think):
+    """Return the result of one agent that must call in its first two turns."""
+    asked = Request(
+        request_key="tiny",
+        stage="pick",
+        mode="agent",
+        instructions="Work.\n",
+        material="",
+        question="Pick a side.",
+        schema=FORM,
+        # Chance alone ends the number in a call's id.
+        max_output_tokens=600,
+        max_reasoning_tokens=24,
+        limits=AgentLimits(max_steps=4, opening_calls=2, think=think),
+    )
+
+    async def collect():
+        async def source():
+            yield asked
+
+        workshop = Workshop(tools=lambda _: Picks(), steps=lambda _: log)
+        return [one async for one in run(source(), route_to(endpoint), workshop=workshop)]
+
+    (result,) = asyncio.run(collect())
+    return result
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_agent_goes_from_forced_calls_to_its_answer(endpoint, think):
+    log = MemoryLog()
+    result = carry_out(endpoint, log, think=think)
+    assert result.outcome == "succeeded", result.error
+    assert result.output["side"] in {"left", "right"}
+    events = log.events("tiny")
+    turns = [event for event in events if isinstance(event, Turned)]
+    returned = [event for event in events if isinstance(event, Returned)]
+    assert [bool(turn.calls) for turn in turns] == [True, True, False]
+    assert all(bool(turn.reasoning) is think for turn in turns)
+    # Each was declared, and its arguments followed the schema, or it had not returned.
+    assert {event.failure for event in returned} == {None}
+    assert {event.text for event in returned} <= {"pick took left", "pick took right"}
+    ids = [call.call_id for turn in turns for call in turn.calls]
+    assert ids == [f"functions.pick:{number}" for number in range(len(ids))]
+
+
+def test_several_calls_of_a_turn_are_read_apart_and_sent_back_as_the_model_writes_them(endpoint):
+    tool = {
+        "type": "function",
+        "function": {
+            "name": PICK.name,
+            "description": PICK.description,
+            "parameters": PICK.parameters,
+            "strict": True,
+        },
+    }
+    opening = [{"role": "user", "content": "Pick sides."}]
+    # Whether a second call follows is chance as well.
+    replies = (
+        send(
+            endpoint,
+            messages=opening,
+            tools=[tool],
+            tool_choice="required",
+            chat_template_kwargs={"thinking": False},
+            max_tokens=600,
+            seed=seed,
+        )
+        for seed in range(12)
+    )
+    reply = next(one for one in replies if len(one.tool_calls) > 1)
+    assert {call.name for call in reply.tool_calls} == {"pick"}
+    sides = [json.loads(call.arguments)["side"] for call in reply.tool_calls]
+    calls = named_calls(reply.tool_calls, 5)
+    history = [
+        *opening,
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "Both, then.",
+            "tool_calls": [
+                {
+                    "id": call.call_id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in calls
+            ],
+        },
+        *(
+            {"role": "tool", "tool_call_id": call.call_id, "content": f"result {number}"}
+            for number, call in enumerate(calls)
+        ),
+    ]
+    text = _prompt(endpoint, history, tool)
+    marked = "".join(
+        f"<|tool_call_begin|>functions.pick:{number}<|tool_call_argument_begin|>"
+        f'{{"side": "{side}"}}<|tool_call_end|>'
+        for number, side in enumerate(sides, start=5)
+    )
+    section = f"<|tool_calls_section_begin|>{marked}<|tool_calls_section_end|>"
+    assert f"<think>Both, then.</think>{section}<|im_end|>" in text
+    for number in range(len(calls)):
+        assert f"## Return of functions.pick:{number + 5}\nresult {number}<|im_end|>" in text
+
+
+def _prompt(endpoint, messages, tool):
+    """Return the text of a prompt, as the server renders it."""
+    url = f"{endpoint.base_url.removesuffix('/v1')}/tokenize"
+    body = {"model": endpoint.model, "messages": messages, "tools": [tool]}
+    return shown(httpx.post(url, json=body).json()["tokens"])
