@@ -86,8 +86,8 @@ class BatchDesk(Protocol):
     def take(self, line: Line, reservation: Reservation) -> Waiting:
         """Take a line that is to be sent, with what is set aside for it."""
 
-    def bill(self, line_id: str, stage: str, used: Amount) -> None:
-        """Count what a line took, in place of what is set aside for it; only once."""
+    def bill(self, line_id: str, stage: str, used: Amount) -> bool:
+        """Count what a line took, in place of what is set aside for it, and tell whether it is this shard's bill."""
 
 
 class HostedTurns:
@@ -159,7 +159,7 @@ class HostedTurns:
             _failure: One of these.
         """
         profile, request = self._caller.line.endpoint.profile, self._request
-        used = Amount()
+        used, is_ours = Amount(), True
         try:
             if end.kind != "answered":
                 raise _failure(end, self._caller.line.endpoint.base_url)
@@ -167,7 +167,10 @@ class HostedTurns:
             usage = usage_of(reply, body, worst_usage(body, request))
             used = amount_of(usage, profile, self._price_factor)
         finally:
-            self._desk.bill(line_id, request.stage, used)
+            is_ours = self._desk.bill(line_id, request.stage, used)
+        if not is_ours:
+            # Another shard that asks the same has paid for it.
+            return replace(reply, usage=usage)
         cost = cost_usd(usage, profile.prices, self._price_factor)
         time_s = gpu_seconds(usage, profile)
         account.add(usage, cost, time_s)

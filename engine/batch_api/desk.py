@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,12 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
         self._lock = threading.RLock()
         self._outboxes: dict[str, Outbox] = {}
         self._reserved: dict[str, Reservation] = {}
-        self._billed: set[str] = set()
+        self._billed: dict[str, str] = {}
+        """Which shard has the bill of a line."""
+        self._sharers: dict[str, set[str]] = defaultdict(set)
+        """Shards whose rows will rest on a request's lines, by what their ids begin with."""
+        self._joined: dict[str, set[str]] = defaultdict(set)
+        """The same, by shard."""
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +104,9 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
             record = held.record
             if record.state == "ended" and record.shard in finished:
                 self._retire(held)
-            elif record.run_id == self._run_id:
+                continue
+            self._join(record.shard, map(_prefix, record.lines))
+            if record.run_id == self._run_id:
                 self._hold(record.stage, record.lines)
 
     def open(self, shard: str) -> ShardDesk:
@@ -110,6 +118,7 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
         """
         self._index.begin(shard)
         for held in self._index.load(shard):
+            self._join(shard, map(_prefix, held.record.lines))
             if held.record.state in {"waiting", "ended"}:
                 continue
             try:
@@ -125,6 +134,7 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
 
     def find(self, line_id: str, shard: str) -> LineEnd | Waiting | None:
         """Return what became of a line, for a shard; None where it has never been sent."""
+        self._join(shard, [_prefix(line_id)])
         held = self._index.of_line(line_id)
         if held is None:
             with self._lock:
@@ -151,15 +161,26 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
             self._budget.settle(reservation, Amount())
         return _TO_BE_SENT
 
-    def bill(self, line_id: str, stage: str, used: Amount) -> None:
-        """Count what a line took, in place of what is set aside for it; only once in a process."""
+    def join(self, shard: str, request_key: str) -> None:
+        """Take down that rows of a shard rest on a request that another shard sends."""
+        self._join(shard, [prefix_of(request_key)])
+
+    def _join(self, shard: str, prefixes: Iterable[str]) -> None:
+        with self._lock:
+            for prefix in prefixes:
+                self._sharers[prefix].add(shard)
+                self._joined[shard].add(prefix)
+
+    def bill(self, line_id: str, stage: str, used: Amount, shard: str) -> bool:
+        """Count what a line took, in place of what is set aside for it, and tell whether the shard has the bill."""
         with self._lock:
             if line_id in self._billed:
-                return
-            self._billed.add(line_id)
+                return self._billed[line_id] == shard
+            self._billed[line_id] = shard
             # Where another run has sent it, nothing is set aside: who has the answer has the bill.
             reserved = self._reserved.pop(line_id, None) or self._budget.hold(stage, Amount())
         self._budget.settle(reserved, used)
+        return True
 
     def submit(self, shard: str) -> None:
         """Send the lines of a shard whose claim is held; those that the host does not take are freed.
@@ -222,11 +243,17 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
             unfinished: Keys of its requests that are to be carried out once more.
         """
         needed = {prefix_of(key) for key in unfinished}
-        for held in self._index.records():
+        with self._lock:
+            finished = self._joined[shard] - needed
+            self._joined[shard] -= finished
+            for prefix in finished:
+                self._sharers[prefix].discard(shard)
+                if not self._sharers[prefix]:
+                    del self._sharers[prefix]
+        for held in self._index.of(shard, finished):
             record = held.record
-            if record.shard != shard:
-                continue
-            done = [line for line in record.lines if line.rpartition("-")[0] not in needed]
+            # Another shard's rows may rest on the same question.
+            done = [line for line in record.lines if _prefix(line) not in self._sharers]
             self._free(done)
             if record.state == "ended" and len(done) == len(record.lines):
                 self._retire(held)
@@ -294,9 +321,18 @@ class ShardDesk:
         """
         return self.desk.take(line, reservation, self.shard)
 
-    def bill(self, line_id: str, stage: str, used: Amount) -> None:
-        """Count what a line took, in place of what is set aside for it; only once in a process."""
-        self.desk.bill(line_id, stage, used)
+    def bill(self, line_id: str, stage: str, used: Amount) -> bool:
+        """Count what a line took, in place of what is set aside for it, and tell whether this shard has the bill."""
+        return self.desk.bill(line_id, stage, used, self.shard)
+
+    def join(self, request_key: str) -> None:
+        """Take down that rows of the shard rest on a request that another shard sends."""
+        self.desk.join(self.shard, request_key)
+
+
+def _prefix(line_id: str) -> str:
+    """Return what the ids of all lines of a line's request begin with."""
+    return line_id.rpartition("-")[0]
 
 
 def _told(record: BatchRecord) -> str:

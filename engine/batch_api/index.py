@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from engine.batch_api.record import BatchRecord, HeldRecord, Store
 
 _LOADED_AT_ONCE = 16
+_MOST_LINES = 16
+"""More lines than one request takes: its turns, each sent three times at most."""
 
 
 class Index:  # noqa: PLR0904 - all that is known of the records
@@ -80,6 +82,14 @@ class Index:  # noqa: PLR0904 - all that is known of the records
         """Return all records."""
         with self._lock:
             return list(self._held.values())
+
+    def of(self, shard: str, prefixes: Iterable[str]) -> list[HeldRecord]:
+        """Return the records of a shard, and those of others that have lines of these requests."""
+        ids = (f"{prefix}-{number}" for prefix in prefixes for number in range(_MOST_LINES))
+        with self._lock:
+            paths = {path for line_id in ids if (path := self._of_line.get(line_id)) is not None}
+            every = self._held.items()
+            return [h for path, h in every if path in paths or h.record.shard == shard]
 
     def of_line(self, line_id: str) -> HeldRecord | None:
         """Return the record of the batch that a line is in; None where it is in none."""

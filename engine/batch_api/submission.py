@@ -33,24 +33,25 @@ class Submission:
         """
         self._host, self._list_lag_s = host, list_lag_s
 
-    def submit(self, held: HeldRecord, file: Path) -> bool:
-        """Tell whether the host has the batch, or may have it; its record says which.
+    def submit(self, held: HeldRecord, file: Path) -> None:
+        """Have the host begin a batch, or refuse it.
 
         Raises:
-            EngineUnavailable: It has not; the record is gone.
+            EngineUnavailable: It has not begun it, and the record is gone; or it may have, and the record
+                stays `submitting`.
             SinkChanged: Somebody else has the shard.
         """
         try:
             file_id = self._host.upload(held.record.file_name, file)
         except RequestRejected as exc:
             self._refused(held, exc)
-            return True
+            return
         except EngineUnavailable:
             # A file alone is not paid for.
             self._drop(held)
             raise
         held.change(state="submitting", file_id=file_id)
-        return self._begin(held, is_new=True)
+        self._begin(held, is_new=True)
 
     def recover(self, held: HeldRecord) -> bool:
         """Bring a batch to where it would be if the process had not been killed; its shard is ours.
@@ -58,7 +59,7 @@ class Submission:
         Return whether there is such a batch; otherwise its record is gone, and its lines may be sent.
 
         Raises:
-            EngineUnavailable: The host does not say.
+            EngineUnavailable: As for `submit`.
             SinkChanged: Somebody else has the shard.
         """
         record = held.record
@@ -72,14 +73,15 @@ class Submission:
         return self._begin(held, is_new=False)
 
     def _begin(self, held: HeldRecord, *, is_new: bool) -> bool:
-        """Have the host begin a batch whose file it has.
+        """Have the host begin a batch whose file it has, and tell whether there is a batch, or a refusal.
 
         Raises:
-            EngineUnavailable: It has too much to do; the record is gone.
+            EngineUnavailable: As for `submit`.
+            AssertionError: Never.
         """
         record = held.record
         assert record.file_id is not None
-        for _ in range(2):
+        for is_last in (False, True):
             try:
                 batch = self._host.begin(record.batch_key, record.file_id, record.window)
             except RequestRejected as exc:
@@ -97,12 +99,14 @@ class Submission:
                     "batch %s: not known whether it has begun: %s", record.batch_key, exc
                 )
                 found = self._find(held)
+                if found is None and is_last:
+                    raise
                 if found is None:
                     continue
                 batch = found
             self._taken(held, batch)
             return True
-        return True
+        raise AssertionError("unreachable: the last try returns or raises")
 
     def _find(self, held: HeldRecord) -> HostBatch | None:
         """Return the batch by the host's list, looked at again when it must have it.

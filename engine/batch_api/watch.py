@@ -74,7 +74,11 @@ class Watch:
     def _has_news(self, shard: str) -> bool:
         """Tell whether all batches of one of the shard's stages have ended."""
         by_stage: dict[str, bool] = {}
-        for held in self._index.awaited([shard]):
+        # One that waits for none of its own asks what another shard has sent.
+        awaited = self._index.awaited([shard]) or self._index.awaited()
+        if not awaited:
+            return shard not in self._index.unsent
+        for held in awaited:
             if held is None:
                 return True
             stage, has_ended = held.record.stage, held.record.state == "ended"

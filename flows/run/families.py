@@ -280,6 +280,8 @@ class Scheduler:
         shard, flights = self._shard, self._shard.bench.flights
         while (flight := flights.board(request.request_key)) is not None:
             self._asked(family)
+            if shard.desk is not None and request.batch_api is not None:
+                shard.desk.join(request.request_key)
             try:
                 answer = await asyncio.wrap_future(flight)
             except Withdrawn:

@@ -88,6 +88,9 @@ def test_answers_come_from_one_batch_at_the_lower_price_when_all_is_well(host, r
         ({"refuse": {"list": 500}, "refuse_times": 1}, 1),
         # Not known whether it has begun.
         ({"refuse": {"begin": 500}, "refuse_times": 1}, 1),
+        ({"refuse": {"begin": 500}, "refuse_times": 2}, 1),
+        ({"refuse": {"begin": 500}, "refuse_times": 7}, 1),
+        ({"lose_answers": {"begin": 1}, "refuse": {"list": 500}, "refuse_times": 5}, 1),
         ({"lose_answers": {"begin": 1}}, 1),
         ({"lose_answers": {"begin": 1}, "keeps_metadata": False}, 1),
         ({"lose_answers": {"begin": 1}, "refuse": {"list": 500}, "refuse_times": 2}, 1),

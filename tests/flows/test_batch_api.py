@@ -284,3 +284,31 @@ def test_nothing_sensitive_goes_into_a_batch(host, engine, tmp_path, mask):
     assert ("ada@example.org 4 says" in sent) == (not mask)
     assert any("ada@example.org 0 says" in json.dumps(call) for call in engine.calls)
     assert sum(map(len, host.kept.submitted)) == 2 * (NUM_FILES - 1)
+
+
+TWICE = """
+name: waits
+documents_per_shard: 1
+stages:
+  - {name: kind, prompt: What is it?, output: {kind: a|b|c, says: line}, batch_api: {}}
+"""
+
+
+def test_what_shards_ask_alike_is_in_one_batch_and_paid_once(host, tmp_path):
+    host.set(leave_out=2, bad_batches=2)
+    write_world(tmp_path, host.url, pipeline=TWICE)
+    for number in range(1, NUM_FILES):
+        # The same text in other bytes: documents of their own, whose chunk is one question.
+        text = (tmp_path / "in" / "00.txt").read_text()
+        (tmp_path / "in" / f"{number:02d}.txt").write_text(text + "\n" * number)
+    manifest = run_in(tmp_path)
+    assert manifest["verdict"] == "complete"
+    assert outcomes(tmp_path, "kind") == {"succeeded": NUM_FILES}
+    assert set(submitted(host).values()) == {1}
+    # One line, sent again as often as the host left it out.
+    assert len({line[:-2] for line in submitted(host)}) == 1
+    assert len(submitted(host)) <= 3
+    stage = manifest["stages"]["kind"]
+    assert stage["prompt_tokens"] + stage["completion_tokens"] == manifest["spent"]["tokens"]
+    assert [*(tmp_path / "lake" / "_headrace" / "batches").rglob("*.json*")] == []
+    assert host.kept.files == {}
