@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from engine.batch_api.limits import BatchLimits
 from engine.grammar import Grammar
 from engine.local_models import LocalModelName
 from engine.request import ModeName
@@ -58,6 +59,9 @@ class Capabilities(_Model):
     cached_tokens: bool = False
     """Whether usage says how many prompt tokens came from the prefix cache; vLLM needs
     `--enable-prompt-tokens-details` for it."""
+    batch_api: BatchLimits | None = None
+    """Limits of the host's batch API, for stages with `batch_api`; None: it has none. vLLM has none
+    (0.32)."""
 
 
 class ImageRule(_Model):
@@ -81,8 +85,12 @@ class Prices(_Model):
     output_usd: float = Field(ge=0)
     """Tokens generated, reasoning included."""
     batch_factor: float | None = Field(default=None, gt=0, le=1)
-    """Share of these prices that the host's own batch API takes, 0.6 for 40 % off; None: it has no
-    such API."""
+    """Share of these prices that the host's own batch API takes, 0.6 for 40 % off; None: as much as
+    any call."""
+
+    def factor(self, *, by_batch: bool) -> float:
+        """Return the share of these prices that is paid."""
+        return self.batch_factor if by_batch and self.batch_factor is not None else 1.0
 
     def usd(self, *, prompt: int, cached: int, output: int) -> float:
         """Return the price of that many tokens; `cached` is a part of `prompt`."""

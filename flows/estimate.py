@@ -301,7 +301,7 @@ def _plan(
         "graph": graph_json(job.pipeline),
         "stages": stages,
         "total": total,
-        "cost_usd": cost(endpoint.profile.prices, total),
+        "cost_usd": cost(endpoint.profile.prices, stages),
         "budget": job.pipeline.budget.model_dump(),
         "layout": [asdict(one) | {"usd_lost": lost_usd(endpoint, one)} for one in findings],
     }

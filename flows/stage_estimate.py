@@ -30,6 +30,10 @@ _MANY_LINES = 20
 
 _GROUPED = f"one group per {ANSWERS_PER_GROUP} answers"
 _COMPUTED = f"one row per {ANSWERS_PER_GROUP} records"
+_BY_BATCH = (
+    "sent through the host's batch API at its price: answers come within {window}, at no pace that is known,"
+    " and whether its cache lowers the price there is not known either"
+)
 _ALL_PASS = "`when` holds for all"
 
 
@@ -250,6 +254,8 @@ def _assumed(stage: StageConfig) -> list[str]:
     """Return what the estimate of a stage takes for granted, in words."""
     said = [_GROUPED] if stage.over == "group" else []
     said += [_COMPUTED] if stage.compute is not None else []
+    if stage.batch_api is not None:
+        said.append(_BY_BATCH.format(window=stage.batch_api.window))
     return [*said, _ALL_PASS] if stage.when is not None else said
 
 
@@ -258,6 +264,7 @@ def _computed(stage: StageConfig) -> dict[str, Any]:
         "stage": stage.name,
         "over": stage.over,
         "mode": "sql",
+        "sent": "not at all",
         "mode_reason": "computed from records; no model is asked",
         "requests": 0,
         "escalated_at_most": 0,
@@ -287,6 +294,7 @@ def _asked(
         "over": stage.over,
         "mode": prepared.choice.mode,
         "mode_reason": prepared.choice.reason,
+        "sent": "batch_api" if stage.batch_api else "at once",
         "requests": round(requests * stage.samples),
         "escalated_at_most": math.ceil(again),
         "prompt_tokens": round(prompt_tokens * factor),

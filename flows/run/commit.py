@@ -146,6 +146,10 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     bench.lake.put_json(path, asdict(report))
     _put_commit(shard, done, put)
     ledger.remove_journal()
+    if bench.desk is not None:
+        every = (result for results in done.results.values() for result in results)
+        open_keys = [one.request_key for one in every if one.outcome == "over_budget"]
+        bench.desk.close(name, open_keys)
     return report
 
 
