@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 
@@ -123,13 +124,27 @@ def said(body: bytes, secret: str | None) -> str:
     """Return the server's own message in one line, cut short, without the secret."""
     text = body.decode("utf-8", "replace")
     try:
-        error = json.loads(text)["error"]
-        text = str(error["message"] if isinstance(error, dict) else error)
+        text = _message(json.loads(text))
     except (ValueError, KeyError, TypeError):
         pass
     if secret:
         text = text.replace(secret, "[key]")
     return " ".join(text.split())[:_MAX_SAID] or "no message"
+
+
+def _message(body: Any) -> str:
+    """Return the message of an error as OpenAI's protocol has it, or as Clarifai's own API has it.
+
+    Raises:
+        KeyError: It is neither.
+        TypeError: It is neither.
+    """
+    if "error" not in body and "status" in body:
+        status = body["status"]
+        parts = (str(status["description"]), str(status.get("details") or ""))
+        return ": ".join(part for part in parts if part)
+    error = body["error"]
+    return str(error["message"] if isinstance(error, dict) else error)
 
 
 def _is_about_length(body: bytes) -> bool:

@@ -64,13 +64,15 @@ def capacity(profile: Profile, asked: Asked) -> Plan:
 
 
 def gpus_of(profile: Profile, text: str | None) -> Gpus:
-    """Return the GPUs that are meant: as written, found on this machine, or named by the profile.
+    """Return the GPUs that are meant: as written, deployed to, found on this machine, or the profile's.
 
     Raises:
         SetUpImpossible: There are none, or they are not known.
     """
     if text is not None and text != FOUND:
         return parse_gpus(text)
+    if text is None and profile.deploy is not None:
+        return parse_gpus(profile.deploy.gpus)
     found = find_gpus()
     if found is not None:
         return found

@@ -35,6 +35,18 @@ from flows.cli.capacity_options import (
     UtilizationOption,
     asked_of,
 )
+from flows.cli.clarifai_options import (
+    CloudOption,
+    EmitOption,
+    InstanceOption,
+    MaxReplicasOption,
+    MinReplicasOption,
+    ModelVersionOption,
+    OverwriteOption,
+    RegionOption,
+    UserIdOption,
+    clarifai_options,
+)
 
 if TYPE_CHECKING:
     from engine.profile import Profile
@@ -94,12 +106,22 @@ def plan_capacity(
     svg: Annotated[
         Path | None, typer.Option("--svg", help="Write a sketch of one GPU's memory to this file.")
     ] = None,
+    emit: EmitOption = None,
+    user_id: UserIdOption = None,
+    model_version: ModelVersionOption = None,
+    instance: InstanceOption = None,
+    cloud: CloudOption = "aws",
+    region: RegionOption = "us-east-1",
+    min_replicas: MinReplicasOption = 1,
+    max_replicas: MaxReplicasOption = None,
+    overwrite: OverwriteOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a model fits on GPUs, with how long a context, for how many requests at once.
 
     By formula from what is published of the model; nothing is started. Where the profile's server
-    runs, its own count of cache tokens stands beside the planned one.
+    runs, its own count of cache tokens stands beside the planned one. With --emit, the files of a
+    deployment on Clarifai are written, with the planned limits; refused where it does not fit.
 
     Examples:
       headrace engine plan kimi-k2.5 --gpus 8xH200
@@ -107,7 +129,11 @@ def plan_capacity(
       headrace engine plan kimi-k2.5 --gpus 4xGB200 --precision nvfp4 --context 131072 --concurrency 8
 
       headrace engine plan kimi-k2.5 --gpus 8xH200 --dcp 8 --svg memory.svg --json
+
+      headrace engine plan clarifai --emit deploy --user-id me --max-replicas 2
     """
+    from flows.clarifai import emit as emit_files
+    from engine.capacity import as_json as plan_json
     from flows.capacity import capacity, served_tokens, with_served
     from flows.capacity_sketch import draw_capacity
     from flows.cli.capacity_text import plan_lines
@@ -123,6 +149,17 @@ def plan_capacity(
         if svg is not None:
             _write(svg, draw_capacity(found))
             note(f"wrote {svg}")
+        if emit is not None:
+            options = clarifai_options(
+                user_id=user_id, version_id=model_version, cloud=cloud, region=region, instance=instance,
+                min_replicas=min_replicas, max_replicas=max_replicas,
+            )  # fmt: skip
+            emitted = emit_files(known, found, options, emit, overwrite=overwrite)
+            if as_json:
+                print_json({**plan_json(found), "emitted": emitted.as_json()})
+            else:
+                print_lines([found.reasons[0], *emitted.lines()])
+            return
         shown = with_served(found, served_tokens(known))
         if as_json:
             print_json(shown)
