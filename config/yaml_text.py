@@ -22,9 +22,9 @@ def parse_yaml(text: str) -> object:
 
 def dump_yaml(value: object) -> str:
     """Return the YAML of mappings, lists and plain values, keys in their order; `parse_yaml` reads it back."""
-    yaml = YAML(typ="safe", pure=True)
+    # The safe kind would sort the keys.
+    yaml = YAML(typ="rt", pure=True)
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
     yaml.width = 2**16
     out = StringIO()
     yaml.dump(value, out)

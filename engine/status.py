@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -123,16 +123,14 @@ def status_error(
 def said(body: bytes, secret: str | None) -> str:
     """Return the server's own message in one line, cut short, without the secret."""
     text = body.decode("utf-8", "replace")
-    try:
+    with suppress(ValueError, KeyError, TypeError):
         text = _message(json.loads(text))
-    except (ValueError, KeyError, TypeError):
-        pass
     if secret:
         text = text.replace(secret, "[key]")
     return " ".join(text.split())[:_MAX_SAID] or "no message"
 
 
-def _message(body: Any) -> str:
+def _message(body: Mapping[str, Any]) -> str:
     """Return the message of an error as OpenAI's protocol has it, or as Clarifai's own API has it.
 
     Raises:

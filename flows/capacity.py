@@ -89,6 +89,9 @@ def served_tokens(profile: Profile) -> int | None:
     if profile.serve is not None:
         running = find_server(profile, load_surroundings().cache)
         return cache_tokens(running.base_url) if running is not None else None
+    if profile.deploy is not None:
+        # A host's API tells nothing of the caches behind it.
+        return None
     return cache_tokens(profile.base_url) if profile.base_url is not None else None
 
 

@@ -87,7 +87,9 @@ def emit(
     found = clarifai.set_up_clarifai(profile, plan, options)
     own = folder / f"clarifai-{found.model_id}.yaml"
     if own.stem == profile.name:
-        raise SetUpImpossible(f"profile {profile.name!r} is such a deployment already; plan clarifai")
+        raise SetUpImpossible(
+            f"profile {profile.name!r} is such a deployment already; plan clarifai"
+        )
     texts = {folder / name: text for name, text in _texts(found).items()}
     texts[own] = _yaml(
         clarifai.own_profile(profile, found, own.stem),
@@ -133,7 +135,11 @@ def _template(name: str) -> str:
 def _write(
     texts: Mapping[Path, str], *, overwrite: bool
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Write what differs; return what was written, and what was there already."""
+    """Write what differs; return what was written, and what was there already.
+
+    Raises:
+        ConfigError: Files are in the way, or cannot be written.
+    """
     try:
         there = {file: file.read_text(encoding="utf-8") for file in texts if file.exists()}
         differing = [file for file, text in there.items() if text != texts[file]]

@@ -169,7 +169,11 @@ def _check_layout(layout: Layout | None) -> None:
 
 
 def _bounds(plan: Plan, options: ClarifaiOptions) -> tuple[int, int]:
-    """Return the least and the most replicas."""
+    """Return the least and the most replicas.
+
+    Raises:
+        SetUpImpossible: The most are too few, for the concurrency or beside the least.
+    """
     context, asked = plan.context_tokens, plan.wish.concurrency
     held = plan.requests_at_once(context) or 1
     needed = -(-asked // held)

@@ -13,6 +13,7 @@ from flows.cli import (
     prepare,
     preview,
     run,
+    runner,
     transcript,
 )
 from flows.cli.app import app, main
@@ -30,5 +31,6 @@ __all__ = [
     "prepare",
     "preview",
     "run",
+    "runner",
     "transcript",
 ]

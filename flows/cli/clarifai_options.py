@@ -70,6 +70,21 @@ OverwriteOption = Annotated[
 ]
 
 
+def require_emit(emit: Path | None, *given: object) -> None:
+    """Check that options of a deployment come with a folder for its files.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    from config.errors import ConfigError
+
+    if emit is None and any(value is not None for value in given):
+        raise ConfigError(
+            "--user-id, --model-version, --instance, --max-replicas and --overwrite are about the files of"
+            " --emit; give that folder"
+        )
+
+
 def clarifai_options(
     *,
     user_id: str | None,

@@ -46,6 +46,7 @@ from flows.cli.clarifai_options import (
     RegionOption,
     UserIdOption,
     clarifai_options,
+    require_emit,
 )
 
 if TYPE_CHECKING:
@@ -132,13 +133,14 @@ def plan_capacity(
 
       headrace engine plan clarifai --emit deploy --user-id me --max-replicas 2
     """
-    from flows.clarifai import emit as emit_files
     from engine.capacity import as_json as plan_json
     from flows.capacity import capacity, served_tokens, with_served
     from flows.capacity_sketch import draw_capacity
+    from flows.clarifai import emit as emit_files
     from flows.cli.capacity_text import plan_lines
 
     with exit_codes():
+        require_emit(emit, user_id, model_version, instance, max_replicas, overwrite or None)
         asked = asked_of(
             gpus=gpus, context=context, concurrency=concurrency, precision=precision, kv_dtype=kv_dtype,
             tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, replicas=replicas, nodes=nodes, utilization=utilization,
