@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from engine.serving.runner import RunnerSetUp, runner_command
 from flows.cli import app
-from tests.fakes.vllm_program import install_vllm
+from tests.fakes.recording_vllm import install_vllm
 
 pytestmark = pytest.mark.system
 
