@@ -319,7 +319,9 @@ def own_profile(profile: Profile, found: ClarifaiSetUp, name: str) -> dict[str, 
         found: The deployment.
         name: Name of the file, without its suffix.
     """
-    kept = profile.model_dump(mode="json", exclude_unset=True, exclude={"deploy", "server_flags"})
+    # What planned it is not asked of it again.
+    planned_with = {"deploy", "facts", "server_flags"}
+    kept = profile.model_dump(mode="json", exclude_unset=True, exclude=planned_with)
     return {
         **kept,
         "name": name,
@@ -327,6 +329,14 @@ def own_profile(profile: Profile, found: ClarifaiSetUp, name: str) -> dict[str, 
         "model": found.model_url,
         "context_tokens": found.plan.context_tokens,
         "max_in_flight": found.num_threads * max(1, found.min_replicas),
+        "data_sheet": {
+            **kept.get("data_sheet", {}),
+            "weaknesses": [
+                "Requests pass Clarifai's gateway; that it hands on all their fields, such as the switch of thinking,"
+                " is not confirmed.",
+                "Where --min-replicas is 0, a request may have to wait until the weights have been fetched.",
+            ],
+        },
     }
 
 

@@ -338,7 +338,7 @@ def _served(name: str) -> Profile:
     from engine.local_models import LOCAL_MODELS
 
     profile = load_profile(name)
-    if profile.serve is None and profile.facts is None:
+    if profile.serve is None and (profile.facts is None or profile.deploy is not None):
         raise ConfigError(
             f"profile {name!r} is an engine elsewhere; this machine serves"
             f" {', '.join(LOCAL_MODELS)}, and on GPUs profiles with `facts`, such as kimi-k2.5"

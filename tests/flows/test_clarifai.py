@@ -231,3 +231,16 @@ def test_model_is_named_when_nobody_serves_it(asked):
     result = ask("instant")
     assert result.exit_code == 1
     assert_said(result, f"404: Model does not exist: {MODEL_URL}; check URL and model")
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [(TOKEN, f"{MODEL_URL} at "), ("pat-wrong-1234", "check the API key.*export CLARIFAI_PAT=...")],
+)
+def test_doctor_checks_the_address_and_the_key_when_it_has_the_profile(
+    asked, monkeypatch, token, said
+):
+    monkeypatch.setenv("CLARIFAI_PAT", token)
+    result = call("doctor", "--engine", "fake.yaml")
+    assert_said(result, said)
+    assert token not in result.output
