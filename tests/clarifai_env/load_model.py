@@ -7,18 +7,9 @@ stand-ins of httpx and openai behind in the package's own modules.
 import json
 import sys
 
+from asked import ASKED
 from clarifai.runners.models.model_builder import ModelBuilder
 from clarifai.runners.models.openai_class import OpenAIModelClass
-
-ASKED = {
-    "messages": [{"role": "user", "content": "Which colour?"}],
-    "max_tokens": 8,
-    "chat_template_kwargs": {"thinking": False},
-    "response_format": {
-        "type": "json_schema",
-        "json_schema": {"name": "a", "schema": {"enum": ["red", "blue"]}},
-    },
-}
 
 model = ModelBuilder(sys.argv[1], download_validation_only=True).create_model_instance()
 

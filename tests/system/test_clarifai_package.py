@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import threading
@@ -135,10 +136,10 @@ def _free_port():
         return probe.getsockname()[1]
 
 
-def run_script(name, folder, environment):
+def run_script(name, argument, environment):
     """Run a script by the package's Python, and return the object that it prints."""
     done = subprocess.run(
-        [BIN / "python", SCRIPTS / name, folder / "model"],
+        [BIN / "python", SCRIPTS / name, str(argument)],
         env=environment, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -158,12 +159,12 @@ def loaded(emitted, clarifai, tmp_path_factory):
         "HEADRACE_WEIGHTS": "/weights/k2.5",
         "HEADRACE_VLLM_PORT": str(_free_port()),
     }
-    found = run_script("load_model.py", emitted[0], environment)
+    found = run_script("load_model.py", emitted[0] / "model", environment)
     return found, [json.loads(line) for line in (place / "log").read_text().splitlines()]
 
 
 def test_model_is_read_with_the_planned_limits_when_clarifai_builds_it(emitted, clarifai):
-    found = run_script("read_model.py", emitted[0], clarifai[0])
+    found = run_script("read_model.py", emitted[0] / "model", clarifai[0])
     assert found["model"] == {
         "id": "kimi-k2-5", "user_id": "me", "app_id": "main", "model_type_id": "any-to-any",
     }  # fmt: skip
@@ -203,3 +204,33 @@ def test_mode_switch_reaches_vllm_when_asked_through_clarifai(loaded):
 def test_mode_switch_is_refused_when_the_package_is_left_alone(loaded):
     # Why the model has a class of its own; docs/engines.md says so.
     assert "unexpected keyword argument 'chat_template_kwargs'" in loaded[0]["stock"]["details"]
+
+
+def test_model_answers_when_the_package_serves_it_here(emitted, clarifai, tmp_path):
+    install_vllm(tmp_path)
+    port, log = _free_port(), tmp_path / "served"
+    environment = {
+        **clarifai[0],
+        "PATH": f"{tmp_path}:{clarifai[0]['PATH']}",
+        "FAKE_VLLM_LOG": str(tmp_path / "log"),
+        "HEADRACE_WEIGHTS": "/weights/k2.5",
+        "HEADRACE_VLLM_PORT": str(_free_port()),
+    }
+    # The runner as `engine runner` starts it, but offline: --grpc in place of an account.
+    command = [BIN / "clarifai", "model", "serve", emitted[0] / "model", "--mode", "none"]
+    with (
+        log.open("w") as out,
+        subprocess.Popen(
+            [*command, "--grpc", "--port", str(port)],
+            env=environment, stdout=out, stderr=out, start_new_session=True,
+        ) as runner,
+    ):  # fmt: skip
+        try:
+            asked = run_script("ask_runner.py", port, environment)
+        finally:
+            os.killpg(runner.pid, signal.SIGKILL)
+    assert asked["answer"]["choices"][0]["message"]["content"] in {'"red"', '"blue"'}, (
+        log.read_text()
+    )
+    sent = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert sent[-1]["chat_template_kwargs"] == {"thinking": False}
