@@ -165,6 +165,15 @@ class DataSheet(_Model):
     """Where these facts are written."""
 
 
+class DeployTarget(_Model):
+    """Where `headrace engine plan PROFILE --emit DIR` deploys the profile's model to."""
+
+    to: Literal["clarifai"]
+    """The cloud: `clarifai` has compute clusters, node pools and deployments."""
+    gpus: str
+    """GPUs of one replica where `--gpus` names none, such as `8xH200`."""
+
+
 class Profile(_Model):
     """One host."""
 
@@ -176,8 +185,11 @@ class Profile(_Model):
     """Model as named in requests; None: the first one the endpoint lists."""
     serve: LocalModelName | None = None
     """What this machine starts by itself; None for an endpoint that is there already."""
+    listed: bool = True
+    """Whether the host's list of models names all that it serves; off where it may not: then a model that
+    the list lacks is asked for all the same, and the first request tells."""
     server_flags: tuple[str, ...] = ()
-    """Flags of `vllm serve` for an engine that this machine starts."""
+    """Flags of `vllm serve` for an engine that this machine starts, or that is deployed with `deploy`."""
     base_url: str | None = None
     """Address up to and with `/v1`; None for an engine that this machine starts."""
     replicas: tuple[str, ...] = ()
@@ -223,6 +235,8 @@ class Profile(_Model):
     gpus: int | None = Field(default=None, ge=1)
     """Number of GPUs that serve the model together, all replicas behind the address counted. With
     `throughput` it says how many GPU-seconds a call takes; None: not known, such as at a host's API."""
+    deploy: DeployTarget | None = None
+    """Cloud that can serve the model on GPUs of its own choosing, for `engine plan --emit`; None: none."""
     ask_fields: str = "answer: string, evidence: line"
     """What `headrace ask` asks for where no fields are given, in short. A model too small to write a
     sentence is asked for a line of the document only."""

@@ -14,6 +14,7 @@ from flows.cli import (
     prepare,
     preview,
     run,
+    runner,
     transcript,
 )
 from flows.cli.app import app, main
@@ -32,5 +33,6 @@ __all__ = [
     "prepare",
     "preview",
     "run",
+    "runner",
     "transcript",
 ]
