@@ -12,6 +12,7 @@ from flows.cli import (
     machine,
     prepare,
     preview,
+    readiness,
     run,
     transcript,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "main",
     "prepare",
     "preview",
+    "readiness",
     "run",
     "transcript",
 ]
