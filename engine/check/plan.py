@@ -20,7 +20,7 @@ MODEST_CONCURRENCY = 8
 """Requests at once where the person does not say, as far as the profile allows them."""
 ROUNDS = 2
 """Long requests for each place, so that one begins beside others that are being answered."""
-SHORT_REQUESTS = 8
+SHORT_REQUESTS = 4
 """Short requests with structured answers, at least; one for each place where there are more."""
 TOOL_REQUESTS = 8
 THINKING_REQUESTS = 3
@@ -28,7 +28,7 @@ THINKING_TOKENS = 1024
 """Most tokens of thinking in a check: enough to see that there is any."""
 LONG_ANSWER_TOKENS = 256
 SHORT_ANSWER_TOKENS = 256
-TOOL_ANSWER_TOKENS = 320
+TOOL_ANSWER_TOKENS = 160
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

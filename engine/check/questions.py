@@ -34,21 +34,16 @@ def _object(properties: Mapping[str, Any]) -> JsonSchema:
 
 
 _KIND: Mapping[str, Any] = {"type": "string", "enum": list(KINDS)}
-_QUARTER = _object({
+_HALF = _object({
     "largest": _KIND,
-    "smallest": _KIND,
     "trend": {"type": "string", "enum": ["rising", "falling", "steady"]},
     "is_complete": {"type": "boolean"},
 })  # fmt: skip
 
-LONG_SCHEMA = _object({
-    f"{half}_{name}": _KIND
-    for half in ("first_half", "second_half")
-    for name in ("largest", "second", "third", "smallest", "most_often", "least_often")
-})  # fmt: skip
-"""An answer of about a hundred tokens on any model: choices only, so that none can run on."""
-SHORT_SCHEMA = _object(dict.fromkeys(("first", "second", "third", "fourth"), _QUARTER))
-"""A nested answer of about the same length."""
+LONG_SCHEMA = _object(dict.fromkeys(("first", "second", "third", "fourth", "last"), _KIND))
+"""An answer of about 50 tokens on any model: choices only, so that none can run on."""
+SHORT_SCHEMA = _object(dict.fromkeys(("first_half", "second_half", "whole_year"), _HALF))
+"""A nested answer of about 80 tokens, by which the pace of generating is measured."""
 THINKING_SCHEMA = _object({"largest": _KIND, "is_certain": {"type": "boolean"}})
 
 TOOLS = (
@@ -126,7 +121,7 @@ class Questions:
         for number in range(self._plan.num_short):
             yield self._asked(
                 "short", number, material=self._few_lines("short", number),
-                question="For each quarter: which kind of payment is the largest, which the smallest?",
+                question="For each half and the whole year: which kind of payment is the largest, and how does it go on?",
                 schema=SHORT_SCHEMA, mode=self._plan.mode,
             )  # fmt: skip
 
@@ -206,7 +201,4 @@ class Questions:
 
 
 def _long_question() -> str:
-    return (
-        "For each half of the year: for which kind of payment was most paid, second, third and least, and"
-        " which kind stands in the most and in the fewest lines?"
-    )
+    return "For which kind of payment was most paid, second, third, fourth and least of all?"

@@ -49,6 +49,8 @@ class Figures:
 
     num_sent: int
     num_answered: int
+    num_long_answered: int
+    """Of the long requests."""
     num_retries: int
     errors: tuple[str, ...]
     """What was said in place of answers, each once."""

@@ -75,7 +75,8 @@ def _alive(figures: Figures, plan: CheckPlan, gone: Gone | None) -> Iterator[Jud
     num_failed = figures.num_sent - figures.num_answered
     says = f"{figures.num_answered:,} of {figures.num_sent:,} requests were answered"
     if num_failed:
-        grave = num_failed / figures.num_sent > FAILED_LIMIT
+        none_long = not figures.num_long_answered
+        grave = none_long or num_failed / figures.num_sent > FAILED_LIMIT
         yield Judged(
             check="requests", status="fail" if grave else "limit", says=f"{says}; {figures.errors[0]}",
             change="mend what the host says; a run counts such requests as failed",

@@ -233,7 +233,7 @@ def test_mode_fails_when_the_host_thinks_all_the_same(host):
     assert report.verdict == "not ready"
     finding = one(report, "mode instant")
     assert finding.says.startswith(
-        "0 of 16 replies are in it: reasoning came with an Instant reply"
+        "0 of 12 replies are in it: reasoning came with an Instant reply"
     )
     assert "chat_template_kwargs" in finding.change
     assert one(report, "mode thinking").status == "ok"

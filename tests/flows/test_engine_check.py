@@ -63,7 +63,7 @@ def test_verdict_comes_first_and_progress_is_on_stderr(host, profile):
     lines = done.stdout.splitlines()
     assert lines[0] == f"READY: fake-model at {host.url}"
     assert any(line.startswith("throughput: {prompt_tokens_per_s: ") for line in lines)
-    assert "sending 23 requests to checked: 4 of 2,048 tokens, 2 at once" in done.stderr
+    assert "sending 19 requests to checked: 4 of 2,048 tokens, 2 at once" in done.stderr
     assert "long requests: 3 sent" in done.stderr
     assert "long requests" not in done.stdout
     assert KEY not in done.output
@@ -151,14 +151,14 @@ def test_nothing_is_checked_when_nothing_listens():
 @pytest.mark.vllm
 @pytest.mark.timeout(300)
 def test_embedded_engine_is_ready_with_its_own_figures(embedded_engine):
-    wish = CheckWish(context_tokens=1536, concurrency=2, num_requests=4)
+    wish = CheckWish(context_tokens=1280, concurrency=4, num_requests=4)
     found = check(EngineCheck(engine="embedded", wish=wish), lambda _: None)
     shown = found.as_json()
     assert shown["sent"]["answered"] == shown["sent"]["requests"]
     assert shown["kv_cache"]["tokens"] == cache_tokens(embedded_engine.base_url)
     assert 0 < shown["kv_cache"]["peak_used"] < 0.5
     assert shown["kv_cache"]["preemptions"] == 0
-    assert shown["modes"] == {"instant": {"right": 12, "of": 12, "share": 1.0, "wrong": []}}
+    assert shown["modes"] == {"instant": {"right": 8, "of": 8, "share": 1.0, "wrong": []}}
     assert shown["structured_output"]["share"] == 1
     # It calls none of its own accord; what the grammar forces follows the schema.
     assert shown["tools"]["called_when_forced"]["share"] == 1
