@@ -53,8 +53,9 @@ format: install-main ## format the code
 docs: install-main ## run the commands and code that README and docs show
 	@$(BIN)/python -m pytest tests/docs
 
-reference: install-main ## write docs/pipeline.md and docs/profile.md from the models
+reference: install-main ## write docs/pipeline.md, docs/profile.md and docs/planner.md from what they describe
 	@$(BIN)/python -m config.reference --write
+	@$(BIN)/python -m flows.planner_page --write
 
 bench: install ## measure against peers in one run, about half an hour; benchmarks/README.md has the numbers
 	@$(BIN)/python -m benchmarks.client_cost

@@ -29,7 +29,8 @@ from benchmarks.planning import WORDS
 from benchmarks.run_against_loop import HEADRACE, watched
 from config.load import child_environment, set_environment
 from flows.run.ask import Asker
-from flows.run.bench import NUM_READERS, chunk_rule, open_engine, open_room
+from flows.run.bench import NUM_READERS, open_engine, open_room
+from flows.run.chunk_size import chunk_rule
 from flows.run.core import run_job
 from flows.run.job import Job, Options, make_job
 from flows.run.plan import list_sources

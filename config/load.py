@@ -214,6 +214,7 @@ def pipeline_from(
     for number, stage in enumerate(_sequence(data, "stages", path)):
         if isinstance(stage, dict):
             _read_stage_files(stage, path, f"stages[{number}]")
+    _read_mask_words(data, path)
     report = _mapping(data, "report", path)
     if isinstance(template := report.get("template"), str) and template not in TEMPLATES:
         texts = _read_template(
@@ -297,12 +298,19 @@ def _resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
         data["cache"] = resolve_folder(data["cache"], folder)
     if isinstance(data.get("engine"), str):
         data["engine"] = resolve_engine(data["engine"], folder, f"{where}: engine")
-    if isinstance(data.get("fallback"), list):
-        data["fallback"] = [
-            resolve_engine(engine, folder, f"{where}: fallback[{number}]")
+    _resolve_engines(data, "fallback", folder, f"{where}: fallback")
+    policy = data.get("policy")
+    if isinstance(policy, dict):
+        _resolve_engines(policy, "on_premises", folder, f"{where}: policy.on_premises")
+
+
+def _resolve_engines(data: dict[str, Any], key: str, folder: Path, where: str) -> None:
+    if isinstance(data.get(key), list):
+        data[key] = [
+            resolve_engine(engine, folder, f"{where}[{number}]")
             if isinstance(engine, str)
             else engine
-            for number, engine in enumerate(data["fallback"])
+            for number, engine in enumerate(data[key])
         ]
 
 
@@ -393,6 +401,15 @@ def _from_url(url: str) -> Profile:
     except ValidationError as exc:
         (error,) = exc.errors(include_input=False)
         raise ConfigError(f"engine {url!r}: {error['msg'].removeprefix('Value error, ')}") from None
+
+
+def _read_mask_words(data: Mapping[str, Any], path: Path) -> None:
+    """Put the words of the file that `policy.mask.words` names in its place."""
+    policy = data.get("policy")
+    mask = policy.get("mask") if isinstance(policy, dict) else None
+    if isinstance(mask, dict) and isinstance(words := mask.get("words"), str):
+        lines = _file_or_text(words, path, "policy.mask.words").splitlines()
+        mask["words"] = [line.strip() for line in lines if line.strip()]
 
 
 def _read_stage_files(stage: dict[str, Any], path: Path, key: str) -> None:

@@ -18,6 +18,7 @@ from config.agents import LimitsConfig
 from config.graph import Problem, problems
 from config.model import Model
 from config.output import check_output, formats_in
+from config.policy import PolicyConfig
 from config.storage import StorageConfig
 from config.templates import nearest
 from connectors.readers import ReaderOptions
@@ -408,6 +409,8 @@ class PipelineConfig(Model):
     """Engines that stand in, in this order, for requests that `engine` refuses or cannot answer. The
     record says which one answered and why. They see the same documents: name only engines that
     may."""
+    policy: PolicyConfig | None = None
+    """Where documents may go, and what is masked before it leaves; None: everything goes to `engine`."""
     shared: Mapping[str, str] = Field(default_factory=dict)
     """Texts put in front of every request, by name: one prefix for all stages."""
     mcp: tuple[ServerConfig, ...] = ()

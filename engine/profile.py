@@ -173,6 +173,9 @@ class Profile(_Model):
     of them, whose cache holds it; `max_in_flight` and a tier's limits hold for each."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; the key itself is nowhere else."""
+    hosted_by: str | None = None
+    """Who runs the host, where it is not you: what is sent leaves your premises. None: you do, or nobody has
+    said so."""
     needs_key: bool = False
     """Whether the host answers nobody without a key."""
     context_tokens: int | None = Field(default=None, ge=256)

@@ -147,6 +147,8 @@ class Result:
     model: str = ""
     engine: str = ""
     """Profile of the endpoint that answered."""
+    host: str = ""
+    """Host and port of that endpoint's address; empty in what was kept before it was noted down."""
     fallback: str | None = None
     """Why it was not the pipeline's own engine; None where it was."""
     finish_reason: str | None = None

@@ -54,7 +54,8 @@ def state_file(name: str, cache: Path) -> Path:
 def read_state(file: Path) -> ServerState | None:
     """Return what a state file says; None where there is none, or it is another version's."""
     try:
-        return ServerState(**json.loads(file.read_text(encoding="utf-8")))
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return ServerState(**{**data, "replicas": tuple(data.get("replicas", ()))})
     except (OSError, ValueError, TypeError):
         return None
 

@@ -26,7 +26,7 @@ from config.load import load_surroundings
 from engine.errors import EngineError
 from engine.status import map_errors
 from flows.report.took import took
-from flows.report.words import cached_share, counted, mode_story
+from flows.report.words import cached_share, counted, mode_story, route_story
 from flows.run.progress import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -201,6 +201,7 @@ def _summary(manifest: Mapping[str, Any], address: str) -> str:
         "documents": documents,
         "chunks": f"{manifest['chunks']:,} in {counted(manifest['shards'], 'shard')}",
         **mode_rows(manifest),
+        **route_story(manifest),
         "GPU time": _gpu_time(manifest["spent"]),
         "plan": table.note or None,
         "seconds": f"{manifest['seconds']:.1f}",

@@ -84,7 +84,7 @@ def calibrate(
     Raises:
         StorageError: The sink cannot be read.
     """
-    tables = find_record_tables(lake, stages)
+    tables = find_record_tables(lake, stages, routed=asker.is_routed)
     found = {
         stage.name: (
             stage,

@@ -103,25 +103,34 @@ def with_served(found: Plan, served: int | None) -> dict[str, Any]:
     }
 
 
-def pipeline_capacity(profile: Profile, chunk_tokens: int) -> Mapping[str, Any] | None:
-    """Return what the profile's own hardware holds of chunks; None where that is not known.
+def pipeline_capacity(profile: Profile, request_tokens: int) -> Mapping[str, Any] | None:
+    """Return what the profile's own hardware holds of a pipeline; None where that is not known.
 
     Args:
         profile: The pipeline's engine, with `facts` and, for GPUs, `gpus` and `gpu_kind`.
-        chunk_tokens: Most tokens of a chunk.
+        request_tokens: Its longest chunk with question and answer.
     """
     known = profile.serve is not None or (profile.gpus is not None and profile.gpu_kind is not None)
     if profile.facts is None or not known:
         return None
-    own = None if profile.serve is not None else f"{profile.gpus}x{profile.gpu_kind}"
-    wish = Wish(context_tokens=profile.context_tokens)
+    gpus = None if profile.serve is not None else f"{profile.gpus}x{profile.gpu_kind}"
+    told: dict[str, Any] = {"gpus": gpus, "request_tokens": request_tokens}
     try:
-        found = capacity(profile, Asked(gpus=own, wish=wish))
+        found = capacity(
+            profile, Asked(gpus=gpus, wish=Wish(context_tokens=profile.context_tokens))
+        )
     except (SetUpImpossible, ConfigError) as exc:
-        return {"fits": None, "reason": str(exc), "kv_tokens": None, "chunks_at_once": None}
+        return {
+            **told,
+            "fits": None,
+            "reason": str(exc),
+            "kv_tokens": None,
+            "requests_at_once": None,
+        }
     return {
+        **told,
         "fits": found.fits,
         "reason": found.reasons[0],
         "kv_tokens": found.kv_tokens,
-        "chunks_at_once": found.requests_at_once(chunk_tokens),
+        "requests_at_once": found.requests_at_once(request_tokens),
     }

@@ -25,6 +25,7 @@ _STYLE = """\
 .left{fill:#dfe6ec}
 .missing{fill:#c0392b}
 .edge{stroke:#16232f;stroke-width:2}
+.thin{stroke-dasharray:3 3}
 .head{font-weight:bold;font-size:15px;fill:#16232f}
 .text{font-size:12.5px;fill:#33475b}
 .number{font-size:12.5px;fill:#16232f;font-weight:bold}
@@ -68,8 +69,12 @@ def draw_capacity(found: Plan) -> str:
     scale = _BAR_PX / max(each.total, sum(piece.size for piece in pieces))
     title = f"{found.model.title} in {found.precision.upper()} on {gpus}: {_verdict(found)}"
     said = "; ".join(f"{piece.name} {piece.size / _GIB:.1f} GiB" for piece in pieces)
-    body = [*_bar(pieces, scale, each.total), *_legend(pieces, each.total)]
-    y = _BAR_Y + _BAR_HEIGHT + 34 + _ROW_PX * len(pieces)
+    missing = (
+        [_Piece("missing", "missing of what vLLM may use", -each.cache)] if each.cache < 0 else []
+    )
+    rows = [*pieces, *missing]
+    body = [*_bar(found, pieces, scale), *_legend(rows, each.total)]
+    y = _BAR_Y + _BAR_HEIGHT + 34 + _ROW_PX * len(rows)
     for line in _lines(found):
         body.append(f'<text class="note" x="{_MARGIN}" y="{y}">{escape(line)}</text>')
         y += 16
@@ -110,31 +115,34 @@ def _pieces(found: Plan) -> list[_Piece]:
         _Piece("cache", "KV cache", max(0, each.cache)),
     ]
     used = sum(piece.size for piece in pieces)
-    if each.cache < 0:
-        pieces.append(_Piece("missing", "missing", -each.cache))
-    rest = each.total - used - max(0, -each.cache)
-    pieces.append(_Piece("left", f"left free ({found.wish.utilization:g} is used)", max(0.0, rest)))
+    if used <= each.usable:
+        name = f"left free: vLLM takes {found.wish.utilization:g}"
+        pieces.append(_Piece("left", name, each.total - used))
     return [piece for piece in pieces if piece.size > 0]
 
 
-def _bar(pieces: list[_Piece], scale: float, total: int) -> Iterator[str]:
-    x, over = float(_MARGIN), False
+def _bar(found: Plan, pieces: list[_Piece], scale: float) -> Iterator[str]:
+    each = found.per_gpu
+    assert each is not None
+    x = float(_MARGIN)
     for piece in pieces:
-        # What is missing stands behind the GPU's end.
-        if piece.kind == "missing" and not over:
-            x, over = max(x, _MARGIN + total * scale), True
         width = piece.size * scale
-        room = _WIDTH - _MARGIN - x
         yield (
-            f'<rect class="{piece.kind}" x="{x:.1f}" y="{_BAR_Y}" width="{min(width, room):.1f}"'
+            f'<rect class="{piece.kind}" x="{x:.1f}" y="{_BAR_Y}" width="{width:.1f}"'
             f' height="{_BAR_HEIGHT}"><title>{escape(piece.name)}: {piece.size / _GIB:.1f} GiB</title></rect>'
         )
         x += width
-    end = _MARGIN + total * scale
-    yield (
-        f'<line class="edge" x1="{end:.1f}" x2="{end:.1f}" y1="{_BAR_Y - 6}"'
-        f' y2="{_BAR_Y + _BAR_HEIGHT + 6}"/>'
-    )
+    usable = _MARGIN + each.usable * scale
+    if each.cache < 0:
+        yield (
+            f'<rect class="missing" x="{usable:.1f}" y="{_BAR_Y + _BAR_HEIGHT - 8}"'
+            f' width="{x - usable:.1f}" height="8"><title>missing: {-each.cache / _GIB:.1f} GiB</title></rect>'
+        )
+    for edge, end in (("edge thin", usable), ("edge", _MARGIN + each.total * scale)):
+        yield (
+            f'<line class="{edge}" x1="{end:.1f}" x2="{end:.1f}" y1="{_BAR_Y - 6}"'
+            f' y2="{_BAR_Y + _BAR_HEIGHT + 6}"/>'
+        )
 
 
 def _legend(pieces: list[_Piece], total: int) -> Iterator[str]:

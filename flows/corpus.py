@@ -35,12 +35,13 @@ from flows import parameters as p
 from flows.artifacts import RunPage, report_address
 from flows.automations import HEARTBEAT_S, STATE_NAMES
 from flows.report.build import rebuild
-from flows.run.bench import NUM_SHARDS_AT_ONCE, SHARDS_AHEAD
+from flows.run.bench import NUM_SHARDS_AT_ONCE
 from flows.run.core import run_job
 from flows.run.job import Job, Options, make_job, new_run_id
 from flows.run.progress import Listener, Progress
 from flows.run.registry import known_runs, open_sink
 from flows.run.resume import job_path, locate, reopen
+from flows.run.shift import SHARDS_AHEAD
 from flows.tasks import as_tasks
 
 logger = logging.getLogger(__name__)

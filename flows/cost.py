@@ -187,6 +187,10 @@ class Rent:
     """Price of one GPU for an hour."""
     gpus: int | None = None
     throughput: Throughput | None = None
+    capacity: str | None = None
+    """The planner's verdict on these GPUs; None: not planned."""
+    fits: bool | None = None
+    """Whether they hold the model; None: not known."""
 
 
 def price(load: Load, profile: Profile, rent: Rent, *, documents: int) -> dict[str, Any]:
@@ -236,6 +240,8 @@ def _at_prices(load: Load, profile: Profile) -> dict[str, Any]:
 def _on_gpus(load: Load, profile: Profile, rent: Rent) -> dict[str, Any]:
     assumed = [*load.assumed]
     gpus = rent.gpus or profile.gpus
+    if rent.capacity is not None:
+        assumed.append(rent.capacity)
     pace = rent.throughput or profile.throughput
     if rent.throughput is not None:
         assumed.append(_pace_told(rent.throughput, "as given"))
@@ -251,7 +257,7 @@ def _on_gpus(load: Load, profile: Profile, rent: Rent) -> dict[str, Any]:
         )
     if gpus is None:
         assumed.append("number of GPUs not known; give --gpus")
-    hours = None if pace is None else _hours(load, pace)
+    hours = None if pace is None or rent.fits is False else _hours(load, pace)
     gpu_hours = None if hours is None or gpus is None else gpus * hours
     usd = None
     if rent.gpu_hour_usd is None:
@@ -304,7 +310,8 @@ def break_even(
     }
     if own["usd"] is None or not api["usd"] or not own["hours"]:
         missing = "a price" if not api["usd"] else "the throughput, number and price of the GPUs"
-        return found | {"verdict": f"cannot be told without {missing}"}
+        verdict = f"cannot be told without {missing}"
+        return found | {"verdict": rent.capacity if rent.fits is False else verdict}
     monthly = HOURS_A_MONTH * own["gpus"] * (rent.gpu_hour_usd or 0.0)
     enough = monthly / (api["usd"] / documents)
     most = documents * HOURS_A_MONTH / own["hours"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -18,6 +18,7 @@ from connectors.document import Chunk, SourceRef
 from engine.endpoint import Endpoint
 from engine.profile import Profile
 from flows.calibrate import Calibration, calibrate
+from flows.capacity import pipeline_capacity
 from flows.expected import as_columns, expect_stages
 from flows.graph_drawing import graph_json
 from flows.layout_lint import Looked, Read, look, lost_usd, specimens, volatile
@@ -25,17 +26,19 @@ from flows.plan_totals import cost, for_run, totals, with_seconds
 from flows.row_estimate import RowTokens, row_tokens
 from flows.run.ask import Asker
 from flows.run.bench import (
-    cache_of,
-    chunk_rule,
     endpoint_facts,
     open_room,
     plan_engine,
 )
+from flows.run.chunk_size import cache_of, chunk_rule
 from flows.run.job import Job
+from flows.run.masked import open_mask
 from flows.run.plan import list_sources, require_match
 from flows.run.plans import keep_plan
 from flows.run.reading import read_chunks
-from flows.stage_estimate import Material, estimate_stages, num_rows
+from flows.run.routes import Passage, routes_of
+from flows.run.served import as_seen, asker_of
+from flows.stage_estimate import Material, estimate_stages, largest_request, num_rows
 
 _Sample = Mapping[str, Read]
 """What was read of the sample, by path."""
@@ -77,8 +80,13 @@ def estimate(
     Raises:
         ConfigError: Nothing matches, or chunk, question and answer do not fit the context.
     """
-    plan, profile = plan_on_engine(job, sample=sample, notify=notify)
-    plan = with_seconds({**plan, "pilot": pilot}, profile)
+    plans = [
+        (with_seconds({**plan, "pilot": pilot}, profile), profile)
+        for plan, profile in _plan_routes(job, sample=sample, notify=notify)
+    ]
+    (plan, profile), *others = plans
+    if others:
+        return {**plan, "sensitive": others[0][0]}
     keep_plan(job, for_run(plan, profile.prices))
     return plan
 
@@ -86,17 +94,56 @@ def estimate(
 def plan_on_engine(
     job: Job, *, sample: int | None, notify: Callable[[str], None]
 ) -> tuple[dict[str, Any], Profile]:
-    """Return the plan of a run without its times, and its engine; kept nowhere. See `estimate`."""
-    with plan_engine(job.pipeline.engine, notify) as endpoint:
-        asker = Asker(job.pipeline, endpoint)
-        known = calibrate(job.open_lake(), asker, job.pipeline.stages)
-        plan = _estimate(job, asker, sample=sample, known=known, notify=notify)
-    return plan, endpoint.profile
+    """Return the plan of a run without its times, and its engine; kept nowhere. See `estimate`.
+
+    Where some documents are sensitive, it is the plan of the others.
+    """
+    return next(_plan_routes(job, sample=sample, notify=notify))
+
+
+def _plan_routes(
+    job: Job, *, sample: int | None, notify: Callable[[str], None]
+) -> Iterator[tuple[dict[str, Any], Profile]]:
+    """Yield the plan of each route that documents take, and the engine that they go to."""
+    routes = routes_of(job.pipeline)
+    refs = list_sources(job.open_source(), job.pipeline.include)
+    refs = refs if job.limit is None else refs[: job.limit]
+    require_match(refs, job.source, job.pipeline.include)
+    for passage in routes.passages:
+        of_it = [ref for ref in refs if routes.find([ref.path]) is passage]
+        if of_it:
+            is_last = passage is routes.of_gathered
+            yield _of_route(job, passage, of_it, is_last=is_last, sample=sample, notify=notify)
+
+
+def _of_route(
+    job: Job,
+    passage: Passage,
+    refs: Sequence[SourceRef],
+    *,
+    is_last: bool,
+    sample: int | None,
+    notify: Callable[[str], None],
+) -> tuple[dict[str, Any], Profile]:
+    if not is_last:
+        # What rests on all documents goes the last way.
+        own = tuple(stage for stage in job.pipeline.stages if not stage.is_gathered)
+        job = replace(job, pipeline=job.pipeline.model_copy(update={"stages": own}))
+    lake = job.open_lake()
+    mask = open_mask(job.pipeline.policy, lake)
+    with plan_engine(passage.engines[0], notify) as opened:
+        endpoint = as_seen(opened, passage, mask)
+        asker = asker_of(job, endpoint, passage, mask=mask)
+        # Records of sensitive documents are not counted at the engine of the others.
+        known = calibrate(lake, asker, job.pipeline.stages) if is_last else {}
+        plan = _estimate(job, asker, refs, sample=sample, known=known, notify=notify)
+    return {"route": passage.name, **plan}, endpoint.profile
 
 
 def _estimate(
     job: Job,
     asker: Asker,
+    refs: Sequence[SourceRef],
     *,
     sample: int | None,
     known: Mapping[str, Calibration],
@@ -108,10 +155,6 @@ def _estimate(
         tempfile.TemporaryDirectory(prefix="headrace-plan-") as sink,
         open_room(replace(job, sink=sink)) as room,
     ):
-        refs = list_sources(room.source, job.pipeline.include)
-        if job.limit is not None:
-            refs = refs[: job.limit]
-        require_match(refs, job.source, job.pipeline.include)
         chosen = _sample(refs, sample)
         notify(f"reading {len(chosen)} of {len(refs)} documents")
         read = {ref.path: Read(*read_chunks(room, "plan", ref, rule)) for ref in chosen}
@@ -130,6 +173,9 @@ def _estimate(
         if one.document.status == "rejected"
     }
     return _plan(job, asker, material, looked=looked, known=known) | {
+        "capacity": pipeline_capacity(
+            endpoint.profile, largest_request(job.pipeline, asker, rule.max_tokens)
+        ),
         "chunk_max_tokens": rule.max_tokens,
         "documents": [_group_json(group) for group in groups],
         "rejected": rejected,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from config.errors import ConfigError
 from config.load import load_profile
+from config.model_facts import model_of
 from config.pipeline import PipelineConfig
+from engine.capacity import Wish, parse_gpus, plan
 from engine.profile import Profile
 from flows.cost import Load, Rent, Turns, as_agents, as_swarm, break_even, load_of, price
 from flows.estimate import plan_on_engine
@@ -31,6 +33,8 @@ class Asked:
     """Of `MODES`; empty: all that the pipeline can be asked in."""
     rent: Rent = field(default_factory=Rent)
     turns: Turns = field(default_factory=Turns)
+    gpus: str | None = None
+    """Own GPUs, such as `8xH200`; None: as the profile says."""
     documents: int | None = None
     """Size of the corpus that is priced; None: as listed."""
     sample: int | None = None
@@ -55,6 +59,7 @@ def host_costs(
     modes = _modes(config, asked.modes)
     hosts = {name: load_profile(name) for name in asked.hosts}
     own = load_profile(config.engine)
+    rents = {host.name: _rent(host, asked) for host in hosts.values()}
     found: list[tuple[str, Profile, Load]] = []
     documents = 0
     left_out: list[str] = []
@@ -66,11 +71,11 @@ def host_costs(
             if mode not in {AS_GIVEN, *host.modes}:
                 left_out.append(f"{host.name} has no mode {mode}")
                 continue
-            plan = measured
+            planned = measured
             if host != own:
                 on_host = config.model_copy(update={"engine": name})
-                plan = _plan(on_host, mode, asked, origin)
-            load = load_of(plan, asked.turns, measured)
+                planned = _plan(on_host, mode, asked, origin)
+            load = load_of(planned, asked.turns, measured)
             found += [(mode, host, load)] if mode in modes else []
             if mode == "instant":
                 found += [
@@ -81,7 +86,7 @@ def host_costs(
     scale = 1.0 if asked.documents is None or not documents else asked.documents / documents
     listed, documents = documents, asked.documents or documents
     rows = [
-        {"mode": mode} | price(load.times(scale), host, asked.rent, documents=documents)
+        {"mode": mode} | price(load.times(scale), host, rents[host.name], documents=documents)
         for mode, host, load in sorted(found, key=lambda one: MODES.index(one[0]))
     ]
     return {
@@ -90,7 +95,7 @@ def host_costs(
         "documents": documents,
         "documents_listed": listed,
         "rows": rows,
-        "break_even": _evens(rows, [*hosts.values()], asked.rent, documents),
+        "break_even": _evens(rows, [*hosts.values()], rents, documents),
         "left_out": left_out,
     }
 
@@ -124,17 +129,39 @@ def _plan(config: PipelineConfig, mode: str, asked: Asked, origin: str) -> Mappi
         )
     config = config.model_copy(update={"stages": stages})
     job = job_of(config, origin=origin, limit=asked.limit)
-    plan, _ = plan_on_engine(job, sample=asked.sample, notify=lambda _: None)
-    return plan
+    planned, _ = plan_on_engine(job, sample=asked.sample, notify=lambda _: None)
+    return planned
+
+
+def _rent(host: Profile, asked: Asked) -> Rent:
+    """Return what own GPUs cost, with the planner's verdict on them where it knows the model.
+
+    Raises:
+        SetUpImpossible: There are no such GPUs.
+    """
+    text = asked.gpus
+    if text is None and host.gpus is not None and host.gpu_kind is not None:
+        text = f"{host.gpus}x{host.gpu_kind}"
+    if host.prices is not None or host.serve is not None or text is None:
+        return asked.rent
+    gpus = parse_gpus(text)
+    rent = replace(asked.rent, gpus=gpus.count)
+    if host.facts is None:
+        return rent
+    found = plan(model_of(host), gpus, Wish())
+    return replace(rent, capacity=found.reasons[0], fits=found.starts)
 
 
 def _evens(
-    rows: Sequence[Mapping[str, Any]], hosts: Sequence[Profile], rent: Rent, documents: int
+    rows: Sequence[Mapping[str, Any]],
+    hosts: Sequence[Profile],
+    rents: Mapping[str, Rent],
+    documents: int,
 ) -> list[dict[str, Any]]:
     """Return the break-even of each mode, of every host with prices against every one without."""
     sold = {host.name for host in hosts if host.prices is not None}
     return [
-        break_even(api, own, rent, documents=documents)
+        break_even(api, own, rents[own["host"]], documents=documents)
         for own in rows
         if own["host"] not in sold
         for api in rows

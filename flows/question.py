@@ -24,8 +24,8 @@ from config.shorthand import parse_fields
 from connectors.sinks.parquet import span_from_row
 from connectors.storage import open_source
 from flows.report.words import counted, place, unit_name
+from flows.run.globs import glob_regex
 from flows.run.job import Job, Options, is_inside, job_of
-from flows.run.plan import glob_regex
 from flows.run.record_tables import find_record_tables
 from flows.run.resume import manifest_path
 from flows.terminal import print_facts, summary_lines

@@ -135,6 +135,18 @@ def overhead_tokens(asker: Asker, stage: StageConfig, question: str) -> int:
     return asker.instructions_tokens + tail + endpoint.chat_tokens
 
 
+def largest_request(pipeline: PipelineConfig, asker: Asker, chunk_tokens: int) -> int:
+    """Return the tokens of the longest chunk with its question and its longest answer, over all stages."""
+    return max(
+        overhead_tokens(asker, stage, stage.prompt)
+        + (chunk_tokens if stage.over == "chunk" else 0)
+        + stage.max_output_tokens
+        + asker.stages[stage.name].way.max_reasoning_tokens
+        for stage in pipeline.stages
+        if stage.compute is None
+    )
+
+
 def _row_order(order: str, tokens: RowTokens) -> str:
     """Return in words how much rows share in their order, and how much as the tables have them."""
     total = max(1.0, tokens.total)

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from flows.report.took import Took, took
-from flows.report.words import cached_share, counted, mode_story
+from flows.report.words import cached_share, counted, mode_story, route_story
 from flows.run.progress import Snapshot
 
 NON_TERMINAL_INTERVAL_S = 10.0
@@ -173,6 +173,7 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
         if story:
             rest = "; ".join(f"{what}: {words}" for what, words in story.items())
             lines[f"stage {name}"] = f"observed {observed}; {rest}"
+    lines |= route_story(manifest)
     for number, failure in enumerate(manifest["failures"][:3]):
         text = f"{failure['count']} {failure['outcome']} ({failure['error_class']}) in stage"
         lines[f"failure {number + 1}"] = f"{text} {failure['stage']}, such as {failure['example']}"

@@ -19,13 +19,17 @@ from engine.prompt import user_text
 from engine.wire import body_of, opening
 from flows.run.ask import Asker
 from flows.run.asking import ask_all
-from flows.run.bench import chunk_rule, endpoint_facts, open_bench, open_room, plan_engine
+from flows.run.bench import endpoint_facts, open_bench, open_room, plan_engine
+from flows.run.chunk_size import chunk_rule
 from flows.run.job import Job, new_run_id
 from flows.run.manifest import spent_json
+from flows.run.masked import open_mask
 from flows.run.plan import ShardPlan, list_sources
 from flows.run.progress import Progress
 from flows.run.reading import ReadDocument, read_chunks
+from flows.run.routes import routes_of
 from flows.run.rows import Answered, Inquiry
+from flows.run.served import as_seen, asker_of
 from flows.run.shard import open_shard, read
 from flows.run.units import rows_of
 
@@ -92,12 +96,15 @@ def _find(trial: Trial) -> tuple[str, SourceRef]:
 
 
 def _dry(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None]) -> dict[str, Any]:
-    with plan_engine(job.pipeline.engine, notify) as endpoint:
-        return _planned(job, trial, ref, endpoint)
+    passage = routes_of(job.pipeline).find([ref.path])
+    mask = open_mask(job.pipeline.policy, job.open_lake())
+    with plan_engine(passage.engines[0], notify) as opened:
+        asker = asker_of(job, as_seen(opened, passage, mask), passage, mask=mask)
+        return _planned(job, trial, ref, asker)
 
 
-def _planned(job: Job, trial: Trial, ref: SourceRef, endpoint: Endpoint) -> dict[str, Any]:
-    asker = Asker(job.pipeline, endpoint)
+def _planned(job: Job, trial: Trial, ref: SourceRef, asker: Asker) -> dict[str, Any]:
+    endpoint = asker.endpoint
     with open_room(job) as room:
         document, chunks, media_dir = read_chunks(
             room, "try", ref, chunk_rule(job, endpoint, asker, room.lake)
@@ -119,14 +126,15 @@ def _planned(job: Job, trial: Trial, ref: SourceRef, endpoint: Endpoint) -> dict
                     stage, document, chunk, upstream={}, media_dir=media_dir, row=row
                 )
                 shown.append(_request(inquiry, endpoint))
-    return _head(endpoint, document, len(chunks)) | {"requests": shown}
+    return _head(asker, document, len(chunks)) | {"requests": shown}
 
 
 def _live(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None]) -> dict[str, Any]:
     with (
-        open_bench(job, Progress(), notify) as bench,
-        open_shard(bench, ShardPlan(shard="try", sources=(ref,))) as shard,
+        open_bench(job, Progress(), notify) as opened,
+        open_shard(opened.at([ref]), ShardPlan(shard="try", sources=(ref,))) as shard,
     ):
+        bench = shard.bench
         reading: Future[ReadDocument] = Future()
         reading.set_result(read(shard, ref))
         done = reading.result()
@@ -139,7 +147,7 @@ def _live(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None])
             if trial.stage in {None, stage.name}
             for answered in _of_chunk(done.ends(stage.name), trial.chunk)
         ]
-        head = _head(bench.endpoint, done.document, len(done.chunks))
+        head = _head(bench.asker, done.document, len(done.chunks))
         return head | {"spent": spent_json(bench), "requests": shown}
 
 
@@ -155,13 +163,14 @@ def _of_chunk(group: Sequence[Answered], ordinal: int) -> list[Answered]:
     return [a for a in group if a.inquiry.chunk is None or a.inquiry.chunk.ordinal == ordinal]
 
 
-def _head(endpoint: Endpoint, document: Document, num_chunks: int) -> dict[str, Any]:
+def _head(asker: Asker, document: Document, num_chunks: int) -> dict[str, Any]:
     return {
         "document": document.source.uri,
         "status": document.status,
         "error": document.error,
         "chunks": num_chunks,
-        **endpoint_facts(endpoint),
+        "route": asker.route,
+        **endpoint_facts(asker.endpoint),
     }
 
 

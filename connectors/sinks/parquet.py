@@ -157,7 +157,16 @@ RECORD_TAIL: Sequence[tuple[str, pa.DataType]] = (
 )
 """Columns behind a stage's output columns."""
 
-RESERVED_COLUMNS = frozenset({"stage", *(name for name, _ in (*RECORD_COLUMNS, *RECORD_TAIL))})
+ROUTE_COLUMNS: Sequence[tuple[str, pa.DataType]] = (
+    ("policy_route", pa.string()),
+    ("served_by", pa.string()),
+)
+"""Columns behind those, where the pipeline has a policy."""
+
+RESERVED_COLUMNS = frozenset({
+    "stage",
+    *(name for name, _ in (*RECORD_COLUMNS, *RECORD_TAIL, *ROUTE_COLUMNS)),
+})
 """Names that no output column may have; `stage` is what DuckDB makes of the folder's name."""
 
 USAGE = pa.schema([
@@ -166,6 +175,8 @@ USAGE = pa.schema([
     pa.field("stage", pa.string(), nullable=False),
     ("mode", pa.string()),
     ("profile", pa.string()),
+    ("policy_route", pa.string()),
+    ("served_by", pa.string()),
     ("attempts", pa.int32()),
     ("seconds", pa.float64()),
     ("queued_s", pa.float64()),
@@ -214,13 +225,23 @@ TRANSCRIPTS = pa.schema([
 """What agents did, event by event; docs/agents.md describes it for people."""
 
 
-def record_schema(output: Mapping[str, Any]) -> pa.Schema:
-    """Return the records table's schema for a stage whose answers follow JSON Schema `output`."""
+def record_schema(output: Mapping[str, Any], *, routed: bool = False) -> pa.Schema:
+    """Return the records table's schema for a stage whose answers follow JSON Schema `output`.
+
+    Args:
+        output: JSON Schema of the answers.
+        routed: Whether records say by which route and host they were answered.
+    """
     columns = [(name, kind.arrow) for name, kind in output_kinds(output).items()]
     required = {"row_key", "unit", "outcome"}
     return pa.schema([
         pa.field(name, kind, nullable=name not in required)
-        for name, kind in (*RECORD_COLUMNS, *columns, *RECORD_TAIL)
+        for name, kind in (
+            *RECORD_COLUMNS,
+            *columns,
+            *RECORD_TAIL,
+            *(ROUTE_COLUMNS if routed else ()),
+        )
     ])
 
 

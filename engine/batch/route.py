@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.batch.breaker import Breaker, BreakerRule
 from engine.batch.pace import Pace
@@ -73,12 +73,25 @@ class Route:
 
 
 def route_to(
-    *endpoints: Endpoint, replicas: Sequence[Endpoint] = (), rule: BreakerRule | None = None
+    *endpoints: Endpoint,
+    replicas: Sequence[Endpoint] = (),
+    rule: BreakerRule | None = None,
+    beside: Sequence[Line] = (),
 ) -> Route:
-    """Return the route to the first endpoint and its replicas, with the others as fallbacks."""
+    """Return the route to the first endpoint and its replicas, with the others as fallbacks.
+
+    Args:
+        endpoints: The first is asked, the others stand in for it.
+        replicas: Further servers of the first one's model.
+        rule: When an endpoint is left alone.
+        beside: Lines of other routes: an endpoint that they lead to keeps its breaker and its gate.
+    """
     own = [*endpoints[:1], *replicas]
+    known = {line.endpoint.base_url: line for line in beside}
     lines = [
-        Line(endpoint, Breaker(rule), Pace(endpoint.profile.limits))
+        replace(known[endpoint.base_url], endpoint=endpoint)
+        if endpoint.base_url in known
+        else Line(endpoint, Breaker(rule), Pace(endpoint.profile.limits))
         for endpoint in [*own, *endpoints[1:]]
     ]
     return Route(lines, Replicas([endpoint.base_url for endpoint in own]))

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from engine.batch.budget import Budget
 from engine.batch.call import Account, Caller, CircuitOpen, RetryRule
@@ -179,6 +180,7 @@ class _Sender:
             reasoning=ending.reasoning,
             model=request.adapter or endpoint.model,
             engine=endpoint.profile.name,
+            host=urlsplit(endpoint.base_url).netloc,
             fallback=None if is_own else "; ".join(reasons),
             finish_reason=ending.finish_reason,
             usage=account.usage,

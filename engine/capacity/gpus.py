@@ -159,15 +159,16 @@ def _by_memory(name: str, memory_bytes: int) -> Gpu:
 
 def kind_of(name: str) -> Gpu | None:
     """Return the kind that a name means, as people or the driver write it; None where it is not known."""
-    plain = re.sub(r"(?i)nvidia|amd|instinct|geforce|tesla|[\s_]", "", name).upper()
+    text = re.sub(r"(?i)\b(?:nvidia|amd|instinct|geforce|tesla)\b", "", name).strip().upper()
+    plain = re.sub(r"[\s_]", "", text)
     plain = _ALIASES.get(plain, plain)
     if plain in CATALOGUE:
         return CATALOGUE[plain]
     # The driver adds form and memory: `A100-SXM4-40GB`, `H100 80GB HBM3`, `B300 SXM6 AC`.
-    if plain.startswith("A100"):
+    first = re.split(r"[\s-]", text)[0]
+    if first == "A100":
         return CATALOGUE["A100-40" if "40GB" in plain else "A100-80"]
-    exact = {kind for kind in CATALOGUE if re.match(rf"{re.escape(kind)}(?![0-9A-FH-Z])", plain)}
-    return CATALOGUE[max(exact, key=len)] if exact else None
+    return CATALOGUE.get(first)
 
 
 def find_gpus() -> Gpus | None:

@@ -14,7 +14,7 @@ from engine.errors import PrerequisiteError
 from engine.process import ChildProcess, Command, start_mark
 from engine.profile import Profile
 from engine.server import answers, find_server, flags_of, is_healthy, local_command
-from engine.server_state import ServerState, locked, state_file, write_state
+from engine.server_state import ServerState, locked, read_state, state_file, write_state
 from engine.serving.command import Launch
 from engine.serving.keeper import Keeper, KeepRule
 
@@ -142,6 +142,9 @@ def _kept(
     finally:
         if not keeper.stop():
             notify("engine: requests were still under way at the end, and were cut off")
+        state = read_state(file)
+        if state is not None and state.keeper_pid == os.getpid():
+            file.unlink(missing_ok=True)
 
 
 def _state(

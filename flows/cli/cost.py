@@ -53,7 +53,7 @@ def cost(
         ),
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option("--gpus", min=1, help="Number of own GPUs, else the profile's.")
+        str | None, typer.Option("--gpus", help="Own GPUs, such as 8xH200; else the profile's.")
     ] = None,
     throughput: Annotated[
         str | None,
@@ -109,7 +109,8 @@ def cost(
         asked = Asked(
             hosts=host or ["moonshot", "kimi-k2.5"],
             modes=tuple(mode or ()),
-            rent=Rent(gpu_hour_usd=gpu_hour, gpus=gpus, throughput=pace),
+            rent=Rent(gpu_hour_usd=gpu_hour, throughput=pace),
+            gpus=gpus,
             turns=Turns(count=turns),
             documents=documents,
             sample=None if whole else sample,

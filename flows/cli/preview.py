@@ -153,6 +153,9 @@ def _print_plan(planned: Mapping[str, Any]) -> None:
     console.print(stages)
     for line in _plan_lines(planned):
         console.print(line, markup=False, soft_wrap=True)
+    if "sensitive" in planned:
+        console.rule("sensitive documents, and what rests on all of them", align="left")
+        _print_plan(planned["sensitive"])
 
 
 def _plan_lines(planned: Mapping[str, Any]) -> list[str]:
@@ -162,6 +165,7 @@ def _plan_lines(planned: Mapping[str, Any]) -> list[str]:
         f"engine  {planned['model']} ({planned['engine']}); chunks of at most"
         f" {planned['chunk_max_tokens']:,} tokens, counted {planned['tokens_counted']}"
     ]
+    lines += _capacity_lines(planned["capacity"])
     lines += [
         f"mode    {stage['stage']}: {stage['mode']}; {stage['mode_reason']}"
         for stage in planned["stages"]
@@ -182,6 +186,18 @@ def _plan_lines(planned: Mapping[str, Any]) -> list[str]:
     lines += [line for finding in planned["layout"] for line in _layout_lines(finding)]
     lines += [f"turned down: {path}: {why}" for path, why in planned["rejected"].items()]
     return lines
+
+
+def _capacity_lines(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    if not found["fits"]:
+        return [f"holds   {found['reason']}"]
+    where = "the engine's" if found["gpus"] is None else f"{found['gpus']}:"
+    return [
+        f"holds   {where} KV cache has {found['kv_tokens']:,} tokens, {found['requests_at_once']:,} requests of"
+        f" {found['request_tokens']:,} (the longest chunk, question and answer) at once"
+    ]
 
 
 def _price_lines(planned: Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from flows.report.page import render_html
 from flows.report.sources import backing, top_field
 from flows.report.templates import TemplateFailed
 from flows.report.took import SPAN_COLUMNS, took
-from flows.report.words import claim_verdict, counted, mode_story, unit_name
+from flows.report.words import claim_verdict, counted, mode_story, route_story, unit_name
 from flows.run.bench import Room, open_room
 from flows.run.record_tables import find_record_tables
 from flows.run.resume import load_job, manifest_path
@@ -128,6 +128,7 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
         tables=computed,
         references=listed,
         num_unlisted=references.num_unlisted,
+        routes=route_story(manifest),
         throughput=throughput(manifest, documents.num_pages),
     )
 

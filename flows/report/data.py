@@ -257,6 +257,8 @@ class ReportData:
     """Citations that the reference list has no room for."""
     took: Took = field(default_factory=Took)
     """Requests, tokens, cost and seconds per stage, beside what was planned."""
+    routes: Mapping[str, str] = field(default_factory=dict)
+    """What went by each route, who answered and why it may, by name; empty without a policy."""
     throughput: Mapping[str, str] = field(default_factory=dict)
     """Figures of speed and cost over the run, by name."""
 

@@ -98,7 +98,8 @@ def _question(job: Job, stage: str) -> str:
 def _ends(job: Job, lake: Lake, stage: str, request: str) -> dict[str, Ended]:
     """Return how a stage's requests whose keys begin so ended, by key."""
     stages = [one for one in job.pipeline.stages if one.name == stage]
-    tables = find_record_tables(lake, stages, lake.find_json(manifest_path(job.run_id)))
+    manifest, routed = lake.find_json(manifest_path(job.run_id)), job.pipeline.policy is not None
+    tables = find_record_tables(lake, stages, manifest, routed=routed)
     found = {}
     for table in _tables(tables.get(stage)):
         for row in _records(lake, table, request):

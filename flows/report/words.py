@@ -143,3 +143,20 @@ def cached_share(cached_tokens: int | None, prompt_tokens: int) -> str:
     """Return which share of the prompt tokens came from the prefix cache, in words."""
     told = share(cached_tokens, prompt_tokens)
     return "cached not reported" if cached_tokens is None else f"{told} cached"
+
+
+def route_story(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return one line per route that a pipeline's policy allows: what went there, who answered, and why it may."""
+    if manifest.get("config", {}).get("policy") is None:
+        return {}
+    return {f"route {one['route']}": _route(one) for one in manifest.get("routes", ())}
+
+
+def _route(one: Mapping[str, Any]) -> str:
+    told = [
+        f"{who['engine']}{' at ' + who['host'] if who['host'] else ''} answered"
+        f" {counted(who['requests'], 'request')}"
+        for who in one["answered_by"]
+        if who["engine"]
+    ]
+    return "; ".join([counted(one["documents"], "document"), *told, f"allowed: {one['why']}"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +15,15 @@ from config.pipeline import PipelineConfig, StageConfig
 from connectors.chunker import render
 from connectors.control_marks import disarm
 from connectors.document import Chunk, Document, Segment
+from connectors.masking import in_texts
 from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
 from engine.prompt import instructions, user_text
 from engine.request import Request, content_key, request_key
 from flows.run.labels import Line
 from flows.run.lines import DocumentLines
+from flows.run.masked import Mask
 from flows.run.prepare import PreparedStage, Way, prepare
+from flows.run.routes import RouteName
 from flows.run.rows import Answered, Inquiry
 from flows.run.units import UNPAID, UPSTREAM_OVER_BUDGET, WHEN, Input, Row, Subject, chunk_unit
 
@@ -50,13 +53,28 @@ _RECENT = 16
 class Asker:
     """Turns units into inquiries, for one pipeline on one endpoint."""
 
-    def __init__(self, pipeline: PipelineConfig, endpoint: Endpoint) -> None:
+    def __init__(
+        self,
+        pipeline: PipelineConfig,
+        endpoint: Endpoint,
+        *,
+        route: RouteName = "open",
+        mask: Mask | None = None,
+    ) -> None:
         """Make the stages ready.
+
+        Args:
+            pipeline: The stages.
+            endpoint: Who is asked.
+            route: By which route; answers of one count for no other.
+            mask: What is masked in all that is said of documents; None: nothing.
 
         Raises:
             ConfigError: The engine cannot do what a stage wants.
         """
         self.endpoint = endpoint
+        self.route, self._mask = route, mask
+        self.is_routed = pipeline.policy is not None
         self._max_per_document = pipeline.chunk.max_per_document
         self._lines: dict[tuple[str, str], tuple[Sequence[Line], str, str]] = {}
         self._questions: dict[str, str] = {}
@@ -65,8 +83,9 @@ class Asker:
         self.instructions_tokens = endpoint.counter.count(self.instructions)
         # Neighbours of many rows begin alike.
         self._weigh_beginning = lru_cache(maxsize=4096)(lambda t: endpoint.counter.weigh([t])[0])
+        key = "" if route == "open" else f"{route}:{mask.key if mask else ''}"
         self.stages = {
-            stage.name: prepare(stage, endpoint, self.instructions)
+            stage.name: prepare(stage, endpoint, self.instructions, route_key=key)
             for stage in pipeline.stages
             if stage.compute is None
         }
@@ -74,6 +93,11 @@ class Asker:
         self._fresh = {
             prepared.way.fingerprint for prepared in self.stages.values() if prepared.config.fresh
         }
+
+    @property
+    def restores(self) -> bool | None:
+        """Tell whether masked answers are given their values back; None where nothing is masked."""
+        return self._mask.restore if self._mask else None
 
     def about_chunk(
         self,
@@ -121,7 +145,7 @@ class Asker:
         if row:
             as_shown = row.shown
             lines: Sequence[Line] = DocumentLines(document, segments, as_shown)
-            segments, material, key = (as_shown,), render([as_shown]), _row_key(row)
+            segments, material, key = (as_shown,), self._rendered([as_shown]), _row_key(row)
         else:
             lines, material, key = self._lines_of(document, chunk, images)
         shown = _Shown(
@@ -159,7 +183,8 @@ class Asker:
         key = (document.source.path, chunk.chunk_key)
         found = self._lines.get(key)
         if found is None:
-            lines, material = DocumentLines(document, chunk.segments), render(chunk.segments)
+            lines = DocumentLines(document, chunk.segments)
+            material = self._rendered(chunk.segments)
             found = (lines, material, _chunk_key(chunk, material, images))
             if len(self._lines) >= _RECENT:
                 self._lines.clear()
@@ -225,7 +250,7 @@ class Asker:
         else:
             prepared = self.stages[stage.name]
             template = prepared.combine if combines else prepared.question
-            material = render(line.segment for line in lines)
+            material = self._rendered(line.segment for line in lines)
             shown = _Shown(
                 document=unit.document,
                 lines=lines,
@@ -275,6 +300,15 @@ class Asker:
             num_answered=0,
         )
 
+    def _rendered(self, segments: Iterable[Segment]) -> str:
+        """Return segments as one text, as it may be sent."""
+        text = render(segments)
+        return self._mask.shown(text) if self._mask else text
+
+    def _harmless(self, text: str) -> str:
+        """Return what a document says, or an answer repeats of it, as it may be put into a question."""
+        return disarm(self._mask.shown(text) if self._mask else text)
+
     def weigh(self, lines: Sequence[Line]) -> int:
         """Return the tokens of lines under the longest labels they may get."""
         segments = [line.as_shown.with_label("L99999") for line in lines]
@@ -299,7 +333,9 @@ class Asker:
     ) -> str:
         try:
             # Earlier answers repeat what documents say.
-            return template.render(upstream=_disarmed(upstream), group=disarm(group or ""))
+            return template.render(
+                upstream=in_texts(self._harmless, upstream), group=self._harmless(group or "")
+            )
         except jinja2.UndefinedError as exc:
             raise ConfigError(f"stage {stage.name!r}: prompt: {exc.message}") from exc
 
@@ -343,6 +379,8 @@ class Asker:
             lines=shown.lines,
             material_tokens=shown.tokens,
             saw=shown.saw,
+            route=self.route,
+            mask=self._mask,
             is_fresh=prepared.way.fingerprint in self._fresh,
         )
         too_long = self._too_long(prepared, request, advice)
@@ -449,15 +487,6 @@ def _missing(upstream: Mapping[str, Answered]) -> tuple[str, str] | None:
 def _row_key(row: Row) -> str:
     """Return the key of a row: by what it says, in the table's order, whatever order it is shown in."""
     return content_key("row", row.fields or row.segment.text)
-
-
-def _disarmed(value: object) -> object:
-    """Return the value with the marks in all of its texts made harmless."""
-    if isinstance(value, str):
-        return disarm(value)
-    if isinstance(value, Mapping):
-        return {key: _disarmed(item) for key, item in value.items()}
-    return [_disarmed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _chunk_key(chunk: Chunk, material: str, images: Sequence[Path]) -> str:

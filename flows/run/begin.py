@@ -106,6 +106,8 @@ def open_planner(bench: Bench, listed: Iterable[SourceRef]) -> Planner | Retry:
             commits=commits,
             open_shards=open_shards,
             work_key=bench.work_key,
+            sensitive_key=bench.gathering.work_key,
+            is_sensitive=bench.routes.is_sensitive,
         ),
         documents_per_shard=job.pipeline.documents_per_shard,
     )

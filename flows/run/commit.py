@@ -184,7 +184,8 @@ def record_parts(
 
     The latter has a table of its own only where there are such answers, or were.
     """
-    table, schema = shard.bench.record_tables[stage.name], parquet.record_schema(stage.output)
+    table = shard.bench.record_tables[stage.name]
+    schema = parquet.record_schema(stage.output, routed=shard.bench.job.pipeline.policy is not None)
     yield table, parquet.to_parquet(rows, schema)
     inner = f"{commits.PARTIAL}/{table.removeprefix('records/')}"
     earlier = shard.held.commit.parts if shard.held.commit else {}
@@ -238,7 +239,7 @@ def usage_rows(ends: Iterable[Answered], ledger: Ledger) -> list[dict[str, Any]]
     for end in ends:
         for result in end.results:
             if ledger.has_paid(result.request_key):
-                rows.setdefault(result.request_key, usage_row(end.inquiry.row_key, result))
+                rows.setdefault(result.request_key, usage_row(end.inquiry, result))
     return list(rows.values())
 
 
@@ -295,6 +296,7 @@ def _report(shard: Shard, documents: Sequence[ReadDocument], ends: _Ends) -> Sha
         documents=dict(Counter(read.document.status for read in documents)),
         rejected=dict(rejected),
         num_chunks=num_chunks,
+        routes={bench.passage.name: len(documents)},
         stages={
             stage.name: count_stage(
                 units[stage.over],

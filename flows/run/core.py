@@ -28,7 +28,8 @@ from flows.run.begin import (
     identity_of,
     open_planner,
 )
-from flows.run.bench import NUM_SHARDS_AT_ONCE, SHARDS_AHEAD, Bench, chunk_size_path, open_bench
+from flows.run.bench import NUM_SHARDS_AT_ONCE, Bench, open_bench
+from flows.run.chunk_size import chunk_size_path
 from flows.run.conditions import check_conditions
 from flows.run.counts import ShardReport
 from flows.run.job import Job
@@ -38,6 +39,7 @@ from flows.run.plan import Planner, Retry, ShardPlan
 from flows.run.progress import Progress, Snapshot
 from flows.run.registry import RunEntry
 from flows.run.resume import job_path, load_markers, manifest_path, spent_before
+from flows.run.shift import SHARDS_AHEAD
 from flows.run.work import Dispatch, Work, Worker
 
 logger = logging.getLogger(__name__)
@@ -199,11 +201,12 @@ def _begin(bench: Bench) -> None:
     check_sink(lake, lake.claim(SINK_FILE, identity), identity)
     if job.pipeline.chunk.max_tokens is None:
         # Two first runs may begin at once, with prompts that leave different room.
-        size = {"max_tokens": bench.rule.max_tokens, "counter": bench.rule.name}
-        held = lake.claim(chunk_size_path(bench.endpoint), size)
-        if held != size:
-            raise ConfigError(
-                f"sink {lake.url!r} has just been given chunks of {held['max_tokens']:,} tokens by"
-                f" another run, and this one meant {bench.rule.max_tokens:,}; start it again"
-            )
+        for one in (bench, *([bench.sensitive] if bench.sensitive else [])):
+            size = {"max_tokens": one.rule.max_tokens, "counter": one.rule.name}
+            held = lake.claim(chunk_size_path(one.endpoint, one.passage.name), size)
+            if held != size:
+                raise ConfigError(
+                    f"sink {lake.url!r} has just been given chunks of {held['max_tokens']:,} tokens by"
+                    f" another run, and this one meant {one.rule.max_tokens:,}; start it again"
+                )
     lake.put_json(job_path(job.run_id), job.as_json())

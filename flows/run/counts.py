@@ -60,6 +60,8 @@ class StageCount:
     """Questions asked again in Thinking."""
     num_fallback: int = 0
     """Answers that a fallback gave."""
+    routes: Mapping[str, int] = field(default_factory=dict)
+    """Requests that its answers rest on, replayed ones among them, by `route_label`."""
     num_guessed: int = 0
     """Requests whose usage was counted here, since the endpoint told none or a wrong one."""
     num_replayed: int = 0
@@ -103,6 +105,8 @@ class ShardReport:
     """Requests that an earlier attempt sent without learning their end."""
     paid: Mapping[str, Amount] = field(default_factory=dict)
     """What this run spent on the shard, by stage; answers of earlier runs are not among it."""
+    routes: Mapping[str, int] = field(default_factory=dict)
+    """Documents by the route that questions about them take."""
     claims: tuple[str, ...] = ()
     """Tokens of the claims under which it was paid."""
 
@@ -188,6 +192,7 @@ def count_stage(
         ),
         num_escalated=sum(answered.escalated is not None for answered in every),
         num_fallback=sum(result.fallback is not None for result in results),
+        routes=dict(Counter(_answered_by(every))),
         num_guessed=sum(usage.num_guessed > 0 for usage in usages),
         num_replayed=len(asked) - len(sent),
         num_from_cache=len(bill.cached),
@@ -198,6 +203,20 @@ def count_stage(
         ),
         failures=_failures(_failure_of(a) for a in every if a.result.outcome in UNANSWERED),
     )
+
+
+def route_label(route: str, result: Result) -> str:
+    """Return by which route, engine and host a request was answered, in one text."""
+    return "\t".join((route, result.engine, result.host))
+
+
+def _answered_by(every: Iterable[Answered]) -> Iterable[str]:
+    """Return the route label of each request, each once."""
+    return {
+        result.request_key: route_label(end.inquiry.route, result)
+        for end in every
+        for result in end.results
+    }.values()
 
 
 def saved_usd_of(result: Result, prices: Mapping[str, Prices | None]) -> float | None:
@@ -258,6 +277,7 @@ def add_up(reports: Sequence[ShardReport]) -> ShardReport:
         num_left=sum(report.num_left for report in reports),
         num_sent_again=sum(report.num_sent_again for report in reports),
         paid=add_amounts(report.paid for report in reports),
+        routes=_add([report.routes for report in reports]),
     )
 
 
@@ -285,6 +305,7 @@ def _add_stage(counts: Sequence[StageCount]) -> StageCount:
         num_mismatched=sum(count.num_mismatched for count in counts),
         num_escalated=sum(count.num_escalated for count in counts),
         num_fallback=sum(count.num_fallback for count in counts),
+        routes=_add([count.routes for count in counts]),
         num_guessed=sum(count.num_guessed for count in counts),
         num_replayed=sum(count.num_replayed for count in counts),
         num_from_cache=sum(count.num_from_cache for count in counts),

@@ -31,6 +31,7 @@ from flows.run.counts import UNANSWERED, ShardReport, count_stage, left_alone
 from flows.run.families import Scheduler
 from flows.run.graph import levels, stage_shard
 from flows.run.in_order import in_order
+from flows.run.keys import policy_key
 from flows.run.ledger import journaled
 from flows.run.plan import AGAIN, ShardPlan
 from flows.run.reduce import Members, reduce_all
@@ -63,6 +64,7 @@ def to_gather(bench: Bench, stages: Iterable[StageConfig]) -> list[ShardPlan]:
     Raises:
         StorageError: The sink cannot be read.
     """
+    bench = bench.gathering
     lake = bench.lake
     in_work = claimed(lake.storage) | journaled(lake) | bench.to_rebuild
     again = UNANSWERED if bench.job.start == "retry" else AGAIN
@@ -95,7 +97,8 @@ def _work_key(bench: Bench, stage: StageConfig) -> str:
     reference = tables_key(bench.lake, stage) if stage.tables else None
     run = bench.job.run_id if stage.fresh else None
     scope = scope_key(bench) if stage.tools else None
-    return content_key("gather", stage.asked(), ways, parts, reference, run, scope)
+    policy = policy_key(bench.job, bench.asker)
+    return content_key("gather", stage.asked(), ways, parts, reference, run, scope, *policy)
 
 
 def process_stage(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> ShardReport:
@@ -105,6 +108,7 @@ def process_stage(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Shard
         ShardClaimed: Another run works on it.
         StorageError: The sink cannot be read or written.
     """
+    bench = bench.gathering
     stage = next(s for s in bench.job.pipeline.stages if stage_shard(s) == plan.shard)
     with bench.in_work(), bench.asking:
         # As the parents are now: another run may write them again while this goes on.

@@ -42,4 +42,13 @@ def work_key(job: Job, rule: ChunkRule, asker: Asker) -> str:
     limit = job.pipeline.chunk.max_per_document
     # Each new run has something to do where a stage is asked afresh; going on with one has not.
     run = job.run_id if any(s.fresh for s in job.pipeline.stages if not s.is_gathered) else None
-    return content_key("work", reading_key(job, rule), stages, limit, capabilities["images"], run)
+    return content_key(
+        "work",
+        *(reading_key(job, rule), stages, limit, capabilities["images"], run),
+        *policy_key(job, asker),
+    )
+
+
+def policy_key(job: Job, asker: Asker) -> list[object]:
+    """Return what rows follow from by the pipeline's policy, besides keys of questions; nothing without one."""
+    return [] if job.pipeline.policy is None else ["routed", asker.route, asker.restores]

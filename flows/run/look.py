@@ -14,8 +14,8 @@ from config.errors import ConfigError
 from connectors.sinks.lake import Lake
 from connectors.sinks.parquet import RECORD_COLUMNS, RECORD_TAIL, span_from_row
 from flows.report.words import counted, place
+from flows.run.globs import glob_regex
 from flows.run.job import Job
-from flows.run.plan import glob_regex
 from flows.run.record_tables import find_record_tables
 from flows.run.registry import RunEntry, known_runs, open_sink, runs_folder
 from flows.run.resume import load_job, locate, manifest_path
@@ -165,9 +165,8 @@ def _folder(job: Job, lake: Lake, name: str) -> str:
         return f"runs/{job.run_id}/usage"
     if name in _TABLES:
         return name
-    return find_record_tables(lake, job.pipeline.stages, lake.find_json(manifest_path(job.run_id)))[
-        name
-    ]
+    manifest, routed = lake.find_json(manifest_path(job.run_id)), job.pipeline.policy is not None
+    return find_record_tables(lake, job.pipeline.stages, manifest, routed=routed)[name]
 
 
 def _select(frame: pl.DataFrame, query: Query) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -70,6 +71,7 @@ def manifest(
                 line.endpoint.profile.name for line in bench.route.lines[bench.route.num_replicas :]
             ],
         },
+        "routes": _routes(bench, total),
         "documents": {"listed": planner.num_listed, **total.documents}
         | ({"left": total.num_left} if total.num_left else {})
         | ({"unchanged": num_unchanged} if num_unchanged else {}),
@@ -145,10 +147,33 @@ def _amount(bench: Bench, amount: Amount) -> dict[str, Any]:
 
 
 def _mode(bench: Bench, name: str) -> dict[str, str]:
-    prepared = bench.asker.stages.get(name)
+    is_gathered = any(one.name == name and one.is_gathered for one in bench.job.pipeline.stages)
+    prepared = (bench.gathering if is_gathered else bench).asker.stages.get(name)
     if prepared is None:
         return {"mode": "sql", "mode_reason": "computed; no model is asked"}
     return {"mode": prepared.choice.mode, "mode_reason": prepared.choice.reason}
+
+
+def _routes(bench: Bench, total: ShardReport) -> list[dict[str, Any]]:
+    """Return each route: why documents may go there, how many did, and who answered how often."""
+    answered: Counter[str] = Counter()
+    for stage in total.stages.values():
+        answered.update(stage.routes)
+    return [
+        {
+            "route": passage.name,
+            "why": passage.why,
+            "engines": list(passage.engines),
+            "documents": total.routes.get(passage.name, 0),
+            "answered_by": [
+                {"engine": engine, "host": host, "requests": number}
+                for label, number in sorted(answered.items())
+                for route, engine, host in [label.split("\t")]
+                if route == passage.name
+            ],
+        }
+        for passage in bench.routes.passages
+    ]
 
 
 def _verdict(bench: Bench, total: ShardReport, num_documents: int) -> Verdict:

@@ -7,7 +7,7 @@ import re
 from config.load import load_passwords
 from config.pipeline import ReaderConfig
 from connectors.readers import Password
-from flows.run.plan import glob_regex
+from flows.run.globs import glob_regex
 
 
 class Passwords:

@@ -8,7 +8,7 @@ import queue
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -21,6 +21,7 @@ from flows.report.words import counted
 from flows.run.assignments import Assignments
 from flows.run.commits import Commit, signature
 from flows.run.counts import UNANSWERED
+from flows.run.globs import glob_regex
 
 AHEAD = 1000
 """Most shards that are planned and not begun: bounds memory, and tells how much there is to do."""
@@ -69,14 +70,6 @@ def _source(storage: Source, item: ObjectInfo) -> SourceRef:
     )
 
 
-def glob_regex(glob: str) -> str:
-    """Return the regular expression of a glob: `*` and `?` stay in a folder, `**` crosses them."""
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(
-        parts.get(token) or re.escape(token) for token in re.findall(r"\*\*/|\*\*|.", glob)
-    )
-
-
 @dataclass(slots=True, kw_only=True)
 class SinkState:
     """What the sink holds already."""
@@ -87,6 +80,10 @@ class SinkState:
     """Shards that somebody works on, or has left in the middle, or that are to be made anew."""
     work_key: str
     """Of what rows would follow from now, besides the documents' bytes."""
+    sensitive_key: str = ""
+    """The same for shards with a sensitive document."""
+    is_sensitive: Callable[[str], bool] = lambda _: False
+    """Whether the document of a path may go to certain engines only, so that it goes to a shard of its kind."""
 
     def is_current(self, shard: str, sources: Sequence[SourceRef]) -> bool:
         """Tell whether there is nothing to do for a shard with these documents."""
@@ -96,12 +93,16 @@ class SinkState:
         if commit is None:
             return not sources
         return (
-            commit.work_key == self.work_key
+            commit.work_key == self._key_of(sources)
             and len(commit.document_keys) == len(sources)
             and commit.signature == signature(sources)
             and not commit.again
             and not AGAIN & commit.outcomes.keys()
         )
+
+    def _key_of(self, sources: Sequence[SourceRef]) -> str:
+        is_sensitive = any(self.is_sensitive(source.path) for source in sources)
+        return self.sensitive_key if is_sensitive else self.work_key
 
 
 @dataclass(slots=True, kw_only=True)
@@ -152,7 +153,10 @@ class Planner:
     def _cut(self) -> Generator[ShardPlan, None, None]:
         """Give the new documents shards; those that another run has just given theirs are known now."""
         per, new = self.documents_per_shard, self._new
-        groups = [new[start : start + per] for start in range(0, len(new), per)]
+        kinds: tuple[list[SourceRef], list[SourceRef]] = [], []
+        for source in new:
+            kinds[self.state.is_sensitive(source.path)].append(source)
+        groups = [kind[start : start + per] for kind in kinds for start in range(0, len(kind), per)]
         names = self.state.assignments.add([[source.path for source in group] for group in groups])
         self._new = []
         if names is None:

@@ -61,8 +61,16 @@ class PreparedStage:
         return self.config.max_output_tokens + max(way.max_reasoning_tokens for way in ways)
 
 
-def prepare(stage: StageConfig, endpoint: Endpoint, instructions: str) -> PreparedStage:
+def prepare(
+    stage: StageConfig, endpoint: Endpoint, instructions: str, *, route_key: str = ""
+) -> PreparedStage:
     """Return the stage, ready to ask on the endpoint.
+
+    Args:
+        stage: The stage.
+        endpoint: Who is asked.
+        instructions: The text in front of every request.
+        route_key: Of the route, whose answers count for no other one; empty for the open route.
 
     Raises:
         ConfigError: The prompt is no template, or the engine cannot do what the stage wants.
@@ -74,10 +82,10 @@ def prepare(stage: StageConfig, endpoint: Endpoint, instructions: str) -> Prepar
         raise ConfigError(f"stage {stage.name!r}: prompt line {exc.lineno}: {exc.message}") from exc
     check_fit(stage, endpoint.profile)
     choice = choose_mode(stage, endpoint.profile)
-    way = _way(stage, choice.mode, endpoint, instructions)
+    way = _way(stage, choice.mode, endpoint, (instructions, route_key))
     again = None
     if stage.escalate is not None and choice.mode == "instant":
-        again = _way(stage, "thinking", endpoint, instructions)
+        again = _way(stage, "thinking", endpoint, (instructions, route_key))
     return PreparedStage(
         config=stage,
         question=question,
@@ -197,7 +205,9 @@ def _is_free(schema: Mapping[str, Any]) -> bool:
     return not kinds <= _CLOSED_TYPES
 
 
-def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, instructions: str) -> Way:
+def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, around: tuple[str, str]) -> Way:
+    """Return how a stage is asked; `around`: the instructions, and the key of the route."""
+    instructions, route_key = around
     turns = endpoint.profile.turn_mode(mode, think=stage.limits.think)
     settings = endpoint.profile.modes[turns]
     thinking = 0
@@ -216,6 +226,8 @@ def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, instructions: s
             # So that answers keep their keys that were paid for before there was this limit.
             del limits["opening_calls"]
         sampling |= {"tools": list(stage.tools), "limits": limits}
+    if route_key:
+        sampling["route"] = route_key
     fingerprint = stage_fingerprint(
         mode=mode,
         model=f"{endpoint.model}+{stage.adapter}" if stage.adapter else endpoint.model,

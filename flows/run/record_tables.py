@@ -20,20 +20,31 @@ from connectors.storage import STATE_PREFIX
 _SCHEMAS = f"{STATE_PREFIX}/schemas"
 
 
-def claim_record_tables(lake: Lake, stages: Sequence[StageConfig]) -> dict[str, str]:
+def claim_record_tables(
+    lake: Lake, stages: Sequence[StageConfig], *, routed: bool = False
+) -> dict[str, str]:
     """Return the folder that each stage writes to, such as `records/stage=kind@2`, by stage.
 
     New columns are given their number in the sink for good; of runs that begin at once, all see the
     same.
 
+    Args:
+        lake: The run's sink.
+        stages: The run's stages.
+        routed: Whether records say by which route and host they were answered.
+
     Raises:
         StorageError: The sink cannot be read or written.
     """
-    return {stage.name: _folder(stage, _claim(lake, stage)) for stage in stages}
+    return {stage.name: _folder(stage, _claim(lake, stage, routed=routed)) for stage in stages}
 
 
 def find_record_tables(
-    lake: Lake, stages: Sequence[StageConfig], manifest: Mapping[str, Any] | None = None
+    lake: Lake,
+    stages: Sequence[StageConfig],
+    manifest: Mapping[str, Any] | None = None,
+    *,
+    routed: bool = False,
 ) -> dict[str, str]:
     """Return the folder that a run's records are in, by stage; nothing is written.
 
@@ -41,29 +52,31 @@ def find_record_tables(
         lake: The run's sink.
         stages: The run's stages.
         manifest: The run's manifest, which says it; None where it has not ended.
+        routed: Whether records say by which route and host they were answered.
 
     Raises:
         StorageError: The sink cannot be read.
     """
     told = {} if manifest is None else manifest["stages"]
     return {
-        stage.name: told.get(stage.name, {}).get("table") or _folder(stage, _find(lake, stage))
+        stage.name: told.get(stage.name, {}).get("table")
+        or _folder(stage, _find(lake, stage, routed=routed))
         for stage in stages
     }
 
 
-def _claim(lake: Lake, stage: StageConfig) -> int:
-    columns = _columns(stage)
-    number = _find(lake, stage)
+def _claim(lake: Lake, stage: StageConfig, *, routed: bool) -> int:
+    columns = _columns(stage, routed=routed)
+    number = _find(lake, stage, routed=routed)
     while lake.claim(_path(stage, number), columns) != columns:
         # Another run has just given it to columns of its own.
         number += 1
     return number
 
 
-def _find(lake: Lake, stage: StageConfig) -> int:
+def _find(lake: Lake, stage: StageConfig, *, routed: bool) -> int:
     """Return the number of the stage's columns, newest first; the next one where they are new."""
-    columns = _columns(stage)
+    columns = _columns(stage, routed=routed)
     held = sorted(_numbers(lake, stage), reverse=True)
     for number in held:
         if lake.find_json(_path(stage, number)) == columns:
@@ -77,8 +90,9 @@ def _numbers(lake: Lake, stage: StageConfig) -> list[int]:
     return [int(stem) for stem in stems if stem.isdecimal()]
 
 
-def _columns(stage: StageConfig) -> dict[str, Any]:
-    return {"columns": describe_columns(stage.output)}
+def _columns(stage: StageConfig, *, routed: bool) -> dict[str, Any]:
+    columns = {"columns": describe_columns(stage.output)}
+    return {**columns, "routed": True} if routed else columns
 
 
 def _folder_of(stage: StageConfig) -> str:

@@ -14,6 +14,8 @@ from engine.request import ModeName, Outcome, Request, Result, content_key
 from flows.run.doubt import Settled
 from flows.run.labels import Citation, Claim, Line, Origin, resolve_labels
 from flows.run.lines import Given
+from flows.run.masked import Mask
+from flows.run.routes import RouteName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,9 @@ class Inquiry:
     shared_tokens: int = 0
     """Tokens of the material that the question asked before it, about another row, begins with too."""
     saw: str = "nothing"
+    route: RouteName = "open"
+    mask: Mask | None = None
+    """What is masked in all that the model is shown; None: nothing."""
     unasked: tuple[Outcome, str, str] | None = None
     """Outcome, error class and message of an inquiry that is not sent."""
 
@@ -97,7 +102,12 @@ def close(inquiry: Inquiry, settled: Settled | None) -> Answered:
     result = settled.result
     if result.outcome != "succeeded" or result.output is None:
         return _answered(inquiry, settled)
-    found = resolve_labels(inquiry.stage.output, result.output, inquiry.lines)
+    mask = inquiry.mask
+    # Quotes are checked against what the document says.
+    output = mask.revealed(result.output) if mask else result.output
+    found = resolve_labels(inquiry.stage.output, output, inquiry.lines)
+    if mask and not mask.restore:
+        found = mask.hidden(found)
     try:
         columns = output_values(inquiry.stage.output, found.output)
     except ValueError as exc:
@@ -167,10 +177,12 @@ def record_row(answered: Answered) -> dict[str, Any]:
         "mode": result.mode,
         "mode_observed": result.mode_observed,
         "mode_notes": list(result.mode_notes) if asked else None,
-        "thought": result.reasoning,
+        "thought": inquiry.mask.told(result.reasoning) if inquiry.mask else result.reasoning,
         "agreement": answered.agreement,
         "escalated": answered.escalated,
         "profile": result.engine or None,
+        "policy_route": inquiry.route if asked else None,
+        "served_by": result.host or None,
         "fallback": result.fallback,
         "model": result.model or None,
         "fingerprint": inquiry.fingerprint,
@@ -183,15 +195,17 @@ def _tokens(answered: Answered, name: str) -> int:
     return sum(getattr(result.usage, name) for result in answered.results)
 
 
-def usage_row(row_key: str, result: Result) -> dict[str, Any]:
+def usage_row(inquiry: Inquiry, result: Result) -> dict[str, Any]:
     """Return the row of the run's usage table for one request."""
     work = result.work
     return {
         "request_key": result.request_key,
-        "row_key": row_key,
+        "row_key": inquiry.row_key,
         "stage": result.stage,
         "mode": result.mode,
         "profile": result.engine,
+        "policy_route": inquiry.route,
+        "served_by": result.host or None,
         "attempts": result.attempts,
         "seconds": result.seconds,
         "queued_s": result.queued_s,

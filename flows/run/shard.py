@@ -78,6 +78,7 @@ def process_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Shard
         StorageUnavailable: Source or sink does not answer.
         EngineMisconfigured: The endpoint refuses every request.
     """
+    bench = bench.at(plan.sources)
     with bench.in_work():
         if bench.budget.is_reached or bench.hopeless.is_set():
             return left_alone(plan.shard, len(plan.sources))

@@ -174,6 +174,18 @@ def test_every_mode_is_priced_on_every_host_that_has_it(here, engine):
     assert "documents a month" in text
 
 
+@pytest.mark.parametrize(("gpus", "fits"), [("8xH200", True), ("4xH200", False)])
+def test_gpus_that_do_not_hold_the_model_have_no_price(here, gpus, fits):
+    with (here / "own.yaml").open("a", encoding="utf-8") as file:
+        file.write("facts: kimi-k2.5\n")
+    found = costs("--gpu-hour", "2", "--gpus", gpus, "--mode", "instant")
+    own = found["rows"][1]
+    assert (own["usd"] is not None) is fits
+    told = " ".join(own["assumed"])
+    assert f"{gpus} {'hold' if fits else 'do not hold'} Kimi K2.5" in told
+    assert ("do not hold" in found["break_even"][0]["verdict"]) is not fits
+
+
 def test_cost_is_that_of_the_run_when_answers_are_there(here):
     manifest = run_job(make_job("notes.yaml", Options(engine="priced.yaml")))
     (api, own) = costs("--mode", "instant", "--all", "--gpu-hour", "2")["rows"]
@@ -199,6 +211,7 @@ def test_corpus_of_another_size_costs_in_proportion(here):
         (["--throughput", "5"], "not two numbers above 0"),
         (["--throughput", "0,5"], "not two numbers above 0"),
         (["--host", "nowhere"], "nowhere"),
+        (["--gpus", "8xFoo"], "'Foo' is not in the catalogue"),
         (["--pilot", "2", "--sink", "./papers"], "source"),
     ],
 )

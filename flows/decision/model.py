@@ -1,0 +1,52 @@
+"""Which kind of model the work asks for: K2.5, a small dense one, or a proprietary one."""
+
+from __future__ import annotations
+
+from config.answers import Answers, ModelChoice
+from flows.decision.finding import Finding
+
+K25_CONTEXT_TOKENS = 262_144
+"""Of the model's config.json."""
+
+SMALL_CONTEXT_TOKENS = 32_768
+"""What small dense models are commonly trained for: a rule of this project."""
+
+_SIMPLE = frozenset({"extraction", "classification"})
+
+
+def choose_model(answers: Answers) -> tuple[ModelChoice, Finding]:
+    """Return the kind of model, and why."""
+    if answers.model is not None:
+        told = f"{answers.model} was asked for"
+        return answers.model, Finding(topic="model", holds=True, reason=told)
+    context = answers.context_tokens or 0
+    hard = sorted(set(answers.work) - _SIMPLE)
+    if context > K25_CONTEXT_TOKENS:
+        return "proprietary", Finding(
+            topic="model",
+            holds=None,
+            reason=f"a question must see {context:,} tokens at once, Kimi K2.5 takes"
+            f" {K25_CONTEXT_TOKENS:,} (config.json)",
+            todo="let documents be cut (stages over chunks and documents do), or try kimi-k3 with 1,048,576",
+        )
+    if not answers.work:
+        return "kimi-k2.5", Finding(
+            topic="model",
+            holds=None,
+            reason="what is to be done was not said; Kimi K2.5 can do all that this project asks of a model",
+            todo="--work extraction, classification, summaries, images, reasoning, agents, swarm",
+        )
+    if not hard and context <= SMALL_CONTEXT_TOKENS:
+        return "small", Finding(
+            topic="model",
+            holds=True,
+            reason=f"{' and '.join(answers.work)} from excerpts are what small dense models do, on one GPU; not"
+            " measured on your documents",
+            todo="ask both about a sample and compare: headrace run PIPELINE --limit 50 --engine URL",
+        )
+    return "kimi-k2.5", Finding(
+        topic="model",
+        holds=True,
+        reason=f"{', '.join(hard) or f'{context:,} tokens at once'}: Kimi K2.5 has vision, tool calls and"
+        " 262,144 tokens of context with open weights (README of moonshotai/Kimi-K2.5)",
+    )

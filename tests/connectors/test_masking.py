@@ -1,0 +1,85 @@
+"""What is masked, what is left, and that it comes back."""
+
+import pytest
+
+from connectors.masking import Masker, MaskRules
+
+KEY = bytes(range(32))
+
+FOUND = [
+    ("EMAIL", "ada.lind+x@mail.example.org"),
+    ("IBAN", "DE89 3704 0044 0532 0130 00"),
+    ("IBAN", "GB82WEST12345698765432"),
+    ("CARD", "4111 1111 1111 1111"),
+    ("CARD", "5500-0000-0000-0004"),
+    ("IP", "10.0.0.7"),
+    ("IP", "2001:db8::1"),
+    ("PHONE", "+49 (30) 123 45-67"),
+    ("PHONE", "0049 171 1234567"),
+    ("PHONE", "030 1234567"),
+    ("PHONE", "(212) 555-0142"),
+]
+
+LEFT = [
+    "4111 1111 1111 1112",  # the check digit is wrong
+    "GB82WEST12345698765433",
+    "1,234,567.00",
+    "0.12345678",
+    "2031-05-12",
+    "12:30:45",
+    "[L12] row 7",
+    "300.1.2.3",
+    "rev. 1.2.3",
+]
+
+
+@pytest.fixture
+def masker():
+    return Masker(MaskRules(), KEY)
+
+
+@pytest.mark.parametrize(("kind", "value"), FOUND)
+def test_value_becomes_a_placeholder_and_comes_back_when_it_has_a_form(masker, kind, value):
+    text = f"Before, {value}, and after."
+    masked = masker.masked(text)
+    assert value not in masked
+    assert masked.startswith(f"Before, {kind}_")
+    assert masked.endswith(", and after.")
+    assert masker.restored(masked) == text
+
+
+@pytest.mark.parametrize("text", LEFT)
+def test_text_stays_when_it_only_looks_like_a_number_of_somebody(masker, text):
+    assert masker.masked(f"It says {text} here") == f"It says {text} here"
+
+
+def test_iban_ends_where_its_check_digits_say(masker):
+    masked = masker.masked("IBAN DE89 3704 0044 0532 0130 00 BIC COBADEFF and more")
+    assert masked.endswith(" BIC COBADEFF and more")
+
+
+def test_placeholder_is_the_same_in_every_text_and_process_with_one_key(masker):
+    other = Masker(MaskRules(kinds=("email",)), KEY)
+    assert masker.masked("a@b.example") == other.masked("a@b.example")
+    assert Masker(MaskRules(), bytes(32)).masked("a@b.example") != masker.masked("a@b.example")
+
+
+def test_masked_text_stays_as_it_is_when_masked_again():
+    rules = MaskRules(patterns={"upper": "[A-Z]{4,}"}, words=("email",))
+    masker = Masker(rules, KEY)
+    once = masker.masked("WRITE to a@b.example by email")
+    assert masker.masked(once) == once
+    assert masker.restored(once) == "WRITE to a@b.example by email"
+
+
+def test_words_are_whole_and_in_any_case_when_they_are_listed():
+    masker = Masker(MaskRules(words=("Ada Lind", "Ada")), KEY)
+    masked = masker.masked("ada  lind, ADA, Adaption, Ada\nLind")
+    first, second, rest = masked.split(", ", 2)
+    assert masker.restored(first) == "ada  lind"
+    assert masker.restored(second) == "ADA"
+    assert rest.startswith("Adaption, WORD_")
+
+
+def test_placeholder_stays_when_this_masker_has_not_made_it(masker):
+    assert masker.restored("EMAIL_BCDFGHJKLM") == "EMAIL_BCDFGHJKLM"
