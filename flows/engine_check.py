@@ -16,14 +16,13 @@ from config.errors import ConfigError
 from config.load import load_profile, load_secret, load_surroundings
 from engine.capacity import Wish
 from engine.check import (
-    CheckPlan,
     CheckRule,
     CheckWish,
+    Questions,
     Report,
     ServerLog,
     check_engine,
     plan_check,
-    worst_case,
 )
 from engine.endpoint import Endpoint
 from engine.errors import SetUpImpossible
@@ -83,13 +82,12 @@ def check(asked: EngineCheck, notify: Callable[[str], None]) -> Checked:
     _check_unit(load_profile(asked.engine), asked.budget_usd)
     with open_engine(asked.engine, notify) as endpoint:
         seed = int(time.time()) if asked.seed is None else asked.seed
-        plan = plan_check(endpoint, asked.wish, seed)
-        _tell(endpoint, plan, asked.budget_usd, notify)
+        questions = Questions(endpoint, plan_check(endpoint, asked.wish, seed))
+        _tell(questions, asked.budget_usd, notify)
         log = _log_of(endpoint)
         report = asyncio.run(
             check_engine(
-                endpoint,
-                plan,
+                questions,
                 notify=notify,
                 budget_usd=asked.budget_usd,
                 log=log,
@@ -119,15 +117,13 @@ def _check_unit(profile: Profile, budget_usd: float | None) -> None:
         )
 
 
-def _tell(
-    endpoint: Endpoint, plan: CheckPlan, budget_usd: float | None, notify: Callable[[str], None]
-) -> None:
+def _tell(questions: Questions, budget_usd: float | None, notify: Callable[[str], None]) -> None:
     """Say what is sent; on a host with prices, that it cannot cost more than was allowed.
 
     Raises:
         ConfigError: It can.
     """
-    worst = worst_case(endpoint, plan)
+    endpoint, plan, worst = questions.endpoint, questions.plan, questions.worst()
     notify(
         f"sending {plan.num_calls:,} requests to {endpoint.profile.name}: {plan.num_requests:,} of"
         f" {plan.context_tokens:,} tokens, {plan.concurrency:,} at once; {worst.tokens:,} tokens at most"

@@ -100,7 +100,7 @@ class Questions:
 
     def __init__(self, endpoint: Endpoint, plan: CheckPlan) -> None:
         """Make the text that the long ones share."""
-        self._endpoint, self._plan = endpoint, plan
+        self.endpoint, self.plan = endpoint, plan
         question = _long_question()
         beside = endpoint.prompt_overhead(CONSTANT, question, LONG_SCHEMA)
         room = plan.context_tokens - beside - LONG_ANSWER_TOKENS - self._reasoning(plan.mode)
@@ -110,24 +110,24 @@ class Questions:
 
     def long(self) -> Iterator[Asked]:
         """Yield the long requests; all begin alike."""
-        for number in range(self._plan.num_requests):
+        for number in range(self.plan.num_requests):
             yield self._asked(
                 "long", number, material=self.documents.text(number), question=_long_question(),
-                schema=LONG_SCHEMA, mode=self._plan.mode,
+                schema=LONG_SCHEMA, mode=self.plan.mode,
             )  # fmt: skip
 
     def short(self) -> Iterator[Asked]:
         """Yield the short ones with a nested answer."""
-        for number in range(self._plan.num_short):
+        for number in range(self.plan.num_short):
             yield self._asked(
                 "short", number, material=self._few_lines("short", number),
                 question="For each half and the whole year: which kind of payment is the largest, and how does it go on?",
-                schema=SHORT_SCHEMA, mode=self._plan.mode,
+                schema=SHORT_SCHEMA, mode=self.plan.mode,
             )  # fmt: skip
 
     def thinking(self) -> Iterator[Asked]:
         """Yield those that are to think first."""
-        for number in range(self._plan.num_thinking):
+        for number in range(self.plan.num_thinking):
             yield self._asked(
                 "thinking", number, material=self._few_lines("thinking", number),
                 question="Add the payments up by kind. Which kind is the largest?",
@@ -136,9 +136,9 @@ class Questions:
 
     def tools(self) -> Iterator[Asked]:
         """Yield those that are to call a tool: first those that are forced to."""
-        profile = self._endpoint.profile
+        profile = self.endpoint.profile
         mode = profile.turn_mode("agent", think=True)
-        for number in range(self._plan.num_forced + self._plan.num_free):
+        for number in range(self.plan.num_forced + self.plan.num_free):
             request = self._request(
                 "tools", number, material=self._few_lines("tools", number),
                 question=_ASKED[number % len(_ASKED)], schema={"type": "object"}, mode=mode,
@@ -151,9 +151,9 @@ class Questions:
                 max_tokens=TOOL_ANSWER_TOKENS + thinking,
                 thinking_tokens=thinking or None,
                 tools=TOOLS,
-                must_call=number < self._plan.num_forced,
+                must_call=number < self.plan.num_forced,
             )
-            body = body_of(turn, request, self._endpoint)
+            body = body_of(turn, request, self.endpoint)
             yield Asked(request=request, turn=turn, body=body)
 
     def worst(self) -> Amount:
@@ -161,18 +161,18 @@ class Questions:
         total = Amount()
         first_long = next(self.long())
         for count, asked in (
-            (self._plan.num_requests, first_long),
+            (self.plan.num_requests, first_long),
             *((1, one) for one in (*self.short(), *self.thinking(), *self.tools())),
         ):
             usage = worst_usage(asked.body, asked.request)
-            one = amount_of(usage, self._endpoint.profile)
+            one = amount_of(usage, self.endpoint.profile)
             total += Amount(
                 tokens=count * one.tokens, usd=count * one.usd, gpu_seconds=count * one.gpu_seconds
             )
         return total
 
     def _few_lines(self, kind: str, number: int) -> str:
-        return "\n".join(lines_of(f"{self._plan.seed}/{kind}/{number}", _SHORT_LINES)) + "\n"
+        return "\n".join(lines_of(f"{self.plan.seed}/{kind}/{number}", _SHORT_LINES)) + "\n"
 
     def _asked(self, kind: str, number: int, *, material: str, question: str, schema: JsonSchema,
                mode: ModeName) -> Asked:  # fmt: skip
@@ -181,12 +181,12 @@ class Questions:
             kind, number, material=material, question=question, schema=schema, mode=mode,
             max_output_tokens=tokens,
         )  # fmt: skip
-        turn = opening(request, self._endpoint)
-        return Asked(request=request, turn=turn, body=body_of(turn, request, self._endpoint))
+        turn = opening(request, self.endpoint)
+        return Asked(request=request, turn=turn, body=body_of(turn, request, self.endpoint))
 
     def _request(self, kind: str, number: int, **parts: Any) -> Request:  # noqa: ANN401 - fields of Request
         return Request(
-            request_key=content_key("check", kind, number, self._plan.seed),
+            request_key=content_key("check", kind, number, self.plan.seed),
             stage=kind,
             instructions=CONSTANT,
             max_reasoning_tokens=self._reasoning(parts["mode"]),
@@ -197,7 +197,7 @@ class Questions:
     def _reasoning(self, mode: ModeName) -> int:
         if mode != "thinking":
             return 0
-        return min(THINKING_TOKENS, self._endpoint.profile.modes["thinking"].reasoning_tokens)
+        return min(THINKING_TOKENS, self.endpoint.profile.modes["thinking"].reasoning_tokens)
 
 
 def _long_question() -> str:

@@ -21,7 +21,6 @@ from engine.check.figures import (
     tool_share,
 )
 from engine.check.log import ServerLog
-from engine.check.plan import CheckPlan
 from engine.check.questions import Asked, Questions
 from engine.check.report import Figures, Gone, Report
 from engine.check.sending import Answered, CheckRule, Sending
@@ -38,21 +37,19 @@ Notify = Callable[[str], None]
 
 
 async def check_engine(
-    endpoint: Endpoint,
-    plan: CheckPlan,
+    questions: Questions,
     *,
     notify: Notify,
     budget_usd: float | None = None,
     log: ServerLog | None = None,
     rule: CheckRule | None = None,
 ) -> Report:
-    """Return the verdict on an engine, after sending it what the plan says.
+    """Return the verdict on an engine, after sending it what was planned.
 
     An engine that goes away, refuses or answers wrongly is a verdict and no error.
 
     Args:
-        endpoint: The engine.
-        plan: What to send.
+        questions: What to send, and to which engine.
         notify: Called with lines of progress.
         budget_usd: Most dollars to spend; None: no limit.
         log: The engine's log, where it is on this machine.
@@ -61,24 +58,22 @@ async def check_engine(
     Raises:
         EngineMisconfigured: The endpoint refuses every request of this kind: the key, or the model.
     """
-    check = _Check(endpoint, plan, notify=notify, log=log)
+    check = _Check(questions, notify=notify, log=log)
     return await check.carry_out(Budget(Caps(usd=budget_usd)), rule or CheckRule())
 
 
 class _Check:
     """One check in work."""
 
-    def __init__(
-        self, endpoint: Endpoint, plan: CheckPlan, *, notify: Notify, log: ServerLog | None
-    ) -> None:
-        self._endpoint, self._plan, self._notify, self._log = endpoint, plan, notify, log
+    def __init__(self, questions: Questions, *, notify: Notify, log: ServerLog | None) -> None:
+        self._questions, self._notify, self._log = questions, notify, log
+        self._endpoint, self._plan = questions.endpoint, questions.plan
         self._answered: dict[str, list[Answered]] = {}
         self._seconds: dict[str, float] = {}
         self._gone: Gone | None = None
 
     async def carry_out(self, budget: Budget, rule: CheckRule) -> Report:
         started, plan, endpoint = time.monotonic(), self._plan, self._endpoint
-        questions = Questions(endpoint, plan)
         facts = await asyncio.to_thread(cache_facts, endpoint.base_url)
         async with Client(
             endpoint.base_url, api_key=endpoint.api_key, max_connections=plan.concurrency + 1
@@ -86,13 +81,12 @@ class _Check:
             sending = Sending(endpoint, client, at_once=plan.concurrency, budget=budget, rule=rule)
             watching = asyncio.create_task(sending.watch())
             try:
-                await self._send_all(sending, questions)
+                await self._send_all(sending)
             finally:
                 watching.cancel()
                 with suppress(asyncio.CancelledError):
                     await watching
         figures = self._figures(
-            questions,
             sending,
             kv_tokens=None if facts is None else facts.num_tokens,
             block_tokens=None if facts is None else facts.block_tokens,
@@ -108,8 +102,9 @@ class _Check:
             gone=self._gone,
         )
 
-    async def _send_all(self, sending: Sending, questions: Questions) -> None:
+    async def _send_all(self, sending: Sending) -> None:
         """Send one kind after the other, until all are sent or the engine is gone."""
+        questions = self._questions
         long = iter(questions.long())
         # Alone: it makes the prefix that the others share, and shows an engine with nothing else to do.
         await self._phase(sending, "first", [next(long)])
@@ -127,6 +122,7 @@ class _Check:
                 await self._phase(sending, kind, calls)
 
     async def _phase(self, sending: Sending, kind: str, calls: Iterable[Asked]) -> None:
+        self._notify(f"{kind} requests: sending")
         started = last_told = time.monotonic()
 
         def told(number: int) -> None:
@@ -149,7 +145,6 @@ class _Check:
 
     def _figures(
         self,
-        questions: Questions,
         sending: Sending,
         *,
         kv_tokens: int | None,
@@ -173,8 +168,8 @@ class _Check:
             num_retries=sum(one.num_retries for one in every if one.reply is not None),
             errors=tuple(dict.fromkeys(one.error for one in every if one.error is not None)),
             most_at_once=most_at_once(long),
-            prompt_tokens=questions.prompt_tokens,
-            reported_prompt_share=reported_prompt_share(long, questions.prompt_tokens),
+            prompt_tokens=self._questions.prompt_tokens,
+            reported_prompt_share=reported_prompt_share(long, self._questions.prompt_tokens),
             load=sending.gauge,
             kv_tokens=kv_tokens,
             modes=modes,
@@ -185,7 +180,7 @@ class _Check:
             throughput=throughput_of(
                 busy, self._seconds["long" if rest else "first"], short, self._seconds.get("short", 0.0)
             ),
-            cached=cached_of(long, questions.documents.shared_tokens, block_tokens),
+            cached=cached_of(long, self._questions.documents.shared_tokens, block_tokens),
             spent=budget.spent,
             seconds=seconds,
         )  # fmt: skip

@@ -7,10 +7,10 @@ import threading
 import pytest
 
 from engine.batch import BreakerRule, RetryRule
-from engine.check import CheckRule, CheckWish, ServerLog, check_engine, plan_check, worst_case
+from engine.check import CheckRule, CheckWish, Questions, ServerLog, check_engine, plan_check
 from engine.check.documents import lines_of
 from engine.check.figures import Share, throughput_of
-from engine.check.questions import TOOLS, Questions
+from engine.check.questions import TOOLS
 from engine.check.sending import Gauge
 from engine.errors import EngineMisconfigured, SetUpImpossible
 from engine.load import Load
@@ -81,7 +81,9 @@ def check(engine, wish=SMALL, *, profile=None, lines=None, log=None, rule=QUICK,
     endpoint = endpoint_of(engine, profile or profile_of(engine))
     plan = plan_check(endpoint, wish, 7)
     notify = (lambda _: None) if lines is None else lines.append
-    return asyncio.run(check_engine(endpoint, plan, notify=notify, log=log, rule=rule, **more))
+    return asyncio.run(
+        check_engine(Questions(endpoint, plan), notify=notify, log=log, rule=rule, **more)
+    )
 
 
 def found(report, name):
@@ -120,7 +122,8 @@ def test_engine_is_ready_when_it_keeps_all_it_promises(host):
     assert figures.first_token.median <= figures.first_token.p95
     assert figures.cached.share > 0.8
     assert figures.throughput.prompt_tokens_per_s > 0
-    assert lines[0].startswith("first requests: 1 sent")
+    assert lines[0] == "first requests: sending"
+    assert lines[1].startswith("first requests: 1 sent")
 
 
 def test_long_prompts_share_their_beginning_alone_and_are_as_long_as_planned(host):
@@ -369,7 +372,7 @@ def test_long_prompts_are_sent_once_when_the_first_is_refused_as_too_long(host):
     endpoint = endpoint_of(host, profile_of(host))
     plan = plan_check(endpoint, SMALL, 7)
     host.max_model_len = 2000
-    report = asyncio.run(check_engine(endpoint, plan, notify=lambda _: None, rule=QUICK))
+    report = asyncio.run(check_engine(Questions(endpoint, plan), notify=lambda _: None, rule=QUICK))
     assert report.verdict == "not ready"
     assert "longer than the context" in one(report, "requests").says
     assert sum(len(json.dumps(body["messages"])) > 6000 for body in host.calls) == 1
@@ -407,7 +410,7 @@ def test_check_ends_when_the_key_is_wrong():
         plan = plan_check(endpoint, SMALL, 7)
         engine.api_key = "another"
         with pytest.raises(EngineMisconfigured, match="API key"):
-            asyncio.run(check_engine(endpoint, plan, notify=lambda _: None, rule=QUICK))
+            asyncio.run(check_engine(Questions(endpoint, plan), notify=lambda _: None, rule=QUICK))
 
 
 @pytest.mark.parametrize(
@@ -428,9 +431,11 @@ def test_worst_case_is_never_passed_when_the_host_has_prices(host):
     prices = Prices(input_usd=1.0, cached_input_usd=0.1, output_usd=3.0)
     endpoint = endpoint_of(host, profile_of(host, prices=prices))
     plan = plan_check(endpoint, SMALL, 7)
-    worst = worst_case(endpoint, plan)
+    worst = Questions(endpoint, plan).worst()
     report = asyncio.run(
-        check_engine(endpoint, plan, notify=lambda _: None, budget_usd=worst.usd, rule=QUICK)
+        check_engine(
+            Questions(endpoint, plan), notify=lambda _: None, budget_usd=worst.usd, rule=QUICK
+        )
     )
     assert 0 < report.figures.spent.usd < worst.usd
     assert report.verdict == "ready"
@@ -441,7 +446,7 @@ def test_budget_is_kept_when_it_is_reached_in_the_middle(host):
     endpoint = endpoint_of(host, profile_of(host, prices=prices))
     plan = plan_check(endpoint, SMALL, 7)
     report = asyncio.run(
-        check_engine(endpoint, plan, notify=lambda _: None, budget_usd=0.02, rule=QUICK)
+        check_engine(Questions(endpoint, plan), notify=lambda _: None, budget_usd=0.02, rule=QUICK)
     )
     assert 0 < report.figures.spent.usd <= 0.02
     assert report.verdict == "not ready"
