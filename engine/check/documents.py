@@ -61,7 +61,9 @@ class LongDocuments:
         self._seed = seed
         counter = endpoint.counter
         sample = "\n".join(lines_of(f"{seed}/shared", _SAMPLE_LINES))
-        self._num_lines = int(_FILL * room_tokens * _SAMPLE_LINES / max(1, counter.count(sample)))
+        self.line_tokens = max(1, counter.count(sample)) / _SAMPLE_LINES
+        """Tokens of a line, on average."""
+        self._num_lines = int(_FILL * room_tokens / self.line_tokens)
         for _ in range(_MAX_TRIES):
             self.num_tokens = counter.count(self.text(0))
             if self.num_tokens <= room_tokens:

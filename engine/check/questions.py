@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from engine.tool import ToolSpec
 from engine.wire import Turn, body_of, opening, opening_messages
 
 _SHORT_LINES = 12
+_LONGER = 1.2
+"""Tokens of a few lines at most, in parts of their average: they differ by names and digits."""
 
 
 def _object(properties: Mapping[str, Any]) -> JsonSchema:
@@ -107,6 +110,12 @@ class Questions:
         self.documents = LongDocuments(endpoint, seed=plan.seed, room_tokens=max(64, room))
         self.prompt_tokens = beside + self.documents.num_tokens
         """Of a long prompt, as counted here; the margin for the chat template is in it."""
+        few_tokens = beside + int(_LONGER * _SHORT_LINES * self.documents.line_tokens)
+        # Twice: hosts show tools with names and descriptions, and as they like.
+        shown = json.dumps([dict(spec.parameters) for spec in TOOLS])
+        tool_tokens = endpoint.counter.count(shown) if endpoint.profile.capabilities.tools else 0
+        self._prompt_tokens = {"long": self.prompt_tokens, "tools": few_tokens + 2 * tool_tokens}
+        self._few_tokens = few_tokens
 
     def long(self) -> Iterator[Asked]:
         """Yield the long requests; all begin alike."""
@@ -190,7 +199,7 @@ class Questions:
             stage=kind,
             instructions=CONSTANT,
             max_reasoning_tokens=self._reasoning(parts["mode"]),
-            prompt_tokens=self.prompt_tokens if kind == "long" else 0,
+            prompt_tokens=self._prompt_tokens.get(kind, self._few_tokens),
             **parts,
         )
 

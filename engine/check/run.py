@@ -109,16 +109,17 @@ class _Check:
         # Alone: it makes the prefix that the others share, and shows an engine with nothing else to do.
         await self._phase(sending, "first", [next(long)])
         (first,) = self._of("first")
-        phases: list[tuple[str, Iterable[Asked]]] = [
-            ("long", long),
-            ("short", questions.short()),
-            ("thinking", questions.thinking()),
-            ("tool", questions.tools()),
+        plan = self._plan
+        phases: list[tuple[str, Iterable[Asked], int]] = [
+            ("long", long, plan.num_requests - 1),
+            ("short", questions.short(), plan.num_short),
+            ("thinking", questions.thinking(), plan.num_thinking),
+            ("tool", questions.tools(), plan.num_forced + plan.num_free),
         ]
         # One that is refused alone is refused beside others too.
         refused = first.reply is None and not first.is_lost
-        for kind, calls in phases[1:] if refused else phases:
-            if self._gone is None:
+        for kind, calls, number in phases[1:] if refused else phases:
+            if number and self._gone is None:
                 await self._phase(sending, kind, calls)
 
     async def _phase(self, sending: Sending, kind: str, calls: Iterable[Asked]) -> None:

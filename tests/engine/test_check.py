@@ -466,3 +466,14 @@ def test_pace_comes_apart_when_answers_are_taken_off():
     pace = throughput_of(long, 10.0, short, 8.0)
     # 400 tokens in 8 s; of the 10 s, 4 go to 200 tokens of answers, and 6 to 4,000 of prompts.
     assert (pace.output_tokens_per_s, pace.prompt_tokens_per_s) == (50.0, 667.0)
+
+
+@pytest.mark.parametrize("kind", ["long", "short", "thinking", "tools"])
+def test_prompt_is_set_aside_at_its_full_length_when_it_is_sent(host, kind):
+    endpoint = endpoint_of(host, profile_of(host))
+    questions = Questions(endpoint, plan_check(endpoint, SMALL, 7))
+    for asked in getattr(questions, kind)():
+        texts = [message["content"] for message in asked.body["messages"]]
+        texts += [json.dumps(asked.body.get("tools", []))] if kind == "tools" else []
+        counted = sum(endpoint.counter.count_many(texts))
+        assert counted <= asked.request.prompt_tokens < 2 * counted + 500
