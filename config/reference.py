@@ -35,10 +35,15 @@ _AS_WRITTEN: Mapping[tuple[str, str], str] = {
     ("StageConfig", "prompt"): "text, or the name of a `.md`, `.j2` or `.txt` file",
     ("StageConfig", "combine"): "text, or the name of a `.md`, `.j2` or `.txt` file",
     ("StageConfig", "compute"): "text, or the name of a `.sql` file",
+    ("PolicyConfig", "sensitive"): "list of globs, or `true`",
+    ("MaskConfig", "words"): "list of texts, or the name of a `.txt` file",
+    ("BatchApiConfig", "window"): "hours or days, such as `24h`",
+    ("BatchLimits", "min_window"): "hours or days, such as `12h`",
+    ("BatchLimits", "max_window"): "hours or days, such as `7d`",
     ("ReportConfig", "template"): "`briefing`, or the name of a folder",
     ("StageConfig", "output"): "fields in short, a JSON Schema, or the name of a file with one",
 }
-"""Types of keys whose files the loader reads in before the model sees them."""
+"""Types of keys that say more than their models, such as those whose files the loader reads in."""
 
 PIPELINE_EXAMPLE = """\
 name: invoices                        # lower-case letters, digits and _

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from engine.batch.budget import Budget
 from engine.batch.call import Account, Caller, CircuitOpen, RetryRule
+from engine.batch.hosted import AWAITING_BATCH, AwaitingBatch, BatchDesk, HostedTurns
 from engine.batch.ledger import Log, on_record
 from engine.batch.route import Line, Route
 from engine.client import Client
@@ -51,6 +52,7 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
     budget: Budget | None = None,
     log: Log | None = None,
     workshop: Workshop | None = None,
+    desk: BatchDesk | None = None,
 ) -> AsyncGenerator[Result, None]:
     """Yield exactly one result per request, as they finish.
 
@@ -64,6 +66,7 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
         budget: What all calls together may spend; requests beyond it end as `over_budget`.
         log: Has each request before its first call goes out, and each result before it is yielded.
         workshop: What agents work with; None where no request is for one.
+        desk: Takes the requests that may go through the host's batch API; None: all are sent at once.
 
     Raises:
         EngineMisconfigured: The endpoint refuses every request of this kind.
@@ -81,7 +84,7 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
             Caller(line, client, retry, budget or Budget())
             for line, client in zip(route.lines, clients, strict=True)
         ]
-        sender = _Sender(route, callers, workshop or Workshop())
+        sender = _Sender(route, callers, workshop or Workshop(), desk)
         feeder = asyncio.create_task(_feed(requests, sender, done, limit=limit, log=log))
         try:
             while (item := await done.get()) is not _END:
@@ -147,14 +150,30 @@ async def _feed(
 class _Sender:
     """Carries out one request after the other, on the first endpoint that can."""
 
-    def __init__(self, route: Route, callers: Sequence[Caller], workshop: Workshop) -> None:
-        self._route, self._callers, self._workshop = route, callers, workshop
+    def __init__(
+        self,
+        route: Route,
+        callers: Sequence[Caller],
+        workshop: Workshop,
+        desk: BatchDesk | None,
+    ) -> None:
+        self._route, self._callers, self._workshop, self._desk = route, callers, workshop, desk
         self._asides = Asides()
 
     async def result(self, request: Request, priority: int) -> Result:
         """Return the request's one result."""
         with self._route.order(request) as order:
+            if self._desk_of(request, 0) is not None:
+                # A batch goes to the address that the profile names first, whatever replicas there are.
+                order = [0, *(number for number in order if not self._is_own(number))]
             return await self._result(request, priority, order)
+
+    def _desk_of(self, request: Request, number: int) -> BatchDesk | None:
+        """Return what takes a request to an endpoint's batch API; None where it is sent at once."""
+        desk, endpoint = self._desk, self._callers[number].line.endpoint
+        # Whatever else is on the route, a desk sends to its own host only.
+        is_its_host = desk is not None and desk.base_url == endpoint.base_url
+        return desk if is_its_host and request.batch_api is not None else None
 
     async def _result(self, request: Request, priority: int, order: Sequence[int]) -> Result:
         started = time.monotonic()
@@ -164,6 +183,9 @@ class _Sender:
             await asyncio.sleep(_CIRCUIT_POLL_S)
             found = await self._first_that_can(request, priority, account, order)
         ending, reasons = found.ending, found.reasons
+        if ending.error_class == AWAITING_BATCH:
+            # What its lines took is counted with the result that rests on them all.
+            account = Account(queued_s=account.queued_s)
         answered_by, is_own = self._callers[found.number], self._is_own(found.number)
         endpoint = answered_by.line.endpoint
         return Result(
@@ -186,11 +208,12 @@ class _Sender:
             cost_usd=account.cost_usd,
             gpu_seconds=account.gpu_seconds,
             attempts=account.attempts,
-            seconds=time.monotonic() - started,
+            seconds=account.batch_s + time.monotonic() - started,
             first_token_s=account.first_token_s,
             queued_s=account.queued_s,
             decoding_s=account.decoding_s,
             work=ending.work,
+            batch_ids=tuple(account.batch_ids),
         )
 
     async def _first_that_can(
@@ -243,13 +266,18 @@ class _Sender:
             EngineMisconfigured: The endpoint refuses every request of this kind.
         """
         caller, waits = self._callers[number], len(order) == 1
+        hosted, desk = None, self._desk_of(request, number)
+        if desk is not None and request.batch_api is not None:
+            hosted = HostedTurns(request, request.batch_api, caller, desk)
 
         async def send(body: Mapping[str, Any]) -> Reply:
+            if hosted is not None:
+                return await hosted.call(body, priority, account)
             return await caller.call(body, request, priority, account, waits=waits)
 
         try:
             # Asked before the body is made, which may have pictures in it.
-            if not waits:
+            if not waits and hosted is None:
                 caller.require_closed()
             means = Means(send=send)
             if request.limits is not None:
@@ -334,9 +362,10 @@ _ENDS: Mapping[type[EngineError], tuple[Outcome, str]] = {
     RequestRejected: ("failed", "request_rejected"),
     EngineUnavailable: ("failed", "engine_unavailable"),
     HandedOver: ("failed", "drifted"),
-    # These two can be resumed, and no other engine would help.
+    # These three can be resumed, and no other engine would help.
     BudgetReached: ("over_budget", "budget_reached"),
     AwaitingApproval: ("over_budget", "awaiting_approval"),
+    AwaitingBatch: ("over_budget", AWAITING_BATCH),
 }
 """What becomes of a request by the error that ended it, those first that are a kind of another."""
 

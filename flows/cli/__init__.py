@@ -13,7 +13,9 @@ from flows.cli import (
     machine,
     prepare,
     preview,
+    readiness,
     run,
+    runner,
     transcript,
 )
 from flows.cli.app import app, main
@@ -31,6 +33,8 @@ __all__ = [
     "main",
     "prepare",
     "preview",
+    "readiness",
     "run",
+    "runner",
     "transcript",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from engine.batch import Amount
+from engine.batch import AWAITING_BATCH, Amount
 from engine.profile import Prices
 from engine.request import Result
 from flows.run.rows import Answered
@@ -115,6 +115,22 @@ class ShardReport:
     """Documents by the route that questions about them take."""
     claims: tuple[str, ...] = ()
     """Tokens of the claims under which it was paid."""
+
+    @property
+    def is_to_go_on(self) -> bool:
+        """Tell whether some of its requests are asked for again when the run goes on."""
+        return any(stage.outcomes.get("over_budget") for stage in self.stages.values()) or (
+            self.awaits_batch
+        )
+
+    @property
+    def awaits_batch(self) -> bool:
+        """Tell whether some of its requests wait for a batch of the host."""
+        return any(
+            failure.error_class == AWAITING_BATCH
+            for stage in self.stages.values()
+            for failure in stage.failures
+        )
 
 
 def report_from_json(value: Mapping[str, Any]) -> ShardReport:
@@ -234,7 +250,8 @@ def saved_usd_of(result: Result, prices: Mapping[str, Prices | None]) -> float |
     known, cached = prices.get(result.engine), result.usage.cached_tokens
     if known is None or cached is None:
         return None
-    return cached * (known.input_usd - known.cached_input_usd) / 1e6
+    factor = known.factor(by_batch=bool(result.batch_ids))
+    return factor * cached * (known.input_usd - known.cached_input_usd) / 1e6
 
 
 UNANSWERED = frozenset({"invalid_output", "rejected", "failed", "over_budget"})
