@@ -24,6 +24,7 @@ from flows.run.record_tables import find_record_tables
 from flows.run.rows import given_of_row
 from flows.run.units import Reply, inputs_of
 from flows.stage_estimate import overhead_tokens
+from flows.usage_records import load_usage
 
 MOST_RECORDS = 2_000
 """Records of a stage that are looked at, parts in the order of their names: lengths settle long before."""
@@ -62,6 +63,8 @@ class Calibration:
     """What one record of the stages needed adds to the prompt."""
     units_per_input: float
     """Groups, for one record of the stages needed."""
+    repairs: float = 0.0
+    """Calls beyond the first, for one request: an answer that does not pass is asked for once more."""
     turns: TurnTokens | None = None
     """What agents took for one record; None for stages that are one turn."""
 
@@ -84,6 +87,7 @@ def calibrate(
     Raises:
         StorageError: The sink cannot be read.
     """
+    usage = load_usage(lake)
     tables = find_record_tables(lake, stages, routed=asker.is_routed)
     found = {
         stage.name: (
@@ -94,7 +98,9 @@ def calibrate(
     }
     return {
         stage.name: replace(
-            _calibration(asker, stage, found), turns=_turns(lake, stage, found[stage.name][1])
+            _calibration(asker, stage, found),
+            turns=_turns(stage, found[stage.name][1], usage),
+            repairs=_repairs(stage, found[stage.name][1], usage),
         )
         for stage in stages
         if stage.compute is None and found[stage.name][1]
@@ -105,7 +111,7 @@ def _records(lake: Lake, asker: Asker, stage: StageConfig, table: str) -> Iterat
     """Yield the records that were asked for as the pipeline asks now, part by part."""
     names = [
         "path", "unit", "outcome", "error_class", "escalated", "fingerprint", "completion_tokens",
-        "prompt_tokens",
+        "prompt_tokens", "request_key",
         "num_inputs", "citations", "claims", *stage.output["properties"],
     ]  # fmt: skip
     wanted = asker.stages[stage.name].way.fingerprint if stage.compute is None else None
@@ -139,24 +145,24 @@ def _calibration(asker: Asker, stage: StageConfig, found: _Records) -> Calibrati
     )
 
 
-def _turns(lake: Lake, stage: StageConfig, rows: Sequence[Row]) -> TurnTokens | None:
+def _turns(stage: StageConfig, rows: Sequence[Row], usage: pl.DataFrame) -> TurnTokens | None:
     """Return what agents took for a record, with the share of hits that usage on record tells."""
     if not stage.tools:
         return None
     prompt = _mean(row["prompt_tokens"] or 0 for row in rows if row["outcome"] != "skipped")
-    told = cached = 0.0
-    for item in lake.storage.list("runs"):
-        if "/usage/" not in item.path:
-            continue
-        held = lake.storage.find(item.path)
-        if held is None:
-            continue
-        usage = pl.read_parquet(
-            io.BytesIO(held.data), columns=["stage", "prompt_tokens", "cached_tokens"]
-        ).filter(pl.col("stage") == stage.name, pl.col("cached_tokens").is_not_null())
-        told += float(usage["prompt_tokens"].sum())
-        cached += float(usage["cached_tokens"].sum())
-    return TurnTokens(prompt, prompt * cached / told if told else 0.0)
+    told = usage.filter(pl.col("stage") == stage.name, pl.col("cached_tokens").is_not_null())
+    tokens = float(told["prompt_tokens"].sum())
+    cached = float(told["cached_tokens"].sum())
+    return TurnTokens(prompt, prompt * cached / tokens if tokens else 0.0)
+
+
+def _repairs(stage: StageConfig, rows: Sequence[Row], usage: pl.DataFrame) -> float:
+    """Return how often an answer was asked for once more since it did not pass, for one request."""
+    if stage.tools:
+        return 0.0
+    keys = [row["request_key"] for row in rows]
+    own = usage.filter(pl.col("request_key").is_in(keys)).unique("request_key", keep="last")
+    return _mean(float(calls - 1) for calls in own["attempts"].drop_nulls())
 
 
 def _mean(values: Iterator[float]) -> float:

@@ -136,10 +136,13 @@ def _expected(
     once = load.requests * overhead + load.tokens
     again = load.requests * told.again_share
     times = stage.samples + told.again_share
+    # A repair shows the prompt again, which the cache still has, with the answer that did not pass.
+    repeated = once * times * told.repairs
+    refused = load.requests * told.output_tokens * told.repairs / (1 + told.repairs)
     return Expected(
         requests=load.requests * stage.samples + again,
-        prompt_tokens=once * times,
-        planned_cached_tokens=hits + once * (times - 1),
+        prompt_tokens=once * times + repeated + refused,
+        planned_cached_tokens=hits + once * (times - 1) + repeated,
         output_tokens=load.requests * told.output_tokens,
         num_records=told.num_records,
     )

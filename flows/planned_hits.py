@@ -6,15 +6,13 @@ tells, or what the hits of earlier runs have in common.
 
 from __future__ import annotations
 
-import io
 import math
 from typing import TYPE_CHECKING
-
-import polars as pl
 
 from config.pipeline import StageConfig
 from connectors.sinks.lake import Lake
 from flows.run.layout import whole_blocks
+from flows.usage_records import load_usage
 
 if TYPE_CHECKING:
     from flows.stage_estimate import Load, Material
@@ -60,16 +58,8 @@ def measured_block(lake: Lake) -> int | None:
     Raises:
         StorageError: The sink cannot be read.
     """
-    hits: set[int] = set()
-    for item in lake.storage.list("runs"):
-        if "/usage/" not in item.path:
-            continue
-        held = lake.storage.find(item.path)
-        if held is None:
-            continue
-        # A request of several calls has the sum of their hits, which is whole blocks too.
-        column = pl.read_parquet(io.BytesIO(held.data), columns=["cached_tokens"])["cached_tokens"]
-        hits |= {tokens for tokens in column.drop_nulls().to_list() if tokens}
+    # A request of several calls has the sum of their hits, which is whole blocks too.
+    hits = {tokens for tokens in load_usage(lake)["cached_tokens"].drop_nulls() if tokens}
     if len(hits) < _LEAST_HITS:
         return None
     size = math.gcd(*hits)

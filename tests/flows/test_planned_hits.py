@@ -1,9 +1,9 @@
 """What a plan expects of the prefix cache, in whole blocks where their size is known."""
 
-import polars as pl
 import pytest
 
 from config.pipeline import StageConfig
+from connectors.sinks import parquet
 from connectors.sinks.lake import Lake
 from flows.planned_hits import measured_block, planned_hits
 from flows.row_estimate import RowTokens
@@ -62,8 +62,11 @@ def test_what_rows_share_ends_in_the_middle_of_a_block():
 def test_block_is_what_the_hits_of_earlier_runs_have_in_common(tmp_path, cached, expected):
     folder = tmp_path / "runs" / "one" / "usage"
     folder.mkdir(parents=True)
-    frame = pl.DataFrame({"cached_tokens": cached}, schema={"cached_tokens": pl.Int64})
-    frame.write_parquet(folder / "s00000.parquet")
+    rows = [
+        {"request_key": f"key-{n}", "row_key": "", "stage": "s", "cached_tokens": tokens}
+        for n, tokens in enumerate(cached)
+    ]
+    (folder / "s00000.parquet").write_bytes(parquet.to_parquet(rows, parquet.USAGE))
     assert measured_block(Lake(str(tmp_path))) == expected
 
 
