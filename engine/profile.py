@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from engine.batch_api.limits import BatchLimits
 from engine.grammar import Grammar
 from engine.local_models import LocalModelName
 from engine.request import ModeName
@@ -34,6 +35,10 @@ class Capabilities(_Model):
     forced_calls: bool = False
     """Whether the host takes `tool_choice: required`, with which a turn must call a tool, in every mode. Moonshot's
     API refuses it in Thinking (platform docs, second-hand)."""
+    stream_forced_calls: bool = True
+    """Whether a turn that must call is streamed like any other, where `stream` is on. vLLM 0.32 streams such a call
+    of parser kimi_k2 as plain content now and then, or loses it, and reads it well in one piece
+    (tests/engine/test_tiny_agent.py)."""
     structured_output: bool = False
     """Whether `response_format: json_schema` constrains the answer on the host."""
     grammar: Grammar = "any"
@@ -54,6 +59,9 @@ class Capabilities(_Model):
     cached_tokens: bool = False
     """Whether usage says how many prompt tokens came from the prefix cache; vLLM needs
     `--enable-prompt-tokens-details` for it."""
+    batch_api: BatchLimits | None = None
+    """Limits of the host's batch API, for stages with `batch_api`; None: it has none. vLLM has none
+    (0.32)."""
 
 
 class ImageRule(_Model):
@@ -77,8 +85,12 @@ class Prices(_Model):
     output_usd: float = Field(ge=0)
     """Tokens generated, reasoning included."""
     batch_factor: float | None = Field(default=None, gt=0, le=1)
-    """Share of these prices that the host's own batch API takes, 0.6 for 40 % off; None: it has no
-    such API."""
+    """Share of these prices that the host's own batch API takes, 0.6 for 40 % off; None: as much as
+    any call."""
+
+    def factor(self, *, by_batch: bool) -> float:
+        """Return the share of these prices that is paid."""
+        return self.batch_factor if by_batch and self.batch_factor is not None else 1.0
 
     def usd(self, *, prompt: int, cached: int, output: int) -> float:
         """Return the price of that many tokens; `cached` is a part of `prompt`."""

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -12,6 +14,7 @@ from tokenizers.trainers import WordLevelTrainer
 
 from benchmarks import gpu_capacity
 from engine import tiny
+from engine.capacity import parse_gpus
 from tests.corpora.make import write_video
 from tests.corpora.pages import Page, Text, write_pages
 
@@ -115,14 +118,53 @@ def test_video_reading_gives_each_arm_its_figures_when_run_in_small(tmp_path):
     assert all(arm["median_cpu_s"] > 0 for arm in found["arms"])
 
 
-def test_checkpoint_has_the_real_shapes_when_written_for_a_gpu(tmp_path):
-    gpu_capacity.write_checkpoint(tmp_path / "model", layers=2, experts=384)
-    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
-    text = config["text_config"]
+def test_shapes_are_the_real_ones_when_served_on_a_gpu(tmp_path):
+    text = gpu_capacity.overrides(layers=2, experts=384)["text_config"]
     # The weights of a layer of experts, as the model's own: 384 of 3 x 7168 x 2048.
     size = text["n_routed_experts"] * 3 * text["hidden_size"] * text["moe_intermediate_size"]
     assert size == 16_911_433_728
-    assert tiny.LATENT_SIZE == 576
+    # What is not overridden is the model's own already.
+    tiny.write(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
+    served = config["text_config"] | text
+    shape = gpu_capacity.model_facts(layers=2, experts=384).shape
+    attention, experts = shape.attention, shape.experts
+    assert (served["vocab_size"], served["num_hidden_layers"]) == (shape.vocabulary, shape.layers)
+    assert served["kv_lora_rank"] + served["qk_rope_head_dim"] == tiny.LATENT_SIZE == 576
+    assert (served["q_lora_rank"], served["qk_nope_head_dim"], served["v_head_dim"]) == (
+        attention.q_lora_rank, attention.nope_dim, attention.value_dim,
+    )  # fmt: skip
+    assert (served["n_shared_experts"], served["first_k_dense_replace"]) == (
+        experts.shared, experts.first_dense,
+    )  # fmt: skip
+    assert (served["intermediate_size"], served["num_attention_heads"]) == (
+        shape.dense_size, attention.heads,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("reported", "within"), [(5_000_000, False), (9_900_000, True)])
+def test_planner_is_held_within_2_percent_when_a_gpu_reports(reported, within):
+    asked = Namespace(layers=2, experts=384, lengths=[4096], utilization=0.9)
+    planned = gpu_capacity.planned_for(asked, parse_gpus("8xH100"))
+    log = "Model loading took 41.0 GiB memory\nAvailable KV cache memory: 21.52 GiB\n"
+    ratio = planned.engine_tokens / 9_900_000
+    found = gpu_capacity.compared(planned, int(reported * ratio), log)
+    assert found["within"] is within
+    # 2 layers x 576 x 2 bytes.
+    assert found["kv_bytes_per_token"] == 2304
+    assert found["kv_tokens_by_memory"] == pytest.approx(21.52 * 2**30 / 2304)
+    assert found["overhead_gib_found"] == pytest.approx(
+        0.9 * 81_559 / 1024 - 41.0 - 21.52, abs=0.01
+    )
+
+
+def test_nothing_is_measured_and_that_is_said_when_there_is_no_gpu(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_capacity"],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={"PATH": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "nothing was measured" in result.stdout
 
 
 def test_pdf_reading_compares_its_arms_over_the_files_that_all_open(tmp_path):
