@@ -190,5 +190,6 @@ def _next_steps(found: clarifai.ClarifaiSetUp, folder: Path, own: Path) -> tuple
         ("clarifai", "model", "upload", model),
         ("clarifai", "deployment", "create", found.nodepool_id, found.deployment_id, "--config", str(folder / "deployment.yaml")),
         ("headrace", "doctor", "--engine", str(own)),
+        ("headrace", "engine", "check", str(own), "--concurrency", str(found.plan.wish.concurrency)),
     )  # fmt: skip
     return tuple(shlex.join(step) for step in steps)

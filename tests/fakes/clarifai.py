@@ -28,17 +28,23 @@ def said(code: int, description: str, details: str = "") -> bytes:
 class FakeClarifai(FakeEngine):
     """The endpoint; `served` are the URLs of models that it knows."""
 
-    def __init__(self, *, served: set[str] | None = None, runner: Path | None = None) -> None:
-        """Serve models by their URLs, or one while the file that a fake runner writes is there."""
+    def __init__(
+        self, *, served: set[str] | None = None, runner: Path | None = None, drops: str = ""
+    ) -> None:
+        """Serve models by their URLs, or one while the file that a fake runner writes is there.
+
+        Its gateway drops the field that `drops` names.
+        """
         super().__init__(script=self._answer, api_key=TOKEN)
         self.served = served or set()
         self._runner = runner
+        self._drops = drops
 
     def _answer(self, _number: int, body: Mapping[str, Any]) -> Fault | None:
         if body["model"] not in self.served and not (self._runner and self._runner.exists()):
             return Fault(status=404, body=said(21200, "Model does not exist", body["model"]))
-        kwargs = body.get("chat_template_kwargs", {})
-        if kwargs.get("thinking", True):
+        handed_on = {name: value for name, value in body.items() if name != self._drops}
+        if handed_on.get("chat_template_kwargs", {}).get("thinking", True):
             return Fault(message={"reasoning": "Line 1 says so.", "content": '{"answer": "red"}'})
         return Fault(content='{"answer": "red"}')
 

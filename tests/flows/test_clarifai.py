@@ -179,12 +179,12 @@ def test_hosted_model_is_planned_for_its_own_gpus_when_nothing_is_emitted(here):
 
 
 @pytest.fixture
-def asked(here, monkeypatch):
-    """A paper to ask about, and the shipped profile at a fake host."""
+def asked(here, monkeypatch, request):
+    """A paper to ask about, and the shipped profile at a fake host, which may drop a field."""
     (here / "papers").mkdir()
     (here / "papers" / "a.txt").write_text("The house is red.\n")
     monkeypatch.setenv("CLARIFAI_PAT", TOKEN)
-    with FakeClarifai(served={MODEL_URL}) as host:
+    with FakeClarifai(served={MODEL_URL}, drops=getattr(request, "param", "")) as host:
         shipped = read_yaml(REPOSITORY / "config/profiles/clarifai.yaml")
         del shipped["tokenizer"]
         here.joinpath("fake.yaml").write_text(
@@ -244,3 +244,14 @@ def test_doctor_checks_the_address_and_the_key_when_it_has_the_profile(
     result = call("doctor", "--engine", "fake.yaml")
     assert_said(result, said)
     assert token not in result.output
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"), [("", "ok"), ("chat_template_kwargs", "fail")], indirect=["asked"]
+)
+def test_switch_that_the_gateway_drops_is_found_when_the_engine_is_checked(asked, status):
+    result = call("engine", "check", "fake.yaml", "--context", 4096, "--concurrency", 1, "--json")
+    (mode,) = [
+        one for one in json.loads(result.stdout)["findings"] if one["check"] == "mode instant"
+    ]
+    assert mode["status"] == status, mode

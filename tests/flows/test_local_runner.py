@@ -53,6 +53,7 @@ def until(condition, limit_s=40):
         time.sleep(0.1)
 
 
+@pytest.mark.timeout(120)
 def test_runner_is_asked_started_again_and_ended_when_it_crashes(deploy):
     home = deploy.parent / "home"
     command = [HEADRACE, "engine", "runner", deploy, "--concurrency", "8", "--json"]
