@@ -6,7 +6,7 @@ PORT ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-main install-engine demo test lint type format docs reference bench check check-system lock clean
+.PHONY: help install install-main install-engine install-clarifai demo test lint type format docs reference bench check check-system lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,14 @@ install-main: .venv/installed
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --offline -e .
 	@touch $@
 	@echo "[orchestrator] ready"
+
+install-clarifai: .venv-clarifai/installed
+
+.venv-clarifai/installed: requirements/clarifai.lock | .venv/installed
+	@echo "[clarifai] creating .venv-clarifai"
+	@$(PYTHON) -m venv --clear .venv-clarifai
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-clarifai/bin/python --require-hashes -r requirements/clarifai.lock
+	@touch $@
 
 install-engine:
 	@$(PYTHON) -m engine.install --venv .venv-engine --cache $(CACHE)
@@ -76,7 +84,7 @@ check: install ## longer tests: runs killed hundreds of times; a folder of real 
 	@$(BIN)/python -m pytest -m slow
 	@$(BIN)/python -m pytest -m corpus --timeout 3600
 
-check-system: install-main ## tests that need Debian packages: chromium, tesseract-ocr, poppler-utils
+check-system: install-main install-clarifai ## tests that need the clarifai package, or Debian's chromium, tesseract-ocr, poppler-utils
 	@$(BIN)/python -m pytest -m system
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-annotate \
@@ -86,6 +94,7 @@ lock: install-main ## resolve all versions anew and write requirements/*.lock
 	$(LOCK) requirements/uv.in -o requirements/uv.lock
 	$(LOCK) pyproject.toml -o requirements/main.lock
 	$(LOCK) pyproject.toml --extra dev --extra demo -o requirements/dev.lock
+	$(LOCK) requirements/clarifai.in -o requirements/clarifai.lock
 
 clean: ## remove environments and what the demo left; keeps the cache of models
-	rm -rf .venv .venv-engine .headrace .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-engine .venv-clarifai .headrace .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

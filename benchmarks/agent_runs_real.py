@@ -1,11 +1,11 @@
 """Agents with a real model and real tools: whether anything but the model goes wrong.
 
-`python -m benchmarks.agent_runs_real [--samples 10] [--engine embedded]`. Five questions about the demo's corpus, each
+`python -m benchmarks.agent_runs_real [--samples 10] [--engine embedded] [--sink FOLDER]`. Five questions about the demo's corpus, each
 asked so many times, by agents that may call `search` and `table_query`. The first two turns of each must call a
 tool, under the host's grammar; the answer is under one too. A model of 135 million parameters calls what it likes
-and answers what it likes; both are counted as its own. The machinery fails where a run has no record, an engine
-had to be asked again, a tool broke down, or a call that the model was allowed to finish does not follow its tool's
-schema. The exit code is 1 then.
+and answers what it likes; both are counted as its own. The machinery fails where a run has no end, a tool broke
+down, or a call that the model was allowed to finish does not follow its tool's schema. The exit code is 1 then. Turns
+that had to be sent again, since the engine did not answer in time, are told beside it.
 """
 
 from __future__ import annotations
@@ -56,17 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=10, help="runs of each of five questions")
     parser.add_argument("--engine", default="embedded")
+    parser.add_argument("--sink", help="where to keep what was done; dropped unless given")
     asked = parser.parse_args()
     measured_on = machine()
     with tempfile.TemporaryDirectory() as folder:
-        manifest = run_job(
-            make_job(
-                write_pipeline(Path(folder), asked.samples),
-                Options(sink=f"{folder}/sink", engine=asked.engine),
-            ),
-            notify=_say,
-        )
-        found = count(f"{folder}/sink")
+        sink = asked.sink or f"{folder}/sink"
+        file = write_pipeline(Path(folder), asked.samples)
+        manifest = run_job(make_job(file, Options(sink=sink, engine=asked.engine)), notify=_say)
+        found = count(sink)
     rows = [{"arm": "agents", **found}]
     facts = {"seconds": manifest["seconds"], "verdict": manifest["verdict"]}
     show("agent_runs_real", measured_on, facts, rows)
@@ -105,9 +102,11 @@ def count(sink: str) -> dict[str, int]:
         ).iter_rows()
         if failure is not None
     )
-    broken = sum(number for name, number in failures.items() if name not in {"cut", *_MODEL_ERRORS})
-    unanswered = len(usage.filter(pl.col("finish_reason").is_null()))
-    again = int(usage["attempts"].sum()) - len(turns) - len(events.filter(kind="compacted"))
+    machinery = {
+        name: number for name, number in failures.items() if name not in {"cut", *_MODEL_ERRORS}
+    }
+    machinery["without an end"] = len(usage.filter(pl.col("finish_reason").is_null()))
+    sent = len(turns) + len(events.filter(kind="compacted"))
     return {
         "runs": len(usage),
         "turns": len(turns),
@@ -116,8 +115,10 @@ def count(sink: str) -> dict[str, int]:
         "gave a result": len(calls) - failures.total(),
         "refused by the tool": sum(failures[name] for name in _MODEL_ERRORS),
         "cut by the model's own length": failures["cut"],
+        "calls sent again": int(usage["attempts"].sum()) - sent,
         "records without an answer": int((outcomes != "succeeded").sum()),
-        "machinery failures": broken + unanswered + again,
+        **{f"machinery: {name}": number for name, number in sorted(machinery.items()) if number},
+        "machinery failures": sum(machinery.values()),
     }
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.agents import LimitsConfig
+from config.batch_api import BatchApiConfig
 from config.graph import Problem, problems
 from config.model import Model
 from config.output import check_output, formats_in
@@ -259,6 +260,9 @@ class StageConfig(Model):
     adapter: str | None = None
     """LoRA adapter that answers this stage, by a name in the profile's `adapters`."""
     budget: StageBudgetConfig = Field(default_factory=StageBudgetConfig)
+    batch_api: BatchApiConfig | None = None
+    """Send the stage through the host's batch API, for less, where answers can wait; None: each question is
+    a call at once. `batch_api: {}` has the defaults. Records and keys are the same either way."""
 
     @model_validator(mode="after")
     def _check_output(self) -> Self:
@@ -304,6 +308,8 @@ class StageConfig(Model):
             raise ValueError(f"mode {self.mode} calls no `tools`; set mode: agent, or drop them")
         if self.tools and self.escalate is not None:
             raise ValueError("an agent does not escalate; drop `escalate`")
+        if self.tools and self.batch_api is not None:
+            raise ValueError("an agent's turns cannot wait for `batch_api`; drop it")
         if self.tools and LABEL_FORMAT in formats_in(self.output):
             raise ValueError(
                 "an agent finds its lines itself, so that `line` cannot be checked; make the field `cited`"
@@ -335,8 +341,8 @@ class StageConfig(Model):
             raise ValueError("a stage with `compute` needs at least one stage in `needs`")
 
     def asked(self) -> dict[str, Any]:
-        """Return what the stage's records follow from: all of it but what it may spend."""
-        return self.model_dump(mode="json", exclude={"budget"})
+        """Return what the stage's records follow from: all of it but what it may spend and how it is sent."""
+        return self.model_dump(mode="json", exclude={"budget", "batch_api"})
 
     @property
     def is_gathered(self) -> bool:

@@ -35,10 +35,15 @@ _AS_WRITTEN: Mapping[tuple[str, str], str] = {
     ("StageConfig", "prompt"): "text, or the name of a `.md`, `.j2` or `.txt` file",
     ("StageConfig", "combine"): "text, or the name of a `.md`, `.j2` or `.txt` file",
     ("StageConfig", "compute"): "text, or the name of a `.sql` file",
+    ("PolicyConfig", "sensitive"): "list of globs, or `true`",
+    ("MaskConfig", "words"): "list of texts, or the name of a `.txt` file",
+    ("BatchApiConfig", "window"): "hours or days, such as `24h`",
+    ("BatchLimits", "min_window"): "hours or days, such as `12h`",
+    ("BatchLimits", "max_window"): "hours or days, such as `7d`",
     ("ReportConfig", "template"): "`briefing`, or the name of a folder",
     ("StageConfig", "output"): "fields in short, a JSON Schema, or the name of a file with one",
 }
-"""Types of keys whose files the loader reads in before the model sees them."""
+"""Types of keys that say more than their models, such as those whose files the loader reads in."""
 
 PIPELINE_EXAMPLE = """\
 name: invoices                        # lower-case letters, digits and _
@@ -157,8 +162,11 @@ PAGES = {
 
 def _page(top: str, root: type[BaseModel]) -> str:
     sections = [top]
-    for path, model in _models("", root):
-        heading = f"## {path}" if path else "## At the top"
+    models = list(_models("", root))
+    paths = [path for path, _ in models]
+    for path, model in models:
+        name = _section(path, model, shared=paths.count(path) > 1)
+        heading = f"## {name}" if path else "## At the top"
         text = " ".join((model.__doc__ or "").split())
         sections.append(f"{heading}\n\n{text}\n\n{_table(path, model)}\n")
     return "\n".join(sections)
@@ -185,6 +193,11 @@ def _inner_models(annotation: object, mark: str = "") -> Iterator[tuple[type[Bas
         yield from _inner_models(argument, mark)
 
 
+def _section(path: str, model: type[BaseModel], *, shared: bool) -> str:
+    """Return the name of a model's section; with its kind where others have the same keys' path."""
+    return f"{path} of kind {model.model_fields['kind'].default}" if shared else path
+
+
 def _table(path: str, model: type[BaseModel]) -> str:
     rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
@@ -197,15 +210,20 @@ def _type(path: str, model: type[BaseModel], name: str, field: FieldInfo) -> str
     written = _AS_WRITTEN.get((model.__name__, name))
     if written is not None:
         return written
-    for _, mark in _inner_models(field.annotation):
-        section = f"{path}.{name}{mark}".lstrip(".")
+    inner = list(_inner_models(field.annotation))
+    if inner:
+        mark = inner[0][1]
+        keys = f"{path}.{name}{mark}".lstrip(".")
+        sections = [_section(keys, one, shared=len(inner) > 1) for one, _ in inner]
         kind = {"": "keys", "[]": "list of", ".NAME": "by name:"}[mark]
-        return f"{kind} [{section}](#{_anchor(section)})"
+        links = " or ".join(f"[{section}](#{_anchor(section)})" for section in sections)
+        return f"{kind} {links}"
     return _words(field.annotation) + _limits(field.metadata)
 
 
 def _anchor(heading: str) -> str:
-    return "".join(char for char in heading.lower() if char.isalnum() or char in "-_")
+    words = heading.lower().replace(" ", "-")
+    return "".join(char for char in words if char.isalnum() or char in "-_")
 
 
 def _words(annotation: object) -> str:

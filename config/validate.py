@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from config.errors import ConfigError
 
@@ -23,10 +24,18 @@ def validated(model: type[_Model], data: Mapping[str, Any], path: Path) -> _Mode
     try:
         return model.model_validate(data)
     except ValidationError as exc:
+        errors = exc.errors()
         lines = [
-            _explain(model, error["loc"], error["type"], error["msg"]) for error in exc.errors()
+            _explain(model, error["loc"], error["type"], error["msg"])
+            for error in errors
+            # A list whose every item is wrong is not empty.
+            if not (error["type"] == "too_short" and _has_below(error["loc"], errors))
         ]
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from exc
+
+
+def _has_below(loc: tuple[int | str, ...], errors: Sequence[ErrorDetails]) -> bool:
+    return any(error["loc"] != loc and error["loc"][: len(loc)] == loc for error in errors)
 
 
 def _explain(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, message: str) -> str:

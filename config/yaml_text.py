@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-__all__ = ["YAMLError", "parse_yaml"]
+__all__ = ["YAMLError", "dump_yaml", "parse_yaml"]
 
 
 def parse_yaml(text: str) -> object:
@@ -16,3 +18,14 @@ def parse_yaml(text: str) -> object:
     """
     value: object = YAML(typ="safe", pure=True).load(text)
     return value
+
+
+def dump_yaml(value: object) -> str:
+    """Return the YAML of mappings, lists and plain values, keys in their order; `parse_yaml` reads it back."""
+    # The safe kind would sort the keys.
+    yaml = YAML(typ="rt", pure=True)
+    yaml.default_flow_style = False
+    yaml.width = 2**16
+    out = StringIO()
+    yaml.dump(value, out)
+    return out.getvalue()

@@ -205,6 +205,8 @@ def _describe(base_url: str, profile: Profile, api_key: str | None) -> tuple[str
         raise EngineUnavailable(f"{base_url} serves no model; check the server")
     model = profile.model or next(iter(models))
     if model not in models:
+        if not profile.listed:
+            return model, None if profile.context_tokens else DEFAULT_CONTEXT_TOKENS
         raise EngineMisconfigured(
             f"{base_url} has no model {model!r}; it has {', '.join(sorted(models))}"
         )

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from engine.batch_api.limits import BatchLimits
 from engine.grammar import Grammar
 from engine.local_models import LocalModelName
 from engine.request import ModeName
@@ -34,6 +35,10 @@ class Capabilities(_Model):
     forced_calls: bool = False
     """Whether the host takes `tool_choice: required`, with which a turn must call a tool, in every mode. Moonshot's
     API refuses it in Thinking (platform docs, second-hand)."""
+    stream_forced_calls: bool = True
+    """Whether a turn that must call is streamed like any other, where `stream` is on. vLLM 0.32 streams such a call
+    of parser kimi_k2 as plain content now and then, or loses it, and reads it well in one piece
+    (tests/engine/test_tiny_agent.py)."""
     structured_output: bool = False
     """Whether `response_format: json_schema` constrains the answer on the host."""
     grammar: Grammar = "any"
@@ -54,6 +59,9 @@ class Capabilities(_Model):
     cached_tokens: bool = False
     """Whether usage says how many prompt tokens came from the prefix cache; vLLM needs
     `--enable-prompt-tokens-details` for it."""
+    batch_api: BatchLimits | None = None
+    """Limits of the host's batch API, for stages with `batch_api`; None: it has none. vLLM has none
+    (0.32)."""
 
 
 class ImageRule(_Model):
@@ -77,8 +85,12 @@ class Prices(_Model):
     output_usd: float = Field(ge=0)
     """Tokens generated, reasoning included."""
     batch_factor: float | None = Field(default=None, gt=0, le=1)
-    """Share of these prices that the host's own batch API takes, 0.6 for 40 % off; None: it has no
-    such API."""
+    """Share of these prices that the host's own batch API takes, 0.6 for 40 % off; None: as much as
+    any call."""
+
+    def factor(self, *, by_batch: bool) -> float:
+        """Return the share of these prices that is paid."""
+        return self.batch_factor if by_batch and self.batch_factor is not None else 1.0
 
     def usd(self, *, prompt: int, cached: int, output: int) -> float:
         """Return the price of that many tokens; `cached` is a part of `prompt`."""
@@ -153,6 +165,15 @@ class DataSheet(_Model):
     """Where these facts are written."""
 
 
+class DeployTarget(_Model):
+    """Where `headrace engine plan PROFILE --emit DIR` deploys the profile's model to."""
+
+    to: Literal["clarifai"]
+    """The cloud: `clarifai` has compute clusters, node pools and deployments."""
+    gpus: str
+    """GPUs of one replica where `--gpus` names none, such as `8xH200`."""
+
+
 class Profile(_Model):
     """One host."""
 
@@ -164,8 +185,11 @@ class Profile(_Model):
     """Model as named in requests; None: the first one the endpoint lists."""
     serve: LocalModelName | None = None
     """What this machine starts by itself; None for an endpoint that is there already."""
+    listed: bool = True
+    """Whether the host's list of models names all that it serves; off where it may not: then a model that
+    the list lacks is asked for all the same, and the first request tells."""
     server_flags: tuple[str, ...] = ()
-    """Flags of `vllm serve` for an engine that this machine starts."""
+    """Flags of `vllm serve` for an engine that this machine starts, or that is deployed with `deploy`."""
     base_url: str | None = None
     """Address up to and with `/v1`; None for an engine that this machine starts."""
     replicas: tuple[str, ...] = ()
@@ -211,6 +235,8 @@ class Profile(_Model):
     gpus: int | None = Field(default=None, ge=1)
     """Number of GPUs that serve the model together, all replicas behind the address counted. With
     `throughput` it says how many GPU-seconds a call takes; None: not known, such as at a host's API."""
+    deploy: DeployTarget | None = None
+    """Cloud that can serve the model on GPUs of its own choosing, for `engine plan --emit`; None: none."""
     ask_fields: str = "answer: string, evidence: line"
     """What `headrace ask` asks for where no fields are given, in short. A model too small to write a
     sentence is asked for a line of the document only."""

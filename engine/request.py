@@ -52,6 +52,17 @@ class AgentLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTerms:
+    """How a request goes through the host's batch API."""
+
+    window: str
+    """Time that the host is given, such as `24h`."""
+    again: Literal["batch_api", "at_once"] = "batch_api"
+    """How a line is asked again that has failed, and what else a request needs: in a further batch, or
+    as a call like any other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What an agent or a swarm did for one request."""
 
@@ -105,6 +116,8 @@ class Request:
     """Lower goes first, at endpoints that know priorities; None: as its place in the order."""
     limits: AgentLimits | None = None
     """In Agent and Swarm mode only."""
+    batch_api: BatchTerms | None = None
+    """None: it is sent at once. Its key is the same either way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +182,8 @@ class Result:
     """Seconds from the last call's first event to its end; None where answers are not streamed."""
     work: Work | None = None
     """What an agent did; None in the modes that have no steps."""
+    batch_ids: tuple[str, ...] = ()
+    """The host's batches that answered it; empty where it was asked at once."""
 
 
 def add_usage(first: Usage, second: Usage) -> Usage:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 
@@ -122,14 +123,26 @@ def status_error(
 def said(body: bytes, secret: str | None) -> str:
     """Return the server's own message in one line, cut short, without the secret."""
     text = body.decode("utf-8", "replace")
-    try:
-        error = json.loads(text)["error"]
-        text = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        pass
+    with suppress(ValueError, KeyError, TypeError):
+        text = _message(json.loads(text))
     if secret:
         text = text.replace(secret, "[key]")
     return " ".join(text.split())[:_MAX_SAID] or "no message"
+
+
+def _message(body: Mapping[str, Any]) -> str:
+    """Return the message of an error as OpenAI's protocol has it, or as Clarifai's own API has it.
+
+    Raises:
+        KeyError: It is neither.
+        TypeError: It is neither.
+    """
+    if "error" not in body and "status" in body:
+        status = body["status"]
+        parts = (str(status["description"]), str(status.get("details") or ""))
+        return ": ".join(part for part in parts if part)
+    error = body["error"]
+    return str(error["message"] if isinstance(error, dict) else error)
 
 
 def _is_about_length(body: bytes) -> bool:

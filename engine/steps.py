@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from engine.request import Usage
+from engine.request import Request, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,8 +161,11 @@ class StepLog(Protocol):
     async def add(self, key: str, event: Event) -> None:
         """Return when the event is on record; it survives the end of this process."""
 
-    def is_billed(self, event: Event) -> bool:
-        """Tell whether what an event took is in a bill already, that of another run or an earlier commit."""
+    def paid(self) -> Sequence[Paid]:
+        """Return what the request has paid for so far, whatever it is kept under, and no bill has in it yet.
+
+        Bills are those of other runs and earlier commits.
+        """
 
 
 class MemoryLog:
@@ -170,6 +173,11 @@ class MemoryLog:
 
     def __init__(self) -> None:
         self._events: dict[str, list[Event]] = defaultdict(list)
+        self._paid: dict[str, list[Paid]] = defaultdict(list)
+
+    def of(self, request: Request) -> StepLog:
+        """Return the log of one request; what is under one key is the same for all."""
+        return _MemoryLogOfOne(self, self._paid[request.request_key])
 
     def events(self, key: str) -> Sequence[Event]:
         """Return what is on record under a key, oldest first."""
@@ -179,6 +187,20 @@ class MemoryLog:
         """Keep the event."""
         self._events[key].append(event)
 
-    def is_billed(self, event: Event) -> bool:  # noqa: ARG002 - the protocol's
-        """Tell that it is not."""
-        return False
+
+class _MemoryLogOfOne:
+    """One request's view of a log."""
+
+    def __init__(self, log: MemoryLog, paid: list[Paid]) -> None:
+        self._log, self._paid = log, paid
+
+    def events(self, key: str) -> Sequence[Event]:
+        return self._log.events(key)
+
+    async def add(self, key: str, event: Event) -> None:
+        if isinstance(event, Paid):
+            self._paid.append(event)
+        await self._log.add(key, event)
+
+    def paid(self) -> Sequence[Paid]:
+        return list(self._paid)

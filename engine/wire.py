@@ -85,7 +85,8 @@ def body_of(turn: Turn, request: Request, endpoint: Endpoint) -> dict[str, Any]:
     if turn.tools:
         body["tools"] = [_declared(spec, strict=can.strict_tools) for spec in turn.tools]
         body["tool_choice"] = _choice(turn, can_force=can.forced_calls)
-    if can.stream:
+    is_forced = body.get("tool_choice") == "required"
+    if can.stream and (can.stream_forced_calls or not is_forced):
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         if can.stream_interval is not None:
             body["stream_interval"] = can.stream_interval

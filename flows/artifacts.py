@@ -26,11 +26,12 @@ from config.load import load_surroundings
 from engine.errors import EngineError
 from engine.status import map_errors
 from flows.report.took import took
-from flows.report.words import cached_share, counted, mode_story, route_story
+from flows.report.words import batch_story, cached_share, counted, mode_story, route_story
 from flows.run.progress import Snapshot
 
 logger = logging.getLogger(__name__)
 
+_MOST_BATCHES = 20
 INTERVAL_S = 3.0
 """Seconds between updates of the progress artifact; each is one PATCH on one row."""
 
@@ -136,6 +137,8 @@ def describe(run_id: str, snapshot: Snapshot) -> str:
         rows["cost"] = f"{snapshot.cost_usd:.4f} USD"
     if snapshot.gpu_seconds is not None:
         rows["GPU time"] = f"{snapshot.gpu_seconds:,.1f} GPU-seconds"
+    for batch in snapshot.batches[:_MOST_BATCHES]:
+        rows[f"batch {batch['batch_id'] or 'not begun'}"] = batch_story(batch)
     rows["time"] = f"{snapshot.elapsed_s:,.0f} s"
     left = ""
     if snapshot.remaining_s is not None and snapshot.phase == "processing":
@@ -186,6 +189,12 @@ def _publish(manifest: Mapping[str, Any]) -> None:
         key="took",
         description="What it took, beside what was planned",
     )
+    if manifest["batches"]:
+        create_table_artifact(
+            table=[dict(batch) for batch in manifest["batches"]],
+            key="batches",
+            description="Batches at the host that answers are to come from",
+        )
     if manifest["failures"] or manifest["rejected"]:
         create_table_artifact(
             table=_failures(manifest), key="failures", description="What has no answer, by class"

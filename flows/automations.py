@@ -22,6 +22,7 @@ STATE_NAMES = {
     "over_failure_limit": "OverFailureLimit",
     "budget_reached": "BudgetReached",
     "awaiting_approval": "AwaitingApproval",
+    "awaiting_batch": "AwaitingBatch",
     "incomplete": "Incomplete",
 }
 """Names of Failed states, by the verdict of the run's manifest."""

@@ -64,13 +64,15 @@ def capacity(profile: Profile, asked: Asked) -> Plan:
 
 
 def gpus_of(profile: Profile, text: str | None) -> Gpus:
-    """Return the GPUs that are meant: as written, found on this machine, or named by the profile.
+    """Return the GPUs that are meant: as written, deployed to, found on this machine, or the profile's.
 
     Raises:
         SetUpImpossible: There are none, or they are not known.
     """
     if text is not None and text != FOUND:
         return parse_gpus(text)
+    if text is None and profile.deploy is not None:
+        return parse_gpus(profile.deploy.gpus)
     found = find_gpus()
     if found is not None:
         return found
@@ -87,6 +89,9 @@ def served_tokens(profile: Profile) -> int | None:
     if profile.serve is not None:
         running = find_server(profile, load_surroundings().cache)
         return cache_tokens(running.base_url) if running is not None else None
+    if profile.deploy is not None:
+        # A host's API tells nothing of the caches behind it.
+        return None
     return cache_tokens(profile.base_url) if profile.base_url is not None else None
 
 

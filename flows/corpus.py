@@ -35,6 +35,7 @@ from flows import parameters as p
 from flows.artifacts import RunPage, report_address
 from flows.automations import HEARTBEAT_S, STATE_NAMES
 from flows.report.build import rebuild
+from flows.report.words import batch_words
 from flows.run.bench import NUM_SHARDS_AT_ONCE
 from flows.run.core import run_job
 from flows.run.job import Job, Options, make_job, new_run_id
@@ -410,6 +411,8 @@ def _state(manifest: Mapping[str, Any], job: Job) -> State[str]:
         f" headrace retry {run_id} or, in the form of retry-failed, run: {run_id}",
         "budget_reached": f"go on with a larger budget: {_how_to_go_on(run_id)}",
         "awaiting_approval": f"decide with: headrace approve {run_id}; then {_how_to_go_on(run_id)}",
+        "awaiting_batch": f"{batch_words(manifest['batches'])}; go on when the host has answered:"
+        f" {_how_to_go_on(run_id)}",
         "incomplete": f"outcomes do not add up; go on with: {_how_to_go_on(run_id)}",
     }
     return Failed(name=STATE_NAMES[verdict], message=f"run {run_id}: {said[verdict]}; {where}")

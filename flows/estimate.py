@@ -23,6 +23,7 @@ from flows.expected import as_columns, expect_stages
 from flows.graph_drawing import graph_json
 from flows.layout_lint import Looked, Read, look, lost_usd, specimens, volatile
 from flows.plan_totals import cost, for_run, totals, with_seconds
+from flows.planned_hits import measured_block
 from flows.row_estimate import RowTokens, row_tokens
 from flows.run.ask import Asker
 from flows.run.bench import (
@@ -165,8 +166,10 @@ def _estimate(
     order = job.pipeline.rows.order
     weigh_rows = partial(row_tokens, counter=rule.counter, order=order) if has_rows else None
     groups = _groups(refs, read, weigh_rows)
-    material = _material(groups, read)
-    looked = look(job.pipeline, asker, sent, material=material, cache=cache_of(endpoint))
+    cache = cache_of(endpoint)
+    block = cache.block_tokens if cache else measured_block(job.open_lake())
+    material = _material(groups, read, block)
+    looked = look(job.pipeline, asker, sent, material=material, cache=cache)
     rejected = {
         path: f"{one.document.error_class}: {one.document.error}"
         for path, one in read.items()
@@ -256,7 +259,7 @@ def _group_json(group: _Group) -> dict[str, Any]:
     }
 
 
-def _material(groups: Sequence[_Group], read: _Sample) -> Material:
+def _material(groups: Sequence[_Group], read: _Sample, block: int | None) -> Material:
     return Material(
         num_documents=sum(
             group.count * (1 - group.num_rejected / max(1, group.num_sampled)) for group in groups
@@ -270,6 +273,7 @@ def _material(groups: Sequence[_Group], read: _Sample) -> Material:
             for one in read.values()
             if one.document.status != "rejected"
         ),
+        cache_block_tokens=block,
         chunk_sizes=tuple(chunk.num_tokens for one in read.values() for chunk in one.chunks),
     )
 
@@ -297,7 +301,7 @@ def _plan(
         "graph": graph_json(job.pipeline),
         "stages": stages,
         "total": total,
-        "cost_usd": cost(endpoint.profile.prices, total),
+        "cost_usd": cost(endpoint.profile.prices, stages),
         "budget": job.pipeline.budget.model_dump(),
         "layout": [asdict(one) | {"usd_lost": lost_usd(endpoint, one)} for one in findings],
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from config.pipeline import REDUCES, PipelineConfig, StageConfig
 from flows.calibrate import Calibration
+from flows.planned_hits import planned_hits
 from flows.run.ask import Asker
 from flows.stage_estimate import (
     ANSWERS_PER_GROUP,
@@ -65,7 +66,8 @@ def expect_stages(
         load = _load(stage, material, told, units=units, overs=overs, room=asker.room(stage))
         units[stage.name] = load.units
         load = sharing(stage, load, lost, leads=leads)
-        found[stage.name] = _expected(asker, stage, told, load)
+        hits = planned_hits(stage, load, asker.instructions_tokens, material=material)
+        found[stage.name] = _expected(asker, stage, told, load, hits=hits)
     return found
 
 
@@ -118,7 +120,9 @@ def _load(
     return Load(groups, groups * requests * share, groups * of_each)
 
 
-def _expected(asker: Asker, stage: StageConfig, told: Calibration, load: Load) -> Expected:
+def _expected(
+    asker: Asker, stage: StageConfig, told: Calibration, load: Load, *, hits: float
+) -> Expected:
     if told.turns is not None:
         asked = load.units * told.asked_share
         return Expected(
@@ -132,11 +136,10 @@ def _expected(asker: Asker, stage: StageConfig, told: Calibration, load: Load) -
     once = load.requests * overhead + load.tokens
     again = load.requests * told.again_share
     times = stage.samples + told.again_share
-    instructions = load.requests * asker.instructions_tokens
     return Expected(
         requests=load.requests * stage.samples + again,
         prompt_tokens=once * times,
-        planned_cached_tokens=instructions + load.shared + once * (times - 1),
+        planned_cached_tokens=hits + once * (times - 1),
         output_tokens=load.requests * told.output_tokens,
         num_records=told.num_records,
     )

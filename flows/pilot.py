@@ -36,7 +36,7 @@ def run_pilot(
             " another --sink"
         )
     manifest = run_job(
-        replace(job, run_id=new_run_id(), limit=limit), progress=progress, notify=notify
+        replace(job.at_once(), run_id=new_run_id(), limit=limit), progress=progress, notify=notify
     )
     return {
         "run_id": manifest["run_id"],

@@ -27,25 +27,28 @@ def _sum(values: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def cost(prices: Prices | None, total: Mapping[str, int | None]) -> dict[str, float | None] | None:
-    """Return what the totals cost, in dollars; None where the profile has no prices."""
+def cost(prices: Prices | None, stages: Sequence[Stage]) -> dict[str, float | None] | None:
+    """Return what the stages cost together, in dollars; None where the profile has no prices."""
     if prices is None:
         return None
-    prompt, output = total["prompt_tokens"] or 0, total["output_tokens_at_most"] or 0
-    cached = total["planned_cached_tokens"] or 0
+    expected = [_usd(prices, stage, _EXPECTED) for stage in stages]
+    known = [usd for usd in expected if usd is not None]
     return {
-        "with_planned_cache": round(prices.usd(prompt=prompt, cached=cached, output=output), 4),
-        "without_cache": round(prices.usd(prompt=prompt, cached=0, output=output), 4),
-        "expected": _expected_usd(prices, total),
+        "with_planned_cache": round(sum(_usd(prices, one, _AT_MOST) or 0.0 for one in stages), 4),
+        "without_cache": round(
+            sum(_usd(prices, {**one, _AT_MOST[2]: 0}, _AT_MOST) or 0.0 for one in stages), 4
+        ),
+        "expected": round(sum(known), 6) if len(known) == len(expected) else None,
     }
 
 
-def _expected_usd(prices: Prices, of: Mapping[str, int | None]) -> float | None:
-    prompt, output = of["prompt_tokens_expected"], of["output_tokens_expected"]
-    cached = of["planned_cached_tokens_expected"]
-    if prompt is None or output is None or cached is None:
+def _usd(prices: Prices, stage: Stage, names: Sequence[str]) -> float | None:
+    """Return what a stage costs, by the keys of its requests and tokens; None where they are not known."""
+    _, prompt, cached, output = (stage[name] for name in names)
+    if prompt is None or cached is None or output is None:
         return None
-    return round(prices.usd(prompt=prompt, cached=cached, output=output), 6)
+    factor = prices.factor(by_batch=stage["sent"] == "batch_api")
+    return factor * prices.usd(prompt=prompt, cached=cached, output=output)
 
 
 def with_seconds(plan: dict[str, Any], profile: Profile) -> dict[str, Any]:
@@ -88,7 +91,5 @@ def _for_stage(stage: Stage, prices: Prices | None) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "cached_tokens": cached,
         "output_tokens": output,
-        "cost_usd": None
-        if prices is None
-        else round(prices.usd(prompt=prompt, cached=cached, output=output), 6),
+        "cost_usd": None if prices is None else round(_usd(prices, stage, names) or 0.0, 6),
     }

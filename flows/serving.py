@@ -114,7 +114,7 @@ def serve_engine(serving: Serving, notify: Callable[[str], None], show: Show) ->
         )
     else:
         started = launches(serving)
-        _require_gpus(serving)
+        _require_gpus(profile, serving.asked)
         kept = kept_launches(
             profile,
             started,
@@ -129,17 +129,23 @@ def serve_engine(serving: Serving, notify: Callable[[str], None], show: Show) ->
         keeper.keep()
 
 
-def _require_gpus(serving: Serving) -> None:
-    """Refuse where this machine has no NVIDIA GPU and none of another maker was asked for.
+def _require_gpus(profile: Profile, asked: Asked) -> None:
+    """Refuse where this machine lacks the GPUs; those of AMD are not looked for.
 
     Raises:
-        PrerequisiteError: There is none.
+        PrerequisiteError: There are too few.
+        SetUpImpossible: They are mixed, or the driver is too old.
     """
-    text = (serving.asked.gpus or "").upper()
-    if "MI3" not in text and find_gpus() is None:
+    plan = capacity(profile, asked)
+    if plan.layout is None or plan.gpus is None or plan.gpus.gpu.vendor == "amd":
+        return
+    needed = plan.layout.gpus_per_server * plan.layout.replicas // plan.layout.nodes
+    found = find_gpus()
+    if found is None or found.count < needed:
+        has = "no GPU" if found is None else f"{found}"
         raise PrerequisiteError(
-            "nvidia-smi lists no GPU on this machine, so that nothing is started; --dry-run prints the command"
-            " for the machine that has them"
+            f"nvidia-smi lists {has} on this machine, and {needed} are needed, so that nothing is started;"
+            " --dry-run prints the command for the machine that has them"
         )
 
 
@@ -165,7 +171,7 @@ def detach_server(serving: Serving, notify: Callable[[str], None]) -> tuple[str 
         return server.base_url, state.log if state is not None else None
     # What is wrong with the set-up is said here, not in a log.
     launches(serving)
-    _require_gpus(serving)
+    _require_gpus(profile, serving.asked)
     log = surroundings.cache.absolute() / "engine" / f"{profile.name}.keeper.log"
     return _in_background(profile, log, notify)
 

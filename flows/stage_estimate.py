@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from config.pipeline import PipelineConfig, StageConfig
 from connectors.document import Chunk, Segment, Span
 from engine.prompt import user_text
+from flows.planned_hits import planned_hits
 from flows.row_estimate import RowTokens
 from flows.run.ask import Asker
 from flows.run.labels import bind_labels
@@ -29,6 +30,10 @@ _MANY_LINES = 20
 
 _GROUPED = f"one group per {ANSWERS_PER_GROUP} answers"
 _COMPUTED = f"one row per {ANSWERS_PER_GROUP} records"
+_BY_BATCH = (
+    "sent through the host's batch API at its price: answers come within {window}, at no pace that is known,"
+    " and whether its cache lowers the price there is not known either"
+)
 _ALL_PASS = "`when` holds for all"
 
 
@@ -45,6 +50,8 @@ class Material:
     """Chunks and rows of each document that was read."""
     chunk_sizes: tuple[int, ...] = ()
     """Tokens of each chunk that was read."""
+    cache_block_tokens: int | None = None
+    """Of the engine's prefix cache; None: not known, and it is taken to keep every token."""
 
 
 class Load(NamedTuple):
@@ -100,7 +107,12 @@ def estimate_stages(
                 asker.stages[stage.name],
                 load,
                 prompt_tokens=load.requests * overhead + load.tokens,
-                cached_tokens=load.requests * asker.instructions_tokens + load.shared,
+                cached_tokens=planned_hits(
+                    stage,
+                    load,
+                    asker.instructions_tokens,
+                    material=material,
+                ),
             )
         )
         if stage.over == "rows" and material.num_rows:
@@ -242,6 +254,8 @@ def _assumed(stage: StageConfig) -> list[str]:
     """Return what the estimate of a stage takes for granted, in words."""
     said = [_GROUPED] if stage.over == "group" else []
     said += [_COMPUTED] if stage.compute is not None else []
+    if stage.batch_api is not None:
+        said.append(_BY_BATCH.format(window=stage.batch_api.window))
     return [*said, _ALL_PASS] if stage.when is not None else said
 
 
@@ -250,6 +264,7 @@ def _computed(stage: StageConfig) -> dict[str, Any]:
         "stage": stage.name,
         "over": stage.over,
         "mode": "sql",
+        "sent": "not at all",
         "mode_reason": "computed from records; no model is asked",
         "requests": 0,
         "escalated_at_most": 0,
@@ -279,6 +294,7 @@ def _asked(
         "over": stage.over,
         "mode": prepared.choice.mode,
         "mode_reason": prepared.choice.reason,
+        "sent": "batch_api" if stage.batch_api else "at once",
         "requests": round(requests * stage.samples),
         "escalated_at_most": math.ceil(again),
         "prompt_tokens": round(prompt_tokens * factor),

@@ -11,12 +11,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from flows.report.took import Took, took
-from flows.report.words import cached_share, counted, mode_story, route_story
+from flows.report.words import batch_story, cached_share, counted, mode_story, route_story
 from flows.run.progress import Snapshot
 
 NON_TERMINAL_INTERVAL_S = 10.0
 """Seconds between lines where the output is no terminal and cannot redraw a bar."""
 
+_MOST_BATCHES = 5
 _OPTIONS = {f"budget.{name.replace('-', '_')}": name for name in ("usd", "tokens", "gpu-seconds")}
 """Limits of a run that have an option of their own."""
 
@@ -173,6 +174,9 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
         if story:
             rest = "; ".join(f"{what}: {words}" for what, words in story.items())
             lines[f"stage {name}"] = f"observed {observed}; {rest}"
+    # Manifests of before there were batches have none.
+    for batch in manifest.get("batches", ())[:_MOST_BATCHES]:
+        lines[f"batch {batch['batch_id'] or 'not begun'}"] = batch_story(batch)
     lines |= route_story(manifest)
     for number, failure in enumerate(manifest["failures"][:3]):
         text = f"{failure['count']} {failure['outcome']} ({failure['error_class']}) in stage"
@@ -191,6 +195,8 @@ def _how_to_go_on(manifest: Mapping[str, Any]) -> dict[str, str]:
     run_id, resume = manifest["run_id"], f"headrace run --resume {manifest['run_id']}"
     if manifest["verdict"] == "awaiting_approval":
         return {"decide": f"headrace approve {run_id}", "go on": resume}
+    if manifest["verdict"] == "awaiting_batch":
+        return {"go on": f"{resume}, when the host has answered"}
     if manifest["verdict"] == "budget_reached":
         more = [f" {_option(key)}" for key in manifest["spent"].get("reached", ())]
         return {"go on": f"{resume}{''.join(more)}"}

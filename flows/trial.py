@@ -64,7 +64,7 @@ def try_document(trial: Trial, *, dry_run: bool, notify: Callable[[str], None]) 
         job = Job(run_id=new_run_id(), pipeline=trial.pipeline, source=source, sink=sink)
         if dry_run:
             return _dry(job, trial, ref, notify)
-        return _live(job, trial, ref, notify)
+        return _live(job.at_once(), trial, ref, notify)
 
 
 def _find(trial: Trial) -> tuple[str, SourceRef]:

@@ -56,7 +56,7 @@ class Python:
             "python",
             "Run a short Python program over the documents' tables, for what SQL (`table_query`) cannot say. "
             "Each call starts anew: nothing is kept from the one before. A row's value of `row` is its number "
-            "on its sheet, by which it is cited.",
+            "on its sheet, by which its line is found.",
             PythonArguments,
         )
 
@@ -139,5 +139,7 @@ def _shown(printed: str, result: str | None, used: Sequence[NamedTable]) -> str:
         return "The program ended; it printed nothing, and its last line is no expression with a value."
     if used:
         rows = "\n".join(f"- {table.name}: {table.citation} ({table.place})" for table in used)
-        parts.append(f"To cite a row, name document, sheet and row:\n{rows}")
+        parts.append(
+            f"To cite a row, find its line with `read`, by document, sheet and cells:\n{rows}"
+        )
     return "\n\n".join(parts)

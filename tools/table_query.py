@@ -50,7 +50,7 @@ class TableQuery:
         self.spec: ToolSpec = spec_of(
             "table_query",
             "Query the documents' tables with SQL (DuckDB, read-only). `tables` lists their names and columns. "
-            "Select column `row` too: it is the row's number on its sheet, by which it is cited.",
+            "Select column `row` too: it is the row's number on its sheet, by which its line is found.",
             TableQueryArguments,
         )
 
@@ -167,7 +167,11 @@ def _shown(found: Mapping[str, Any], used: Sequence[NamedTable], labels: Mapping
 def _citations(used: Sequence[NamedTable], columns: Sequence[str]) -> list[str]:
     if not used:
         return []
-    lines = ["", "To cite a row, name document, sheet and row, or its line where one is shown:"]
+    lines = [
+        "",
+        "To cite a row, name the label of its line where one is shown; else find the line with `read`, by document,"
+        " sheet and cells:",
+    ]
     lines += [f"- {table.name}: {table.citation} ({table.place})" for table in used]
     if "row" not in columns:
         lines.append("The result has no column `row`; select it to cite single rows.")

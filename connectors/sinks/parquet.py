@@ -175,6 +175,7 @@ USAGE = pa.schema([
     pa.field("stage", pa.string(), nullable=False),
     ("mode", pa.string()),
     ("profile", pa.string()),
+    ("batch_ids", pa.list_(pa.string())),
     ("policy_route", pa.string()),
     ("served_by", pa.string()),
     ("attempts", pa.int32()),

@@ -4,14 +4,17 @@ from engine.batch.amount import Amount
 from engine.batch.breaker import BreakerRule
 from engine.batch.budget import Budget, Caps, unknown_unit
 from engine.batch.call import RetryRule
+from engine.batch.hosted import AWAITING_BATCH, BatchDesk
 from engine.batch.ledger import WINDOW, Log
 from engine.batch.pace import Limits, Pace
 from engine.batch.route import Line, Route, route_to
 from engine.batch.schedule import run
 
 __all__ = [
+    "AWAITING_BATCH",
     "WINDOW",
     "Amount",
+    "BatchDesk",
     "BreakerRule",
     "Budget",
     "Caps",

@@ -51,16 +51,18 @@ class Amount:
         return cls(tokens=usage.total_tokens, usd=cost_usd or 0.0, gpu_seconds=gpu_seconds or 0.0)
 
 
-def amount_of(usage: Usage, profile: Profile) -> Amount:
+def amount_of(usage: Usage, profile: Profile, price_factor: float = 1.0) -> Amount:
     """Return what a call takes, 0 in a unit that the profile knows nothing of."""
-    return Amount.paid(usage, cost_usd(usage, profile.prices), gpu_seconds(usage, profile))
+    return Amount.paid(
+        usage, cost_usd(usage, profile.prices, price_factor), gpu_seconds(usage, profile)
+    )
 
 
-def cost_usd(usage: Usage, prices: Prices | None) -> float | None:
+def cost_usd(usage: Usage, prices: Prices | None, price_factor: float = 1.0) -> float | None:
     """Return the price of a call's tokens in dollars; None where prices are not known."""
     if prices is None:
         return None
-    return prices.usd(
+    return price_factor * prices.usd(
         prompt=usage.prompt_tokens,
         cached=usage.cached_tokens or 0,
         output=usage.completion_tokens,

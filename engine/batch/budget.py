@@ -48,6 +48,8 @@ class Reservation:
 
     stage: str
     amount: Amount
+    is_parked: bool = False
+    """Whether it is for a line of a batch that the host answers later, perhaps in days."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +64,9 @@ class _Account:
     spent: Amount = field(default_factory=Amount)
     reserved: Amount = field(default_factory=Amount)
     num_reserved: int = 0
+    parked: Amount = field(default_factory=Amount)
+    """Set aside for what a host answers later: nobody waits for it to come back."""
+    num_parked: int = 0
     reached: Unit | Literal["seconds"] | None = None
     """The limit at which a call was turned away; from then on all are."""
 
@@ -71,13 +76,23 @@ class _Account:
         self.reserved = self.reserved - reserved if self.num_reserved else Amount()
         self.spent += used
 
+    def park(self, amount: Amount) -> None:
+        self.num_parked += 1
+        self.parked += amount
+
+    def settle_parked(self, parked: Amount, used: Amount) -> None:
+        self.num_parked -= 1
+        self.parked = self.parked - parked if self.num_parked else Amount()
+        self.spent += used
+
     def reserve(self, amount: Amount) -> None:
         self.num_reserved += 1
         self.reserved += amount
 
     def fits(self, amount: Amount) -> bool:
         """Tell whether a call can go out beside those under way."""
-        return self.limits.passed_by(self.spent + self.reserved + amount) is None
+        taken = self.spent + self.reserved + self.parked + amount
+        return self.limits.passed_by(taken) is None
 
     def refusal(self, amount: Amount) -> BudgetReached | None:
         """Return why a call can never go out, whatever those under way return; None where it can."""
@@ -87,13 +102,25 @@ class _Account:
         elif unit is None and self.reached != "seconds":
             unit = self.reached
         if unit is None:
-            return None
+            return self._refusal_for_now(amount)
         limit, spent, call = (
             _shown(getattr(one, unit), unit) for one in (self.limits, self.spent, amount)
         )
         return BudgetReached(
             f"the budget of {self.name} is reached: {spent} of {limit} {_WORDS[unit]} are spent, and a"
             f" call of up to {call} was not sent; a higher {self.key}.{unit} lets it go on"
+        )
+
+    def _refusal_for_now(self, amount: Amount) -> BudgetReached | None:
+        """Return why a call cannot go out before a batch has ended; None where it need not wait for one."""
+        unit = self.limits.passed_by(self.spent + self.parked + amount)
+        if unit is None:
+            return None
+        limit, parked = (_shown(getattr(one, unit), unit) for one in (self.limits, self.parked))
+        return BudgetReached(
+            f"of the budget of {self.name}, {limit} {_WORDS[unit]}, up to {parked} are set aside for lines"
+            f" of batches that the host has not answered; this call can go out when they are, or with a"
+            f" higher {self.key}.{unit}"
         )
 
 
@@ -185,7 +212,9 @@ class Budget:  # noqa: PLR0904 - all that is known of what a run spends
         with self._lock:
             return self._run.reserved
 
-    async def reserve(self, stage: str, worst: Usage, profile: Profile) -> Reservation:
+    async def reserve(
+        self, stage: str, worst: Usage, profile: Profile, *, price_factor: float = 1.0
+    ) -> Reservation:
         """Return what is set aside for a call until `settle`.
 
         Waits while calls under way may still return enough of what they reserved.
@@ -194,6 +223,7 @@ class Budget:  # noqa: PLR0904 - all that is known of what a run spends
             stage: Who asks.
             worst: The most that the call can take.
             profile: Of the host that it goes to.
+            price_factor: Share of the profile's prices that it costs.
 
         Raises:
             BudgetReached: It does not fit into what the run or the stage has left, or time is over.
@@ -201,7 +231,7 @@ class Budget:  # noqa: PLR0904 - all that is known of what a run spends
             CancelledError: The caller was cancelled; nothing is set aside.
         """
         self._check_units(stage, profile)
-        waiter = _Waiter(stage=stage, amount=amount_of(worst, profile))
+        waiter = _Waiter(stage=stage, amount=amount_of(worst, profile, price_factor))
         with self._lock:
             self._queue.append(waiter)
             self._serve()
@@ -221,8 +251,21 @@ class Budget:  # noqa: PLR0904 - all that is known of what a run spends
         """Return a reservation and count what the call really took."""
         with self._lock:
             for account in (self._run, self._of(reservation.stage)):
-                account.settle(reservation.amount, used)
+                if reservation.is_parked:
+                    account.settle_parked(reservation.amount, used)
+                else:
+                    account.settle(reservation.amount, used)
             self._serve()
+
+    def hold(self, stage: str, amount: Amount) -> Reservation:
+        """Set aside what is with a host already, whatever the limits are, until `settle`.
+
+        No call waits for it to come back: one that does not fit beside it is turned away for now.
+        """
+        with self._lock:
+            for account in (self._run, self._of(stage)):
+                account.park(amount)
+        return Reservation(stage=stage, amount=amount, is_parked=True)
 
     def _withdraw(self, waiter: _Waiter) -> None:
         """Forget a call whose caller has gone, perhaps just when its turn had come."""

@@ -71,6 +71,10 @@ class Account:
     opening_tokens: int | None = None
     """Of the first turn's prompt at worst; what later turns have beyond it comes on top of its count."""
 
+    batch_ids: dict[str, None] = field(default_factory=dict)
+    """The host's batches that answered, in their order."""
+    batch_s: float = 0.0
+    """Time that they took."""
     is_restored: bool = False
     """Whether what earlier attempts have paid for this request is in it."""
 
@@ -103,7 +107,7 @@ class Caller:
         self.line = line
         self._client = client
         self._retry = retry
-        self._budget = budget
+        self.budget = budget
 
     async def call(
         self,
@@ -129,14 +133,14 @@ class Caller:
         with account.queueing():
             # In front of the call: nothing that is paid for waits for it.
             await self._read_load()
-            reserved = await self._budget.reserve(request.stage, worst, profile)
+            reserved = await self.budget.reserve(request.stage, worst, profile)
         used = Amount()
         try:
             reply = await self._retried(body, request, account, priority=priority, waits=waits)
             usage = usage_of(reply, body, worst)
             used = amount_of(usage, profile)
         finally:
-            self._budget.settle(reserved, used)
+            self.budget.settle(reserved, used)
         cost, time_s = cost_usd(usage, profile.prices), gpu_seconds(usage, profile)
         account.add(usage, cost, time_s)
         account.first_token_s, account.decoding_s = reply.first_token_s, reply.decoding_s
@@ -202,7 +206,7 @@ class Caller:
                     place = self.line.pace.place(tokens, priority)
                     await stack.enter_async_context(place)
                 try:
-                    self._budget.require_time()
+                    self.budget.require_time()
                 except BudgetReached:
                     place.withdraw()
                     raise

@@ -76,7 +76,12 @@ async def _intend(taken: asyncio.Queue[object], ready: asyncio.Queue[object], lo
             batch = [await taken.get()]
             while not taken.empty():
                 batch.append(taken.get_nowait())
-            keys = [item.request_key for item in batch if isinstance(item, Request)]
+            # What goes through a batch is put on record when the batch is.
+            keys = [
+                item.request_key
+                for item in batch
+                if isinstance(item, Request) and item.batch_api is None
+            ]
             if keys:
                 await log.intend(keys)
             for item in batch:

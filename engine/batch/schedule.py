@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 from engine.batch.budget import Budget
 from engine.batch.call import Account, Caller, CircuitOpen, RetryRule
+from engine.batch.hosted import AWAITING_BATCH, AwaitingBatch, BatchDesk, HostedTurns
 from engine.batch.ledger import Log, on_record
-from engine.batch.route import Route
+from engine.batch.route import Line, Route
 from engine.client import Client
 from engine.endpoint import Endpoint
 from engine.errors import (
@@ -33,7 +34,6 @@ from engine.modes.agent.asides import Asides, OneAside
 from engine.modes.mode import AwaitingApproval, Ending, HandedOver, Means, Send, Workshop
 from engine.reply import Reply
 from engine.request import Outcome, Request, Result
-from engine.steps import Paid
 
 _CIRCUIT_POLL_S = 0.1
 LEAST_AHEAD = 8
@@ -52,6 +52,7 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
     budget: Budget | None = None,
     log: Log | None = None,
     workshop: Workshop | None = None,
+    desk: BatchDesk | None = None,
 ) -> AsyncGenerator[Result, None]:
     """Yield exactly one result per request, as they finish.
 
@@ -65,6 +66,7 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
         budget: What all calls together may spend; requests beyond it end as `over_budget`.
         log: Has each request before its first call goes out, and each result before it is yielded.
         workshop: What agents work with; None where no request is for one.
+        desk: Takes the requests that may go through the host's batch API; None: all are sent at once.
 
     Raises:
         EngineMisconfigured: The endpoint refuses every request of this kind.
@@ -82,7 +84,7 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
             Caller(line, client, retry, budget or Budget())
             for line, client in zip(route.lines, clients, strict=True)
         ]
-        sender = _Sender(route, callers, workshop or Workshop())
+        sender = _Sender(route, callers, workshop or Workshop(), desk)
         feeder = asyncio.create_task(_feed(requests, sender, done, limit=limit, log=log))
         try:
             while (item := await done.get()) is not _END:
@@ -148,14 +150,30 @@ async def _feed(
 class _Sender:
     """Carries out one request after the other, on the first endpoint that can."""
 
-    def __init__(self, route: Route, callers: Sequence[Caller], workshop: Workshop) -> None:
-        self._route, self._callers, self._workshop = route, callers, workshop
+    def __init__(
+        self,
+        route: Route,
+        callers: Sequence[Caller],
+        workshop: Workshop,
+        desk: BatchDesk | None,
+    ) -> None:
+        self._route, self._callers, self._workshop, self._desk = route, callers, workshop, desk
         self._asides = Asides()
 
     async def result(self, request: Request, priority: int) -> Result:
         """Return the request's one result."""
         with self._route.order(request) as order:
+            if self._desk_of(request, 0) is not None:
+                # A batch goes to the address that the profile names first, whatever replicas there are.
+                order = [0, *(number for number in order if not self._is_own(number))]
             return await self._result(request, priority, order)
+
+    def _desk_of(self, request: Request, number: int) -> BatchDesk | None:
+        """Return what takes a request to an endpoint's batch API; None where it is sent at once."""
+        desk, endpoint = self._desk, self._callers[number].line.endpoint
+        # Whatever else is on the route, a desk sends to its own host only.
+        is_its_host = desk is not None and desk.base_url == endpoint.base_url
+        return desk if is_its_host and request.batch_api is not None else None
 
     async def _result(self, request: Request, priority: int, order: Sequence[int]) -> Result:
         started = time.monotonic()
@@ -165,6 +183,9 @@ class _Sender:
             await asyncio.sleep(_CIRCUIT_POLL_S)
             found = await self._first_that_can(request, priority, account, order)
         ending, reasons = found.ending, found.reasons
+        if ending.error_class == AWAITING_BATCH:
+            # What its lines took is counted with the result that rests on them all.
+            account = Account(queued_s=account.queued_s)
         answered_by, is_own = self._callers[found.number], self._is_own(found.number)
         endpoint = answered_by.line.endpoint
         return Result(
@@ -187,11 +208,12 @@ class _Sender:
             cost_usd=account.cost_usd,
             gpu_seconds=account.gpu_seconds,
             attempts=account.attempts,
-            seconds=time.monotonic() - started,
+            seconds=account.batch_s + time.monotonic() - started,
             first_token_s=account.first_token_s,
             queued_s=account.queued_s,
             decoding_s=account.decoding_s,
             work=ending.work,
+            batch_ids=tuple(account.batch_ids),
         )
 
     async def _first_that_can(
@@ -244,33 +266,48 @@ class _Sender:
             EngineMisconfigured: The endpoint refuses every request of this kind.
         """
         caller, waits = self._callers[number], len(order) == 1
+        hosted, desk = None, self._desk_of(request, number)
+        if desk is not None and request.batch_api is not None:
+            hosted = HostedTurns(request, request.batch_api, caller, desk)
 
         async def send(body: Mapping[str, Any]) -> Reply:
+            if hosted is not None:
+                return await hosted.call(body, priority, account)
             return await caller.call(body, request, priority, account, waits=waits)
 
         try:
             # Asked before the body is made, which may have pictures in it.
-            if not waits:
+            if not waits and hosted is None:
                 caller.require_closed()
             means = Means(send=send)
             if request.limits is not None:
-                others = [n for n in order[order.index(number) + 1 :] if not self._is_own(n)]
-                means = self._agents_means(request, caller, send, account, has_others=bool(others))
+                after = order[order.index(number) + 1 :]
+                others = [self._callers[n].line for n in after if not self._is_own(n)]
+                means = self._agents_means(request, caller, send, account, others)
             mode = MODES[request.mode]
             return await mode.carry_out(request, caller.line.endpoint, means), None
         except tuple(_ENDS) as exc:
             return _end_of(exc, request, caller.line.endpoint)
 
-    def _agents_means(
-        self, request: Request, caller: Caller, send: Send, account: Account, *, has_others: bool
+    def _agents_means(  # noqa: PLR0917 - one attempt's own parts
+        self,
+        request: Request,
+        caller: Caller,
+        send: Send,
+        account: Account,
+        others: Sequence[Line],
     ) -> Means:
         steps = self._workshop.steps(request)
         # What this attempt itself has paid, on an engine before this one, is in the account already.
-        is_first, account.is_restored = not account.is_restored, True
-
-        def restore(event: Paid) -> None:
-            if is_first and not steps.is_billed(event):
+        if not account.is_restored:
+            account.is_restored = True
+            for event in steps.paid():
                 account.add(event.usage, event.cost_usd, event.gpu_seconds)
+
+        def can_hand_over() -> bool:
+            return any(
+                line.cannot_take(request) is None and line.breaker.look() == "go" for line in others
+            )
 
         def aside(call_id: str) -> OneAside:
             return OneAside(
@@ -280,7 +317,6 @@ class _Sender:
                 endpoint=caller.line.endpoint,
                 send=send,
                 steps=steps,
-                restore=restore,
             )
 
         return Means(
@@ -289,8 +325,7 @@ class _Sender:
             steps=steps,
             aside=aside,
             approval=self._workshop.approval,
-            restore=restore,
-            can_hand_over=has_others,
+            can_hand_over=can_hand_over,
         )
 
 
@@ -327,9 +362,10 @@ _ENDS: Mapping[type[EngineError], tuple[Outcome, str]] = {
     RequestRejected: ("failed", "request_rejected"),
     EngineUnavailable: ("failed", "engine_unavailable"),
     HandedOver: ("failed", "drifted"),
-    # These two can be resumed, and no other engine would help.
+    # These three can be resumed, and no other engine would help.
     BudgetReached: ("over_budget", "budget_reached"),
     AwaitingApproval: ("over_budget", "awaiting_approval"),
+    AwaitingBatch: ("over_budget", AWAITING_BATCH),
 }
 """What becomes of a request by the error that ended it, those first that are a kind of another."""
 

@@ -139,12 +139,12 @@ def file_of(model: ModelFacts, precision: str | None) -> tuple[str, WeightFile]:
     Raises:
         SetUpImpossible: It has none of that name.
     """
-    if not model.files:
-        raise SetUpImpossible(f"{model.title}: {model.unknown}; not known, no plan")
+    if not model.files and precision is None:
+        return "not known", WeightFile(title="weights", source=model.sources[0])
     key = precision or next(iter(model.files))
     if key not in model.files:
         raise SetUpImpossible(
-            f"{model.title} has no file {key!r}; --precision takes {', '.join(model.files)}"
+            f"{model.title} has no file {key!r}; --precision takes {', '.join(model.files) or 'none'}"
         )
     return key, model.files[key]
 
@@ -242,8 +242,8 @@ def on_cpu(
     token_bytes = bytes_per_token(model.shape, kv_type)
     tokens = tokens_in(cache_bytes, token_bytes, CPU_BLOCK_TOKENS[model.shape.attention.kind])
     said = (
-        f"{model.title} on this CPU: {cache_bytes / GIB:g} GiB of KV cache hold {tokens:,} tokens,"
-        f" {tokens // context:,} requests of {context:,}"
+        f"{model.title} on this CPU: a KV cache of {cache_bytes / GIB:g} GiB holds {tokens:,} tokens,"
+        f" {tokens // context:,} requests of {context:,} at once"
     )
     return Plan(
         model=model,

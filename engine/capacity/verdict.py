@@ -72,7 +72,8 @@ def _refused(found: Plan) -> str:
 def _by_weights_alone(found: Plan) -> Plan:
     """Judge a model of which only the size of a file is known."""
     assert found.gpus is not None
-    assert found.weights_bytes is not None
+    if found.weights_bytes is None:
+        return replace(found, reasons=(f"not known, no plan: {found.model.unknown}",))
     total = found.gpus.count * found.gpus.gpu.memory_bytes * found.wish.utilization
     held = f"{found.weights_bytes / 1e9:,.0f} GB of weights, {found.gpus} give vLLM {total / 1e9:,.0f} GB"
     if found.weights_bytes > total:

@@ -10,7 +10,7 @@ from engine.endpoint import Endpoint
 from engine.errors import EngineError
 from engine.reply import Reply
 from engine.request import ModeName, Outcome, Request, Work
-from engine.steps import AskedCall, Decided, MemoryLog, Paid, StepLog
+from engine.steps import AskedCall, Decided, Event, MemoryLog, Paid, StepLog
 from engine.tool import Aside, ToolBox, ToolSpec
 
 Send = Callable[[Mapping[str, Any]], Awaitable[Reply]]
@@ -57,12 +57,26 @@ class NoTools:
         raise AssertionError((name, arguments, aside))
 
 
-def _ignored(turn: Paid) -> None:
-    """Take no account of a turn."""
-
-
 def _no_aside(call_id: str) -> Aside:
     raise AssertionError(call_id)
+
+
+class NoSteps:
+    """The log of a request that is no agent's."""
+
+    def events(self, key: str) -> Sequence[Event]:  # noqa: D102
+        raise AssertionError(key)
+
+    async def add(self, key: str, event: Event) -> None:  # noqa: D102
+        raise AssertionError((key, event))
+
+    def paid(self) -> Sequence[Paid]:  # noqa: D102
+        raise AssertionError
+
+
+def _nobody() -> bool:
+    """Tell that no other engine could go on."""
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,15 +85,13 @@ class Means:
 
     send: Send
     tools: ToolBox = field(default_factory=NoTools)
-    steps: StepLog = field(default_factory=MemoryLog)
+    steps: StepLog = field(default_factory=NoSteps)
     aside: Callable[[str], Aside] = _no_aside
     """Returns what the tool behind a call, by its id, asks the model with."""
     approval: Approval | None = None
     """None: calls that need it are refused."""
-    restore: Callable[[Paid], None] = _ignored
-    """Takes into account a turn that an earlier attempt has paid for."""
-    can_hand_over: bool = False
-    """Whether another engine of the route could go on."""
+    can_hand_over: Callable[[], bool] = _nobody
+    """Tells whether another engine of the route could go on now."""
 
 
 def _no_tools(_request: Request) -> ToolBox:
@@ -87,9 +99,9 @@ def _no_tools(_request: Request) -> ToolBox:
     return NoTools()
 
 
-def _forgotten(_request: Request) -> StepLog:
+def _forgotten(request: Request) -> StepLog:
     """Return a log that ends with the process."""
-    return MemoryLog()
+    return MemoryLog().of(request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

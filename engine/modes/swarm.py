@@ -21,7 +21,7 @@ from engine.modes.agent.words import RULES
 from engine.modes.mode import Ending, Means
 from engine.prompt import agent_instructions
 from engine.request import AgentLimits, Request, Work, content_key
-from engine.steps import AskedCall, Compacted, Event, Paid, Returned, Turned, call_number
+from engine.steps import AskedCall, Compacted, Event, Returned, Turned, call_number
 from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
 
 _CREATE = ToolSpec(
@@ -78,6 +78,11 @@ class Swarm:
             team.restore(call, returned)
         ending = await lead.run()
         return replace(ending, work=_work(lead, team, ending.work or Work()))
+
+
+def _nobody() -> bool:
+    """Tell that no other engine goes on with a sub-agent."""
+    return False
 
 
 def _ended_calls(lead: AgentRun) -> Iterator[tuple[AskedCall, Returned]]:
@@ -166,9 +171,6 @@ class _Team:
             self._roles[arguments["name"]] = arguments["system_prompt"]
         elif call.name == _ASSIGN.name and arguments is not None and role is not None:
             self._assignment(call.call_id, role, str(arguments.get("prompt")))
-            for event in self.events(call):
-                if isinstance(event, Paid):
-                    self._means.restore(event)
 
     def events(self, call: AskedCall) -> Sequence[Event]:
         """Return what is on record of the sub-agent behind a call; nothing where it has none."""
@@ -181,7 +183,7 @@ class _Team:
             self._request,
             self._endpoint,
             # Another engine goes on with the whole swarm, not with one of its agents.
-            replace(self._means, can_hand_over=False),
+            replace(self._means, can_hand_over=_nobody),
         )
         try:
             ending = await run.run()

@@ -124,7 +124,10 @@ def _kept(
     file = state_file(profile.name, cache.absolute())
     servers[0][0].cwd.mkdir(parents=True, exist_ok=True)
 
+    begun: set[int] = set()
+
     def remember(number: int, child: ChildProcess) -> None:
+        begun.add(child.pid)
         if number == 0:
             write_state(file, _state(profile, child, urls, rule))
 
@@ -143,7 +146,7 @@ def _kept(
         if not keeper.stop():
             notify("engine: requests were still under way at the end, and were cut off")
         state = read_state(file)
-        if state is not None and state.keeper_pid == os.getpid():
+        if state is not None and state.pid in begun:
             file.unlink(missing_ok=True)
 
 

@@ -15,6 +15,7 @@ from flows.cli import (
     preview,
     readiness,
     run,
+    runner,
     transcript,
 )
 from flows.cli.app import app, main
@@ -34,5 +35,6 @@ __all__ = [
     "preview",
     "readiness",
     "run",
+    "runner",
     "transcript",
 ]

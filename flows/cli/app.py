@@ -63,6 +63,9 @@ def complete_runs(incomplete: str) -> list[str]:
     return [run.run_id for run in known_runs() if run.run_id.startswith(incomplete)]
 
 
+_FOREIGN = ("httpx2", "mcp")
+"""Loggers of the MCP SDK and its HTTP client, which warn of each odd message of a server."""
+
 _PIPELINE = typer.Argument(
     help="The pipeline's YAML file, or the name of a known one.",
     autocompletion=_complete_pipelines,
@@ -142,6 +145,9 @@ def _root(
     level = logging.INFO if verbose else logging.WARNING
     handler = RichHandler(level=level, console=stderr(), show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    for name in _FOREIGN:
+        # What matters of an MCP server is told by `tools.mcp`.
+        logging.getLogger(name).setLevel(logging.ERROR)
     if verbose:
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.INFO)

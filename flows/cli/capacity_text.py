@@ -27,11 +27,11 @@ def plan_lines(shown: Mapping[str, Any]) -> list[str]:
     ]
     if shown["served"] is not None:
         served = shown["served"]
-        lines.append(
-            f"{'server':13} reports {served['kv_tokens']:,} tokens; the plan differs by"
-            f" {served['planner_differs_percent']:+.2f} %"
-        )
+        differs = served["planner_differs_percent"]
+        beside = "" if differs is None else f"; the plan differs by {differs:+.2f} %"
+        lines.append(f"{'server':13} reports {served['kv_tokens']:,} tokens{beside}")
     lines += [f"{'note':13} {text}" for text in notes]
+    lines.append(f"{'source':13} {shown['sources'][-1]}")
     return lines
 
 

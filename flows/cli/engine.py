@@ -35,6 +35,19 @@ from flows.cli.capacity_options import (
     UtilizationOption,
     asked_of,
 )
+from flows.cli.clarifai_options import (
+    CloudOption,
+    EmitOption,
+    InstanceOption,
+    MaxReplicasOption,
+    MinReplicasOption,
+    ModelVersionOption,
+    OverwriteOption,
+    RegionOption,
+    UserIdOption,
+    clarifai_options,
+    require_emit,
+)
 
 if TYPE_CHECKING:
     from engine.profile import Profile
@@ -94,12 +107,22 @@ def plan_capacity(
     svg: Annotated[
         Path | None, typer.Option("--svg", help="Write a sketch of one GPU's memory to this file.")
     ] = None,
+    emit: EmitOption = None,
+    user_id: UserIdOption = None,
+    model_version: ModelVersionOption = None,
+    instance: InstanceOption = None,
+    cloud: CloudOption = "aws",
+    region: RegionOption = "us-east-1",
+    min_replicas: MinReplicasOption = 1,
+    max_replicas: MaxReplicasOption = None,
+    overwrite: OverwriteOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a model fits on GPUs, with how long a context, for how many requests at once.
 
     By formula from what is published of the model; nothing is started. Where the profile's server
-    runs, its own count of cache tokens stands beside the planned one.
+    runs, its own count of cache tokens stands beside the planned one. With --emit, the files of a
+    deployment on Clarifai are written, with the planned limits; refused where it does not fit.
 
     Examples:
       headrace engine plan kimi-k2.5 --gpus 8xH200
@@ -107,12 +130,17 @@ def plan_capacity(
       headrace engine plan kimi-k2.5 --gpus 4xGB200 --precision nvfp4 --context 131072 --concurrency 8
 
       headrace engine plan kimi-k2.5 --gpus 8xH200 --dcp 8 --svg memory.svg --json
+
+      headrace engine plan clarifai --emit deploy --user-id me --max-replicas 2
     """
+    from engine.capacity import as_json as plan_json
     from flows.capacity import capacity, served_tokens, with_served
     from flows.capacity_sketch import draw_capacity
+    from flows.clarifai import emit as emit_files
     from flows.cli.capacity_text import plan_lines
 
     with exit_codes():
+        require_emit(emit, user_id, model_version, instance, max_replicas, overwrite or None)
         asked = asked_of(
             gpus=gpus, context=context, concurrency=concurrency, precision=precision, kv_dtype=kv_dtype,
             tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, replicas=replicas, nodes=nodes, utilization=utilization,
@@ -123,6 +151,17 @@ def plan_capacity(
         if svg is not None:
             _write(svg, draw_capacity(found))
             note(f"wrote {svg}")
+        if emit is not None:
+            options = clarifai_options(
+                user_id=user_id, version_id=model_version, cloud=cloud, region=region, instance=instance,
+                min_replicas=min_replicas, max_replicas=max_replicas,
+            )  # fmt: skip
+            emitted = emit_files(known, found, options, emit, overwrite=overwrite)
+            if as_json:
+                print_json({**plan_json(found), "emitted": emitted.as_json()})
+            else:
+                print_lines([found.reasons[0], *emitted.lines()])
+            return
         shown = with_served(found, served_tokens(known))
         if as_json:
             print_json(shown)
@@ -299,7 +338,7 @@ def _served(name: str) -> Profile:
     from engine.local_models import LOCAL_MODELS
 
     profile = load_profile(name)
-    if profile.serve is None and profile.facts is None:
+    if profile.serve is None and (profile.facts is None or profile.deploy is not None):
         raise ConfigError(
             f"profile {name!r} is an engine elsewhere; this machine serves"
             f" {', '.join(LOCAL_MODELS)}, and on GPUs profiles with `facts`, such as kimi-k2.5"

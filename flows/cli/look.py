@@ -75,12 +75,16 @@ def _print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_run(shown: Mapping[str, Any]) -> None:
+    from flows.report.words import batch_story
     from flows.terminal import print_facts, print_summary
 
     if shown.get("manifest") is not None:
         print_summary(shown["manifest"])
     names = ("run_id", "pipeline", "state", "error", "done", "source", "sink", "log", "next")
-    print_facts({name: shown[name] for name in names if shown.get(name)})
+    facts = {name: shown[name] for name in names if shown.get(name)}
+    for batch in shown.get("batches", ()):
+        facts[f"batch {batch['batch_id'] or 'not begun'}"] = batch_story(batch)
+    print_facts(facts)
 
 
 @app.command(rich_help_panel="Look")

@@ -46,6 +46,7 @@ _EXIT = {
     "over_failure_limit": EXIT_OVER_LIMIT,
     "budget_reached": EXIT_BUDGET,
     "awaiting_approval": EXIT_BUDGET,
+    "awaiting_batch": EXIT_BUDGET,
     "complete": 0,
 }
 

@@ -219,6 +219,8 @@ def _contradictions(answers: Answers, ways: Sequence[Way]) -> list[Finding]:
     found = []
     wanted = ", ".join(answers.certifications)
     missing = missing_certifications(answers.certifications, answers.own_certifications)
+    hosts = [way for way in ways if way.engines and way.hosting != "self_hosted"]
+    certified = [way.name for way in hosts if not _lacks(answers, way)]
     if missing and answers.hosting == "self_hosted":
         found.append(
             Finding(
@@ -226,11 +228,10 @@ def _contradictions(answers: Answers, ways: Sequence[Way]) -> list[Finding]:
                 holds=False,
                 reason=f"certified for {wanted}, and run by yourselves: a certificate belongs to whoever runs the"
                 f" machines, Kimi K2.5's weights have none, and yours lack {', '.join(missing)}",
-                todo="have your operations certified (own_certifications), or take a certified host",
+                todo="have your operations certified (own_certifications), or take a certified host"
+                + (f": {', '.join(certified)}" if certified else ""),
             )
         )
-    hosts = [way for way in ways if way.engines and way.hosting != "self_hosted"]
-    certified = [way for way in hosts if not _lacks(answers, way)]
     if answers.certifications and answers.model == "kimi-k2.5" and missing and not certified:
         names = " and ".join(way.name for way in hosts)
         found.append(

@@ -24,12 +24,21 @@ from flows.report.page import render_html
 from flows.report.sources import backing, top_field
 from flows.report.templates import TemplateFailed
 from flows.report.took import SPAN_COLUMNS, took
-from flows.report.words import claim_verdict, counted, mode_story, route_story, unit_name
+from flows.report.words import (
+    batch_story,
+    claim_verdict,
+    counted,
+    mode_story,
+    route_story,
+    unit_name,
+)
 from flows.run.bench import Room, open_room
 from flows.run.record_tables import find_record_tables
 from flows.run.resume import load_job, manifest_path
 
 Row = Mapping[str, Any]
+
+_MAX_BATCHES = 20
 
 
 def write_report(room: Room, manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -120,7 +129,7 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
         ),
         took=took(manifest, {name: _quantiles(told) for name, told in seconds.items()}),
         planned_cached_ratio=_planned_ratio(manifest),
-        notes=pipeline.report.notes,
+        notes=(*pipeline.report.notes, *_batch_notes(manifest)),
         previews=pictures.jpegs,
         versions={name: str(value) for name, value in manifest["versions"].items()},
         corpus=corpus,
@@ -131,6 +140,15 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
         routes=route_story(manifest),
         throughput=throughput(manifest, documents.num_pages),
     )
+
+
+def _batch_notes(manifest: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on each batch that answers are to come from."""
+    batches = manifest.get("batches", ())
+    return [
+        f"Batch {batch['batch_id'] or '(not begun)'} at the host: {batch_story(batch)}."
+        for batch in batches[:_MAX_BATCHES]
+    ]
 
 
 def _cards(

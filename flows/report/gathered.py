@@ -171,6 +171,9 @@ def _section(
 
 
 def _input_noun(pipeline: PipelineConfig, stage: StageConfig) -> str:
+    if not stage.needs:
+        # Its agents looked at the documents themselves.
+        return "document"
     needed = [other for other in pipeline.stages if other.name in stage.needs]
     nouns = {"answer" if s.compute else _NOUNS.get(s.over, "answer") for s in needed}
     return nouns.pop() if len(nouns) == 1 else "answer"

@@ -77,7 +77,7 @@ def took(manifest: Mapping[str, Any], spans: Mapping[str, Spans] | None = None) 
 
 _ACTUAL = (
     "requests", "prompt_tokens", "cached_tokens", "planned_cached_tokens", "reasoning_tokens",
-    "completion_tokens", "cost_usd", "saved_usd",
+    "completion_tokens", "cost_usd", "saved_usd", "turns", "tool_calls", "failed_calls",
 )  # fmt: skip
 _PLANNED = ("requests", "prompt_tokens", "cached_tokens", "output_tokens", "cost_usd")
 
@@ -103,6 +103,7 @@ def _cells(stage: Stage, plan: Stage | None) -> dict[str, Cell]:
         layout, of = planned["cached_tokens"], planned["prompt_tokens"]
     row = {
         "requests": _count(stage.get("requests"), planned.get("requests")),
+        **_agents(stage),
         "prompt tokens": _count(prompt, planned.get("prompt_tokens")),
         "from the cache": Cell(
             share(stage.get("cached_tokens"), stage.get("_of_cached", prompt)) if prompt else "-",
@@ -119,6 +120,17 @@ def _cells(stage: Stage, plan: Stage | None) -> dict[str, Cell]:
         if saved is not None:
             row["USD without the cache"] = Cell(_usd(usd + saved), f"saved {_usd(saved)}")
     return row
+
+
+def _agents(stage: Stage) -> dict[str, Cell]:
+    """Return what agents did; nothing of a stage that has none."""
+    if stage.get("turns") is None:
+        return {}
+    failed = stage.get("failed_calls")
+    return {
+        "turns": Cell(f"{stage['turns']:,}"),
+        "tool calls": Cell(f"{stage['tool_calls']:,}", f"{failed:,} failed" if failed else ""),
+    }
 
 
 def _seconds(spans: Spans) -> dict[str, Cell]:

@@ -12,8 +12,12 @@ _VERDICTS = {
     "complete": "Complete",
     "over_failure_limit": "Complete, but over the failure limit",
     "budget_reached": "Stopped by its budget",
+    "awaiting_approval": "Waiting for a person's approval",
+    "awaiting_batch": "Waiting for the host's batches",
     "incomplete": "Incomplete",
 }
+
+_MOST_NAMES = 5
 
 _CLAIM_VERDICTS = {
     "verified": "quote verified",
@@ -64,6 +68,26 @@ def verdict(name: str) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a count with its noun, in the plural but for one: `1 chunk`, `1,200 chunks`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def batch_story(batch: Mapping[str, Any]) -> str:
+    """Return how far one of the host's batches is that a run waits for."""
+    since = f" since {batch['since']}" if batch["since"] else ""
+    expires = f", expires {batch['expires']}" if batch["expires"] else ""
+    return (
+        f"{batch['status']}{since}, {batch['answered']:,} of {counted(batch['lines'], 'request')} of"
+        f" stage {batch['stage']} answered{expires}"
+    )
+
+
+def batch_words(batches: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many batches a run waits for, and which."""
+    if not batches:
+        return "requests are to go into a batch"
+    names = ", ".join(str(batch["batch_id"] or "one not begun") for batch in batches[:_MOST_NAMES])
+    more = f" and {len(batches) - _MOST_NAMES} more" if len(batches) > _MOST_NAMES else ""
+    lines = sum(batch["lines"] for batch in batches)
+    return f"{counted(lines, 'request')} in batches at the host: {names}{more}"
 
 
 def mode_story(stage: Mapping[str, Any]) -> dict[str, str]:

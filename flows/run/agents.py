@@ -93,6 +93,10 @@ class ShardAgents:
         if request.limits is not None:
             self._inquiries[request.request_key] = inquiry
 
+    def done(self, request_key: str) -> None:
+        """Forget what a request was about, after its end."""
+        self._inquiries.pop(request_key, None)
+
     def _tools(self, request: Request) -> ToolBox:
         inquiry = self._inquiries[request.request_key]
         path = inquiry.document.source.path if inquiry.document else ""

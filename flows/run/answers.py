@@ -71,7 +71,13 @@ def from_json(value: Mapping[str, Any]) -> Answer:
 
 def result_from_json(value: Mapping[str, Any]) -> Result:
     """Return the result that `result_as_json` gave."""
-    found = {**value, "usage": Usage(**value["usage"]), "mode_notes": tuple(value["mode_notes"])}
+    found = {
+        **value,
+        "usage": Usage(**value["usage"]),
+        "mode_notes": tuple(value["mode_notes"]),
+        # Lines of before there were batches have none.
+        "batch_ids": tuple(value.get("batch_ids", ())),
+    }
     # Lines of before there were agents have none.
     if found.get("work") is not None:
         found["work"] = Work(**found["work"])

@@ -281,7 +281,7 @@ class Asker:
             None,
             unit=unit.name,
             error_class=UPSTREAM_OVER_BUDGET,
-            error="not all stages it needs have their answers yet: over budget",
+            error="not all answers it needs are there yet: over budget, or in a batch",
         )
         return replace(inquiry, num_inputs=num_inputs, num_answered=0)
 
@@ -414,6 +414,7 @@ class Asker:
             adapter=stage.adapter,
             prompt_tokens=self.instructions_tokens + shown.tokens + own_tokens,
             limits=stage.limits.for_engine(stage.on_drift) if is_agent else None,
+            batch_api=stage.batch_api.for_engine() if stage.batch_api else None,
         )
 
     def _weigh_tail(self, tail: str) -> int:
@@ -480,7 +481,8 @@ def _missing(upstream: Mapping[str, Answered]) -> tuple[str, str] | None:
     missing = [name for name, answered in upstream.items() if answered.output is None]
     unpaid = [name for name in missing if upstream[name].result.error_class in UNPAID]
     if unpaid:
-        return UPSTREAM_OVER_BUDGET, f"stage {unpaid[0]!r} has no answer yet: over budget"
+        why = f"stage {unpaid[0]!r} has no answer yet: over budget, or in a batch"
+        return UPSTREAM_OVER_BUDGET, why
     return ("upstream_unanswered", f"stage {missing[0]!r} has no answer") if missing else None
 
 

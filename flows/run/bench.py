@@ -21,8 +21,9 @@ from connectors.chunker import ChunkRule
 from connectors.document import SourceRef
 from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
-from connectors.storage import Source
+from connectors.storage import STATE_PREFIX, Source
 from engine.batch import Amount, Budget, Caps, Route, unknown_unit
+from engine.batch_api.desk import Desk, Keeping
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint
 from engine.profile import Prices, Profile
 from flows.run.approvals import Ask, SinkApproval
@@ -42,7 +43,7 @@ from flows.run.prepare import check_fit
 from flows.run.progress import Progress
 from flows.run.record_tables import claim_record_tables
 from flows.run.routes import Passage, Routes, routes_of
-from flows.run.served import Served, serve
+from flows.run.served import Served, as_sent, serve
 from flows.run.shift import Shift
 from flows.run.slices import Slices
 
@@ -51,6 +52,9 @@ NUM_READERS = 2
 
 NUM_SHARDS_AT_ONCE = 2
 """Shards asked about at the same time, so that one has questions while the other comes to its end."""
+
+BATCHES = f"{STATE_PREFIX}/batches"
+"""Where a sink knows of what is with a host."""
 
 SETTLE_S = 3.0
 """Seconds that shards in work get to save their answers when a run is interrupted."""
@@ -137,6 +141,8 @@ class Bench(ServedRoom):
     copies: Copies
     approval: SinkApproval
     """Decides on calls of agents that need a person's approval."""
+    desk: Desk | None
+    """Sends the stages with `batch_api` to the host; None where there are none."""
     cache: AnswerCache | None
     """Answers that other sinks share; None where the pipeline names no cache."""
     family_numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -163,12 +169,13 @@ class Bench(ServedRoom):
     def at(self, sources: Iterable[SourceRef]) -> Bench:
         """Return the bench for documents that go together: they go where the most sensitive one may."""
         passage = self.routes.find(source.path for source in sources)
-        return self.sensitive if self.sensitive and passage.name == "sensitive" else self
+        return self.gathering if passage.name == "sensitive" else self
 
     @property
     def gathering(self) -> Bench:
         """Return the bench of what rests on all documents."""
-        return self.sensitive or self
+        # What counts is told to whoever asked this bench.
+        return replace(self.sensitive, progress=self.progress) if self.sensitive else self
 
     @property
     def prices(self) -> dict[str, Prices | None]:
@@ -343,7 +350,12 @@ def open_bench(
             if line.endpoint.profile.tier is not None:
                 slices = Slices(room.lake.storage, line, run_id=job.run_id, notify=notify)
                 stack.enter_context(slices)
+        desk = open_desk(job, served[0].route, room, budget)
+        if desk is not None:
+            stack.enter_context(desk)
         stack.callback(in_work.wait, SETTLE_S)
+        if desk is not None:
+            stack.callback(desk.stop)
         stack.callback(cancelled.set)
         bench = Bench(
             job=room.job,
@@ -366,13 +378,29 @@ def open_bench(
             copies=Copies(room.lake),
             approval=SinkApproval(room.lake, job.run_id, ask),
             cache=cache if served[0].is_shared else None,
+            desk=desk,
         )
         for one in served[1:]:
             sensitive = replace(
-                bench, served=one, cache=None, leaders=Leaders(), large_families=itertools.count()
+                bench,
+                served=one,
+                # What is on the premises is asked at once: nothing of it goes through another's batches.
+                desk=None,
+                cache=None,
+                leaders=Leaders(),
+                large_families=itertools.count(),
             )
             bench = replace(bench, sensitive=sensitive)
         yield bench
+
+
+def open_desk(job: Job, route: Route, room: Room, budget: Budget) -> Desk | None:
+    """Return what sends the stages with `batch_api` to the host; None where there are none."""
+    limits = route.endpoint.profile.capabilities.batch_api
+    if limits is None or all(stage.batch_api is None for stage in job.pipeline.stages):
+        return None
+    keeping = Keeping(store=room.lake.storage, folder=BATCHES, scratch=room.scratch)
+    return Desk(route.endpoint, limits, keeping, budget, run_id=job.run_id)
 
 
 def _check_engines(job: Job, passage: Passage) -> None:
@@ -388,7 +416,7 @@ def _check_engines(job: Job, passage: Passage) -> None:
             problem = unknown_unit(key, _caps(budget), profile)
             if problem is not None:
                 raise ConfigError(problem)
-        for stage in job.pipeline.stages if number == 0 else ():
+        for stage in as_sent(job, passage, profile).pipeline.stages if number == 0 else ():
             if stage.compute is None:
                 check_fit(stage, profile)
 

@@ -25,6 +25,7 @@ from flows.run.counts import (
     report_from_json,
 )
 from flows.run.held import READ_AGAIN
+from flows.run.layout import whole_blocks
 from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
 from flows.run.resume import marker_path
@@ -145,6 +146,10 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     bench.lake.put_json(path, asdict(report))
     _put_commit(shard, done, put)
     ledger.remove_journal()
+    if bench.desk is not None:
+        every = (result for results in done.results.values() for result in results)
+        open_keys = [one.request_key for one in every if one.outcome == "over_budget"]
+        bench.desk.close(name, open_keys)
     return report
 
 
@@ -332,19 +337,13 @@ def _planned_cached_tokens(
                     continue
                 # An engine keeps a cache for each adapter.
                 material = inquiry.requests[0].adapter, inquiry.requests[0].material
-                sent[result.request_key] = bench.asker.instructions_tokens + (
-                    inquiry.material_tokens
-                    if material in shown
-                    else _of_blocks(inquiry.shared_tokens, bench.asker.instructions_tokens, block)
+                behind = inquiry.material_tokens if material in shown else inquiry.shared_tokens
+                sent[result.request_key] = whole_blocks(
+                    bench.asker.instructions_tokens + behind, block
                 )
                 shown.add(material)
         planned[stage] = sum(sent.values())
     return planned
-
-
-def _of_blocks(tokens: int, in_front: int, block: int | None) -> int:
-    """Return how many tokens behind others lie in blocks that are full; None: the size is not known."""
-    return max(0, (in_front + tokens) // block * block - in_front) if block else tokens
 
 
 def _check(plan: ShardPlan, report: ShardReport) -> None:

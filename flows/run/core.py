@@ -96,6 +96,8 @@ def run_job(
     with open_bench(job, progress, notify, spent=spent, ask=ask) as bench:
         # The run begins here: what was misspelt so far has left no trace in the sink.
         _begin(bench)
+        if bench.desk is not None:
+            bench.desk.begin([name for name, one in markers.items() if not one.is_to_go_on])
         with _remembered(job, started, progress), _logged(job):
             progress.enter("processing")
             work = Work(bench, open_planner(bench, listed), dispatch, notify, markers)

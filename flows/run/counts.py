@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from engine.batch import Amount
+from engine.batch import AWAITING_BATCH, Amount
 from engine.profile import Prices
 from engine.request import Result
 from flows.run.rows import Answered
@@ -50,6 +50,12 @@ class StageCount:
     saved_usd: float | None = None
     """What the cached tokens would have cost more without the cache; None where prices or cached tokens
     are not known."""
+    num_turns: int | None = None
+    """Turns of its agents, those of sub-agents included; None where it has none."""
+    num_calls: int | None = None
+    """Tool calls of its agents."""
+    num_failed_calls: int | None = None
+    """How many of them failed."""
     modes: Mapping[str, int] = field(default_factory=dict)
     """Answers by the mode that was observed, and `none`."""
     mode_notes: Mapping[str, int] = field(default_factory=dict)
@@ -109,6 +115,22 @@ class ShardReport:
     """Documents by the route that questions about them take."""
     claims: tuple[str, ...] = ()
     """Tokens of the claims under which it was paid."""
+
+    @property
+    def is_to_go_on(self) -> bool:
+        """Tell whether some of its requests are asked for again when the run goes on."""
+        return any(stage.outcomes.get("over_budget") for stage in self.stages.values()) or (
+            self.awaits_batch
+        )
+
+    @property
+    def awaits_batch(self) -> bool:
+        """Tell whether some of its requests wait for a batch of the host."""
+        return any(
+            failure.error_class == AWAITING_BATCH
+            for stage in self.stages.values()
+            for failure in stage.failures
+        )
 
 
 def report_from_json(value: Mapping[str, Any]) -> ShardReport:
@@ -170,6 +192,7 @@ def count_stage(
     asked = {result.request_key: result for a in every for result in a.results}
     sent = {key: result for key, result in asked.items() if key in bill.paid}
     usages = [result.usage for result in sent.values()]
+    works = [result.work for result in sent.values() if result.work is not None]
     results = [answered.result for answered in every if answered.inquiry.requests]
     return StageCount(
         num_inputs=num_inputs,
@@ -182,6 +205,9 @@ def count_stage(
         reasoning_tokens=_sum_known(usage.reasoning_tokens for usage in usages),
         cost_usd=_sum_known(result.cost_usd for result in sent.values()),
         saved_usd=_sum_known(saved_usd_of(result, prices or {}) for result in sent.values()),
+        num_turns=_sum_known(work.num_steps for work in works),
+        num_calls=_sum_known(work.num_calls for work in works),
+        num_failed_calls=_sum_known(work.num_failed_calls for work in works),
         modes=dict(Counter(result.mode_observed or "none" for result in results)),
         mode_notes=dict(Counter(note for result in results for note in result.mode_notes)),
         # Turns of agents are in one of the other two modes, as their limits say.
@@ -224,7 +250,8 @@ def saved_usd_of(result: Result, prices: Mapping[str, Prices | None]) -> float |
     known, cached = prices.get(result.engine), result.usage.cached_tokens
     if known is None or cached is None:
         return None
-    return cached * (known.input_usd - known.cached_input_usd) / 1e6
+    factor = known.factor(by_batch=bool(result.batch_ids))
+    return factor * cached * (known.input_usd - known.cached_input_usd) / 1e6
 
 
 UNANSWERED = frozenset({"invalid_output", "rejected", "failed", "over_budget"})
@@ -300,6 +327,9 @@ def _add_stage(counts: Sequence[StageCount]) -> StageCount:
         reasoning_tokens=_sum_known(count.reasoning_tokens for count in counts),
         cost_usd=_sum_known(count.cost_usd for count in counts),
         saved_usd=_sum_known(count.saved_usd for count in counts),
+        num_turns=_sum_known(count.num_turns for count in counts),
+        num_calls=_sum_known(count.num_calls for count in counts),
+        num_failed_calls=_sum_known(count.num_failed_calls for count in counts),
         modes=_add([count.modes for count in counts]),
         mode_notes=_add([count.mode_notes for count in counts]),
         num_mismatched=sum(count.num_mismatched for count in counts),

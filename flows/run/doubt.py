@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.pipeline import EscalateConfig, StageConfig
+from engine.batch import AWAITING_BATCH
 from engine.request import Result
 
 
@@ -28,10 +29,13 @@ def settle(stage: StageConfig, results: Sequence[Result]) -> Settled:
     """Return what the samples of one question come to.
 
     The first of the largest group of equal answers counts; samples without an answer agree with
-    nobody.
+    nobody. As long as one waits for a batch, so does the question.
     """
     if len(results) == 1:
         return Settled(result=results[0], results=results)
+    waiting = [result for result in results if result.error_class == AWAITING_BATCH]
+    if waiting:
+        return Settled(result=waiting[0], results=results, agreement=0.0)
     groups: dict[str, list[Result]] = {}
     for result in results:
         if result.outcome == "succeeded" and result.output is not None:
@@ -76,9 +80,11 @@ def num_allowed(rule: EscalateConfig, num_asked: int) -> int:
 def decide(settled: Settled, again: Result, reason: str) -> Settled:
     """Return what counts after the question was asked again in Thinking.
 
-    Its answer does, where there is one; else the first answer stands, if there was one.
+    Its answer does, where there is one; else the first answer stands, if there was one. As long as it
+    waits for a batch, so does the question.
     """
-    keeps = again.outcome != "succeeded" and settled.result.outcome == "succeeded"
+    waits = again.error_class == AWAITING_BATCH
+    keeps = again.outcome != "succeeded" and settled.result.outcome == "succeeded" and not waits
     return Settled(
         result=settled.result if keeps else again,
         results=[*settled.results, again],

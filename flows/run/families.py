@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from engine.batch import AWAITING_BATCH
 from engine.batch import run as run_batch
 from engine.request import Request, Result, content_key
 from flows.run.agents import ShardAgents
@@ -83,6 +84,7 @@ class Scheduler:
             budget=bench.budget,
             log=self._shard.ledger,
             workshop=self._agents.workshop(),
+            desk=self._shard.desk,
         )
         try:
             async with self._agents.open(), aclosing(batch) as results:
@@ -220,6 +222,8 @@ class Scheduler:
         """Return a request's one result; the same question is sent once, whoever asks it."""
         progress = self._shard.bench.progress
         progress.add(requests=1)
+        if self._shard.desk is None:
+            request = replace(request, batch_api=None)
         arriving = self._results.get(request.request_key)
         if arriving is not None:
             self._asked(family)
@@ -247,6 +251,8 @@ class Scheduler:
         if family not in self._affinities:
             self._affinities[family] = content_key("prefix", request.material)
         request = replace(request, priority=family, affinity=self._affinities[family])
+        if inquiry.is_fresh:
+            ledger.steps.begin_anew(request.request_key)
         self._agents.expect(request, inquiry)
         heapq.heappush(self._ready, (family, place, request))
         self._asked(family)
@@ -276,6 +282,8 @@ class Scheduler:
         shard, flights = self._shard, self._shard.bench.flights
         while (flight := flights.board(request.request_key)) is not None:
             self._asked(family)
+            if shard.desk is not None and request.batch_api is not None:
+                shard.desk.join(request.request_key)
             try:
                 answer = await asyncio.wrap_future(flight)
             except Withdrawn:
@@ -306,6 +314,7 @@ class Scheduler:
         bench = self._shard.bench
         bench.flights.land(self._shard.ledger.answer(result.request_key))
         bench.progress.add_result(result)
+        self._agents.done(result.request_key)
         sent, shared = self._sent.pop(result.request_key)
         if result.attempts == 1 and result.fallback is None:
             usage = result.usage
@@ -317,13 +326,17 @@ class Scheduler:
 
 
 def _doubts(ends: Sequence[Answered]) -> dict[int, str]:
-    """Return which ends are asked again and why; no more than their stages allow."""
+    """Return which ends are asked again and why; no more than their stages allow.
+
+    Which of a stage's are most in doubt is known when none of its answers waits for a batch any more.
+    """
+    waiting = {end.inquiry.stage.name for end in ends if end.result.error_class == AWAITING_BATCH}
     asked = Counter(end.inquiry.stage.name for end in ends if end.inquiry.requests)
     doubts: dict[int, str] = {}
     taken: Counter[str] = Counter()
     for number, end in enumerate(ends):
         rule, name = end.inquiry.stage.escalate, end.inquiry.stage.name
-        if rule is None or not end.inquiry.requests or end.inquiry.again is None:
+        if rule is None or not end.inquiry.requests or end.inquiry.again is None or name in waiting:
             continue
         reason = doubt_about(rule, settle(end.inquiry.stage, end.results))
         if reason is not None and taken[name] < num_allowed(rule, asked[name]):

@@ -32,11 +32,12 @@ from flows.run.families import Scheduler
 from flows.run.graph import levels, stage_shard
 from flows.run.in_order import in_order
 from flows.run.keys import policy_key
+from flows.run.layout import whole_blocks
 from flows.run.ledger import journaled
 from flows.run.plan import AGAIN, ShardPlan
 from flows.run.reduce import Members, reduce_all
 from flows.run.rows import Answered, given_of_row, record_row
-from flows.run.shard import open_shard, until_cancelled
+from flows.run.shard import open_shard, send_batches, until_cancelled
 from flows.run.spool import Group, Spool
 from flows.run.transcripts import transcripts_of
 from flows.run.units import CORPUS, UNPAID, Reply, Subject, inputs_of, upstream_of
@@ -101,7 +102,9 @@ def _work_key(bench: Bench, stage: StageConfig) -> str:
     return content_key("gather", stage.asked(), ways, parts, reference, run, scope, *policy)
 
 
-def process_stage(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> ShardReport:
+def process_stage(
+    bench: Bench, plan: ShardPlan, *, wait: bool = False, again: bool = False
+) -> ShardReport:
     """Return the counts of a stage over groups or the corpus, after its records are in the lake.
 
     Raises:
@@ -113,7 +116,7 @@ def process_stage(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Shard
     with bench.in_work(), bench.asking:
         # As the parents are now: another run may write them again while this goes on.
         key = _work_key(bench, stage)
-        with open_shard(bench, plan, wait=wait) as shard:
+        with open_shard(bench, plan, wait=wait, again=again) as shard:
             if stage.compute is not None:
                 return put_done(shard, compute(shard, stage, work_key=key))
             try:
@@ -149,6 +152,7 @@ def _process(shard: Shard, stage: StageConfig, work_key: str) -> ShardReport:
             asyncio.run(until_cancelled(shard, work))
         finally:
             shard.ledger.save()
+    send_batches(shard)
     report = put_done(shard, ends.finish(shard, len(subjects), work_key))
     logger.info(
         "run_id=%s stage=%s inputs=%d parts=%d committed",
@@ -199,7 +203,10 @@ class _Ends:
         every = [*parts, *answers]
         name = self.stage.name
         bill = bills(shard.ledger, {name: answers}, {name: parts})[name]
-        planned = len(bill.paid) * shard.bench.asker.instructions_tokens
+        bench = shard.bench
+        planned = len(bill.paid) * whole_blocks(
+            bench.asker.instructions_tokens, bench.cache_block_tokens
+        )
         count = count_stage(
             num_units, answers, parts, planned=planned, bill=bill, prices=shard.bench.prices
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,13 @@ class Job:
     asked for again. `retry`: as resume, but shards with unanswered requests are opened again."""
     rebuild: bool = False
     """Write shards anew whose parts were changed by hand."""
+
+    def at_once(self) -> Job:
+        """Return the job with every stage sent at once: somebody waits for its answers."""
+        stages = tuple(
+            stage.model_copy(update={"batch_api": None}) for stage in self.pipeline.stages
+        )
+        return replace(self, pipeline=self.pipeline.model_copy(update={"stages": stages}))
 
     def open_source(self) -> Source:
         """Return the source, reached as the pipeline says."""

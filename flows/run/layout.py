@@ -20,6 +20,12 @@ Kind = Literal[
 BLOCK_TOKENS = 16
 """Tokens of a block of vLLM's KV cache: what is shorter is never found in it."""
 
+
+def whole_blocks(num_tokens: int, block_tokens: int | None) -> int:
+    """Return how many of a prompt's first tokens lie in full blocks; all where their size is not known."""
+    return num_tokens // block_tokens * block_tokens if block_tokens else num_tokens
+
+
 _BESIDE = frozenset({
     "model", "messages", "tools", "chat_template_kwargs", "max_tokens", "temperature", "top_p", "top_k",
     "min_p", "seed", "response_format", "stream", "stream_options", "stream_interval", "priority",

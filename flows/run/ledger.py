@@ -48,6 +48,8 @@ that did not answer may do so in the next run, so that `failed` stands in the sa
 
 ENDED: frozenset[Outcome] = frozenset({"invalid_output", "rejected"})
 """Outcomes after which an agent has nothing to go on with."""
+_REFUSED = "request_rejected"
+"""A host refuses what an agent's conversation has become: the same one would be refused again."""
 
 
 _OPEN: frozenset[Outcome] = frozenset({"failed", "over_budget"})
@@ -81,9 +83,10 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         self._journal = open_journal(lake, claim.shard)
         self.steps = Steps(self._write_step)
         """What agents have done for the shard's requests."""
-        kept_steps = load_steps(lake, claim.shard) if has_agents else []
-        for step in kept_steps:
-            self.steps.restore(step, is_billed=True)
+        kept = load_steps(lake, claim.shard) if has_agents else []
+        for run, step in kept:
+            self.steps.restore(step, is_billed=True, is_earlier=run != run_id)
+        kept_steps = [step for _, step in kept]
         self._kept = load_answers(lake, claim.shard)
         self._results: dict[str, Answer] = {}
         self._this_attempt: dict[str, Answer] = {}
@@ -107,7 +110,7 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
                 step = step_from_json(value["step"])
                 # A commit that did not get as far as removing the journal has kept it already.
                 if step not in kept_steps:
-                    self.steps.restore(step, is_billed=not is_own)
+                    self.steps.restore(step, is_billed=not is_own, is_earlier=not is_own)
                 if is_own:
                     self._paid.take_step(value["claim"], step)
             if "result" not in value:
@@ -135,7 +138,7 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
             self._results[key] = answer
         else:
             self._results.pop(key, None)
-            if answer.result.outcome in ENDED:
+            if answer.result.outcome in ENDED or answer.result.error_class == _REFUSED:
                 self.steps.forget(key)
 
     def find(self, request_key: str, *, fresh: bool = False) -> Result | None:
@@ -249,10 +252,19 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
             self._lake.storage.put(answers_path(self._shard), data)
 
     def keep_steps(self) -> None:
-        """Keep what agents have done whose requests have no answer yet: a later run goes on from there."""
+        """Keep what agents have done whose requests have no answer yet: a later run goes on from there.
+
+        What was begun for requests that nobody asks any more, such as those of an edited prompt, is dropped.
+        """
         found = {key: self._find(key) for key in self.steps.request_keys()}
-        going_on = {key for key, end in found.items() if end is None or end.result.outcome in _OPEN}
-        self.steps.keep(self._lake, self._shard, going_on)
+        going_on = {
+            key
+            for key, end in found.items()
+            if end is not None
+            and end.result.outcome in _OPEN
+            and end.result.error_class != _REFUSED
+        }
+        self.steps.keep(self._lake, self._shard, self._by["run"], going_on)
 
     def new_answers(self, answered: Mapping[str, Sequence[Result]]) -> list[Answer]:
         """Return those of the results that the sink's answers do not have yet."""

@@ -42,6 +42,7 @@ def _brief(entry: RunEntry) -> dict[str, Any]:
         "state": state.partition(":")[0].replace("_", " "),
         "error": state.partition(": ")[2] or None,
         "done": done if progress else "",
+        "batches": progress.get("batches", []) if entry.state == "running" else [],
         "source": entry.source,
         "sink": entry.sink,
         "started": entry.started,

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Literal
 
-from engine.batch import Amount
+from engine.batch import AWAITING_BATCH, Amount
 from flows.run.bench import Bench
 from flows.run.counts import ShardReport, StageCount, failures
 from flows.run.plan import Planner, Retry
@@ -19,7 +19,12 @@ from flows.run.plans import take_plan
 from flows.run.units import AWAITING_APPROVAL
 
 Verdict = Literal[
-    "complete", "over_failure_limit", "budget_reached", "awaiting_approval", "incomplete"
+    "complete",
+    "over_failure_limit",
+    "budget_reached",
+    "awaiting_approval",
+    "awaiting_batch",
+    "incomplete",
 ]
 
 VERSIONED = (
@@ -93,6 +98,9 @@ def manifest(
                 "reasoning_tokens": stage.reasoning_tokens,
                 "cost_usd": stage.cost_usd,
                 "saved_usd": stage.saved_usd,
+                "turns": stage.num_turns,
+                "tool_calls": stage.num_calls,
+                "failed_calls": stage.num_failed_calls,
                 "replayed": stage.num_replayed,
                 "from_cache": stage.num_from_cache,
                 "parts": stage.num_parts,
@@ -108,6 +116,7 @@ def manifest(
             }
             for name, stage in stages.items()
         },
+        "batches": bench.desk.waiting() if bench.desk else [],
         "failures": [
             {"stage": name, **asdict(failure)}
             for name, stage in total.stages.items()
@@ -184,18 +193,25 @@ def _verdict(bench: Bench, total: ShardReport, num_documents: int) -> Verdict:
         return "incomplete"
     if bench.hopeless.is_set():
         return "over_failure_limit"
-    waiting = [
-        failure.error_class == AWAITING_APPROVAL
-        for stage in total.stages.values()
-        for failure in stage.failures
-        if failure.outcome == "over_budget"
-    ]
-    if any(waiting):
-        return "awaiting_approval"
+    if (awaited := _awaited(bench, total)) is not None:
+        return awaited
     if total.num_left or any(stage.outcomes.get("over_budget") for stage in total.stages.values()):
         return "budget_reached"
     over = _rate(total) > bench.job.pipeline.failure_limit
     return "over_failure_limit" if over else "complete"
+
+
+def _awaited(bench: Bench, total: ShardReport) -> Verdict | None:
+    """Return what the run waits for before it can go on; None where it is nothing, or a larger budget."""
+    waiting = {
+        failure.error_class
+        for stage in total.stages.values()
+        for failure in stage.failures
+        if failure.outcome == "over_budget"
+    }
+    if AWAITING_APPROVAL in waiting:
+        return "awaiting_approval"
+    return "awaiting_batch" if AWAITING_BATCH in waiting and not bench.budget.is_reached else None
 
 
 def _rate(total: ShardReport) -> float:

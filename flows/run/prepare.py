@@ -143,6 +143,7 @@ def _misfits(stage: StageConfig, profile: Profile) -> list[str]:
             f"require: images, and {engine} reads text only; choose an engine that takes images, or"
             " drop require and have the text read off them"
         )
+    found += _batch_misfits(stage, profile)
     if stage.adapter is not None and stage.adapter not in profile.adapters:
         known = ", ".join(profile.adapters) or "none"
         found.append(f"adapter {stage.adapter!r} is not in {engine}; its adapters: {known}")
@@ -159,6 +160,19 @@ def _misfits(stage: StageConfig, profile: Profile) -> list[str]:
             " answer afterwards, or choose an engine without structured output"
         )
     return found
+
+
+def _batch_misfits(stage: StageConfig, profile: Profile) -> list[str]:
+    if stage.batch_api is None:
+        return []
+    engine, limits = f"engine {profile.name!r}", profile.capabilities.batch_api
+    if limits is None:
+        return [
+            f"batch_api: {engine} has none (capabilities.batch_api of its profile); drop the key, or choose"
+            " an engine that has"
+        ]
+    problem = limits.misfit(stage.batch_api.window, stage.adapter or profile.model)
+    return [f"batch_api: {engine}: {problem}"] if problem else []
 
 
 def _mode_misfit(stage: StageConfig, profile: Profile, mode: ModeName) -> str | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from engine.request import Result
 
@@ -37,6 +38,8 @@ class Snapshot:
     """Price of the tokens so far; None where the profile has no prices."""
     gpu_seconds: float | None
     """GPU time of the tokens so far; None where the profile has no `gpus` or no `throughput`."""
+    batches: Sequence[Mapping[str, Any]]
+    """The host's batches that the run waits for just now."""
     elapsed_s: float
     remaining_s: float | None
     """Estimate from the pace so far; None until there is one."""
@@ -61,7 +64,31 @@ def _expected_requests(snapshot: Snapshot) -> float:
 Listener = Callable[[Snapshot], None]
 
 
-class Progress:
+@dataclass(slots=True, kw_only=True)
+class _Tally:
+    """What has been counted."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    cost_usd: float | None = None
+    gpu_seconds: float | None = None
+    cached_tokens: int | None = None
+
+    def add(self, more: _Tally, sign: int = 1) -> None:
+        """Add what else was counted; `sign` -1: take it back."""
+        for name, count in more.counts.items():
+            self.counts[name] += sign * count
+        for name, count in more.outcomes.items():
+            self.outcomes[name] += sign * count
+        if more.cost_usd is not None:
+            self.cost_usd = (self.cost_usd or 0.0) + sign * more.cost_usd
+        if more.gpu_seconds is not None:
+            self.gpu_seconds = (self.gpu_seconds or 0.0) + sign * more.gpu_seconds
+        if more.cached_tokens is not None:
+            self.cached_tokens = (self.cached_tokens or 0) + sign * more.cached_tokens
+
+
+class Progress:  # noqa: PLR0904 - all that is counted of a run
     """Thread-safe counters; the listener is called at most once per interval, and at phases."""
 
     def __init__(self, listener: Listener | None = None, interval_s: float = 0.5) -> None:
@@ -72,24 +99,8 @@ class Progress:
         self._begun = self._started
         self._told = 0.0
         self._phase = "starting"
-        self._counts = dict.fromkeys(
-            (
-                "documents",
-                "read",
-                "chunks",
-                "expected",
-                "requests",
-                "results",
-                "unanswered",
-                "prompt",
-                "output",
-            ),
-            0,
-        )
-        self._outcomes: Counter[str] = Counter()
-        self._cost_usd: float | None = None
-        self._gpu_seconds: float | None = None
-        self._cached_tokens: int | None = None
+        self._batches: tuple[Mapping[str, Any], ...] = ()
+        self._tally = _Tally()
 
     def listen(self, listener: Listener) -> None:
         """Tell this listener too."""
@@ -103,42 +114,50 @@ class Progress:
                 self._begun = time.monotonic()
         self._tell(force=True)
 
+    def wait_for(self, words: str, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Say how far the host's batches are that the run waits for; `batches`: each of them."""
+        with self._lock:
+            self._batches = tuple(batches)
+        self.enter(f"waiting for {words}")
+
     def add(self, **counts: int) -> None:
         """Add to counters: documents, read, chunks, expected, requests."""
-        with self._lock:
-            for name, count in counts.items():
-                self._counts[name] += count
-        self._tell()
+        self.count(_Tally(counts=Counter(counts)))
 
     def add_result(self, result: Result) -> None:
         """Count one result, its tokens and their price."""
-        with self._lock:
-            self._outcomes[result.outcome] += 1
-            if result.cost_usd is not None:
-                self._cost_usd = (self._cost_usd or 0.0) + result.cost_usd
-            if result.gpu_seconds is not None:
-                self._gpu_seconds = (self._gpu_seconds or 0.0) + result.gpu_seconds
-            if result.usage.cached_tokens is not None:
-                self._cached_tokens = (self._cached_tokens or 0) + result.usage.cached_tokens
-        self.add(
-            results=1,
-            unanswered=int(result.outcome != "succeeded"),
-            prompt=result.usage.prompt_tokens,
-            output=result.usage.completion_tokens,
+        usage = result.usage
+        counts = _ended(result) | {"prompt": usage.prompt_tokens, "output": usage.completion_tokens}
+        self.count(
+            _Tally(
+                counts=Counter(counts),
+                outcomes=Counter([result.outcome]),
+                cost_usd=result.cost_usd,
+                gpu_seconds=result.gpu_seconds,
+                cached_tokens=usage.cached_tokens,
+            )
         )
 
     def add_repeated(self, result: Result) -> None:
         """Count the result of a question that has been asked already; it took no tokens."""
+        self.count(_Tally(counts=Counter(_ended(result)), outcomes=Counter([result.outcome])))
+
+    def count(self, more: _Tally, sign: int = 1) -> None:
+        """Add what was counted; `sign` -1: take it back."""
         with self._lock:
-            self._outcomes[result.outcome] += 1
-        self.add(results=1, unanswered=int(result.outcome != "succeeded"))
+            self._tally.add(more, sign)
+        self._tell()
+
+    def part(self) -> ProgressPart:
+        """Return counters that add to these, and whose share can be taken back."""
+        return ProgressPart(self)
 
     def snapshot(self) -> Snapshot:
         """Return the counts now."""
         with self._lock:
-            counts, phase = dict(self._counts), self._phase
-            outcomes, cost_usd = dict(self._outcomes), self._cost_usd
-            cached_tokens, gpu_seconds = self._cached_tokens, self._gpu_seconds
+            counts, phase, tally = Counter(self._tally.counts), self._phase, self._tally
+            outcomes, cost_usd = dict(+tally.outcomes), tally.cost_usd
+            cached_tokens, gpu_seconds = tally.cached_tokens, tally.gpu_seconds
         elapsed = time.monotonic() - self._started
         snapshot = Snapshot(
             phase=phase,
@@ -155,6 +174,7 @@ class Progress:
             num_expected=counts["expected"],
             cost_usd=cost_usd,
             gpu_seconds=gpu_seconds,
+            batches=self._batches if phase.startswith("waiting") else (),
             elapsed_s=elapsed,
             remaining_s=None,
         )
@@ -175,3 +195,24 @@ class Progress:
         snapshot = self.snapshot()
         for listener in self._listeners:
             listener(snapshot)
+
+
+class ProgressPart(Progress):
+    """What one shard adds to a run's counters; taken back, where it is to be asked about once more."""
+
+    def __init__(self, whole: Progress) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def count(self, more: _Tally, sign: int = 1) -> None:
+        """Add what was counted, here and to the run's."""
+        super().count(more, sign)
+        self._whole.count(more, sign)
+
+    def withdraw(self) -> None:
+        """Take all of it back from the run's."""
+        self._whole.count(self._tally, -1)
+
+
+def _ended(result: Result) -> dict[str, int]:
+    return {"results": 1, "unanswered": int(result.outcome != "succeeded")}

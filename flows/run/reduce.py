@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from engine.batch import AWAITING_BATCH
 from flows.run.lines import lines_of, relabelled
 from flows.run.rows import Answered, Inquiry, close
 from flows.run.tree import cut, marks_of
@@ -67,6 +68,8 @@ class _Level:
     first: Answered | None = None
     marks: list[int] = field(default_factory=list)
     inputs: list[Input] = field(default_factory=list)
+    waits: bool = False
+    """Whether an answer to a part of it is still to come: they are put together when all are there."""
 
 
 async def reduce_all(
@@ -108,6 +111,9 @@ async def _ask_level(
             assert ended.first is not None
             named = replace(ended.first.inquiry, unit=ended.members.subject.name)
             done(number, replace(ended.first, inquiry=named))
+        elif ended.waits:
+            subject, num_inputs = ended.members.subject, sum(one.num_inputs for one in ended.inputs)
+            done(number, close(shard.bench.asker.unpaid(subject, num_inputs), None))
         elif level and len(ended.inputs) >= len(ended.members.marks):
             done(
                 number, close(shard.bench.asker.too_many(ended.members.subject, ended.inputs), None)
@@ -144,6 +150,7 @@ def _take(ended: _Level, node: _Node, end: Answered, part: Callable[[int, Answer
         if len(ended.inputs) == 1:
             part(node.number, ended.first)
         part(node.number, end)
+    ended.waits |= end.result.error_class == AWAITING_BATCH
     inquiry, given = end.inquiry, end.given
     assert inquiry.num_inputs is not None
     ended.marks.append(node.mark)

@@ -135,7 +135,9 @@ def with_pipeline(job: Job, pipeline: str, *, accept_changes: bool) -> Job:
     now = load_pipeline(find_pipeline(pipeline), {}, ())
     before, after = (
         config.model_dump(
-            mode="json", include=set(_FIXED), exclude={"stages": {"__all__": {"budget"}}}
+            mode="json",
+            include=set(_FIXED),
+            exclude={"stages": {"__all__": {"budget", "batch_api"}}},
         )
         for config in (job.pipeline, now)
     )
@@ -176,8 +178,10 @@ def _differing(before: object, after: object, key: str = "") -> Iterator[str]:
         yield key
 
 
-_OF_A_BUDGET = re.compile(r"(stages\.[^.=]+\.)?budget\.\w+\s*=")
-"""Settings that may change when a run goes on."""
+_MAY_CHANGE = re.compile(
+    r"(stages\.[^.=]+\.)?budget\.\w+\s*=|stages\.[^.=]+\.batch_api(\.\w+)?\s*="
+)
+"""Settings that may change when a run goes on: what it may spend, and how it is sent."""
 
 
 def _changed(job: Job, options: Options) -> Job:
@@ -188,7 +192,7 @@ def _changed(job: Job, options: Options) -> Job:
         "fresh": options.fresh or None,
     }
     given = [name for name, value in fixed.items() if value is not None]
-    fixed_settings = [one for one in options.settings if not _OF_A_BUDGET.match(one)]
+    fixed_settings = [one for one in options.settings if not _MAY_CHANGE.match(one)]
     if given or fixed_settings:
         raise ConfigError(
             f"--{given[0] if given else 'set'}: cannot change when a run goes on; start a new run"

@@ -204,6 +204,7 @@ def usage_row(inquiry: Inquiry, result: Result) -> dict[str, Any]:
         "stage": result.stage,
         "mode": result.mode,
         "profile": result.engine,
+        "batch_ids": list(result.batch_ids),
         "policy_route": inquiry.route,
         "served_by": result.host or None,
         "attempts": result.attempts,

@@ -10,6 +10,7 @@ from connectors.chunker import ChunkRule
 from engine.batch import Route, route_to
 from engine.batch.route import Line
 from engine.endpoint import Endpoint, replicas_of
+from engine.profile import Profile
 from flows.run.ask import Asker
 from flows.run.chunk_size import cache_of, chunk_rule
 from flows.run.job import Job
@@ -85,7 +86,14 @@ def serve(
 def asker_of(job: Job, endpoint: Endpoint, passage: Passage, *, mask: Mask | None) -> Asker:
     """Return what makes questions for the endpoint of a route, given as `as_seen` has it."""
     is_masked = passage.name == "masked"
-    return Asker(job.pipeline, endpoint, route=passage.name, mask=mask if is_masked else None)
+    pipeline = as_sent(job, passage, endpoint.profile).pipeline
+    return Asker(pipeline, endpoint, route=passage.name, mask=mask if is_masked else None)
+
+
+def as_sent(job: Job, passage: Passage, profile: Profile) -> Job:
+    """Return the job as a route sends it: at once on the premises, where there is no batch API."""
+    has_none = profile.capabilities.batch_api is None
+    return job.at_once() if passage.name == "sensitive" and has_none else job
 
 
 def as_seen(endpoint: Endpoint, passage: Passage, mask: Mask | None) -> Endpoint:

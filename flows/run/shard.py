@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from connectors.document import SourceRef
 from connectors.errors import StorageError
+from engine.batch_api.desk import ShardDesk
 from flows.run.asking import ask_all
 from flows.run.bench import NUM_READERS, Bench
 from flows.run.cache import Replays
@@ -27,6 +28,7 @@ from flows.run.corpus_view import ChunkCorpus
 from flows.run.counts import UNANSWERED, ShardReport, left_alone
 from flows.run.families import take_over_answers
 from flows.run.held import HeldShard, load_held
+from flows.run.job import Start
 from flows.run.ledger import Ledger
 from flows.run.plan import ShardPlan
 from flows.run.reading import ReadDocument, make_media_dir, read_chunks
@@ -54,6 +56,7 @@ class Shard:
     ledger: Ledger
     held: HeldShard
     replays: Replays
+    desk: ShardDesk | None
     boarded: set[str] = field(default_factory=set)
     """Requests that are this shard's to send, among all shards of the process."""
     corpora: dict[str, Corpus] = field(default_factory=dict)
@@ -62,7 +65,9 @@ class Shard:
     """How many commits were known when a copy of a document was last looked for, by document."""
 
 
-def process_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> ShardReport:
+def process_shard(
+    bench: Bench, plan: ShardPlan, *, wait: bool = False, again: bool = False
+) -> ShardReport:
     """Return the counts of the shard, after its parts are in the lake.
 
     A shard that finds the budget reached, or the run hopeless, is left alone. One that is interrupted
@@ -72,6 +77,7 @@ def process_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Shard
         bench: What the run works with.
         plan: The shard.
         wait: Whether to wait for a shard that somebody else works on.
+        again: Whether this process has asked about it before, and some of it waited for a batch.
 
     Raises:
         ShardClaimed: Another run works on it.
@@ -82,12 +88,14 @@ def process_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Shard
     with bench.in_work():
         if bench.budget.is_reached or bench.hopeless.is_set():
             return left_alone(plan.shard, len(plan.sources))
-        with open_shard(bench, plan, wait=wait) as shard:
+        with open_shard(bench, plan, wait=wait, again=again) as shard:
             return _process(shard)
 
 
 @contextmanager
-def open_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Iterator[Shard]:
+def open_shard(
+    bench: Bench, plan: ShardPlan, *, wait: bool = False, again: bool = False
+) -> Iterator[Shard]:
     """Claim a shard and open what is known of it, and give it back.
 
     Raises:
@@ -95,16 +103,22 @@ def open_shard(bench: Bench, plan: ShardPlan, *, wait: bool = False) -> Iterator
         StorageError: The sink cannot be read or written.
     """
     with bench.claims.take(plan.shard, wait=wait) as claim:
+        start: Start = "resume" if again else bench.job.start
         job = bench.job
-        ledger = Ledger(
-            bench.lake, job.run_id, job.start, claim, has_agents=job.pipeline.has_agents
-        )
+        ledger = Ledger(bench.lake, job.run_id, start, claim, has_agents=job.pipeline.has_agents)
         held = load_held(bench.lake, plan.shard, bench.reading_key)
         if bench.claims.has_met_others:
             # They may have asked about copies since this run began.
             bench.copies.refresh()
-        replays = Replays(bench.cache)
-        yield Shard(bench=bench, plan=plan, claim=claim, ledger=ledger, held=held, replays=replays)
+        yield Shard(
+            bench=bench,
+            plan=plan,
+            claim=claim,
+            ledger=ledger,
+            held=held,
+            replays=Replays(bench.cache),
+            desk=bench.desk.open(plan.shard) if bench.desk else None,
+        )
 
 
 def _process(shard: Shard) -> ShardReport:
@@ -113,6 +127,7 @@ def _process(shard: Shard) -> ShardReport:
         documents = _answered(shard)
         if documents is None:
             return left_alone(plan.shard, len(plan.sources))
+        send_batches(shard)
         report = commit_shard(shard, documents)
     finally:
         bench.flights.leave(shard.boarded)
@@ -124,6 +139,20 @@ def _process(shard: Shard) -> ShardReport:
         report.num_chunks,
     )
     return report
+
+
+def send_batches(shard: Shard) -> None:
+    """Send what the shard has for the host's batch API, all of it that can be asked now.
+
+    Raises:
+        StorageError: The claim is lost.
+        EngineMisconfigured: The host has no batch API, or refuses the key.
+    """
+    if shard.bench.desk is None:
+        return
+    if shard.claim.is_lost:
+        raise StorageError(_LOST.format(shard=shard.plan.shard), uri=shard.bench.lake.url)
+    shard.bench.desk.submit(shard.plan.shard)
 
 
 def _answered(shard: Shard) -> list[ReadDocument] | None:

@@ -74,28 +74,54 @@ class Steps:  # noqa: PLR0904 - all that is known of a shard's agents
         self._by_request: dict[str, list[Step]] = defaultdict(list)
         self._billed: set[int] = set()
         """Identities of events; they are kept as long as this."""
+        self._earlier: set[int] = set()
+        """Of those of earlier runs."""
 
-    def restore(self, step: Step, *, is_billed: bool = False) -> None:
-        """Take what an earlier attempt has on record; `is_billed`: what it took is in a bill already."""
+    def restore(self, step: Step, *, is_billed: bool = False, is_earlier: bool = False) -> None:
+        """Take what is on record.
+
+        Args:
+            step: An event.
+            is_billed: Whether what it took is in a bill already.
+            is_earlier: Whether it is of an earlier run.
+        """
         self._by_key[step.key].append(step.event)
         self._by_request[step.request_key].append(step)
         if is_billed:
             self._billed.add(id(step.event))
+        if is_earlier:
+            self._earlier.add(id(step.event))
 
     def bill(self, request_key: str) -> None:
         """Take down that a result on record has in its sum what the request has taken so far."""
         self._billed |= {id(step.event) for step in self._by_request.get(request_key, ())}
 
-    def is_billed(self, event: Event) -> bool:
-        """Tell whether what an event took is in a bill already."""
-        return id(event) in self._billed
+    def paid(self, request_key: str) -> Sequence[Paid]:
+        """Return what a request has paid for so far, but for what is in a bill already."""
+        events = (step.event for step in self._by_request.get(request_key, ()))
+        return [
+            event for event in events if isinstance(event, Paid) and id(event) not in self._billed
+        ]
 
     def forget(self, request_key: str) -> None:
         """Forget what came to an end that does not stand: the request begins anew."""
-        gone = self._by_request.pop(request_key, [])
+        self._drop(self._by_request.pop(request_key, []))
+
+    def begin_anew(self, request_key: str) -> None:
+        """Forget what earlier runs have done for a request that is asked afresh in this one."""
+        steps = self._by_request.get(request_key, [])
+        gone = [step for step in steps if id(step.event) in self._earlier]
+        if gone:
+            self._by_request[request_key] = [
+                step for step in steps if id(step.event) not in self._earlier
+            ]
+            self._drop(gone)
+
+    def _drop(self, gone: Sequence[Step]) -> None:
         identities = {id(step.event) for step in gone}
         # An event to come may be given the identity of one that is gone.
         self._billed -= identities
+        self._earlier -= identities
         for key in {step.key for step in gone}:
             kept = [event for event in self._by_key[key] if id(event) not in identities]
             self._by_key[key] = kept
@@ -125,8 +151,8 @@ class Steps:  # noqa: PLR0904 - all that is known of a shard's agents
                 found[request_key][step.key].append(step.event)
         return found
 
-    def keep(self, lake: Lake, shard: str, unanswered: Collection[str]) -> None:
-        """Keep in the sink what requests without an answer have done; remove what else was kept.
+    def keep(self, lake: Lake, shard: str, run_id: str, unanswered: Collection[str]) -> None:
+        """Keep in the sink what requests without an answer have done in a run; remove what else was kept.
 
         Raises:
             StorageError: The sink cannot be written.
@@ -139,17 +165,21 @@ class Steps:  # noqa: PLR0904 - all that is known of a shard's agents
         ]
         path = f"{_STEPS}/{shard}.jsonl"
         if kept:
-            lines = (json.dumps(step.as_json()) + "\n" for step in kept)
+            lines = (json.dumps({"run": run_id, **step.as_json()}) + "\n" for step in kept)
             lake.storage.put(path, "".join(lines).encode())
         elif lake.storage.find(path) is not None:
             lake.storage.delete(path)
 
 
-def load_steps(lake: Lake, shard: str) -> list[Step]:
-    """Return what was kept of requests that had no answer when the shard was last committed."""
+def load_steps(lake: Lake, shard: str) -> list[tuple[str, Step]]:
+    """Return what was kept of requests that had no answer at the last commit, and the run of that commit.
+
+    The run is empty where it was not written down.
+    """
     held = lake.storage.find(f"{_STEPS}/{shard}.jsonl")
     lines = (held.data if held else b"").decode().splitlines()
-    return [step_from_json(json.loads(line)) for line in lines]
+    values = [json.loads(line) for line in lines]
+    return [(value.get("run", ""), step_from_json(value)) for value in values]
 
 
 class _Log:
@@ -161,8 +191,8 @@ class _Log:
     def events(self, key: str) -> Sequence[Event]:
         return self._steps.events(key)
 
-    def is_billed(self, event: Event) -> bool:
-        return self._steps.is_billed(event)
+    def paid(self) -> Sequence[Paid]:
+        return self._steps.paid(self._request.request_key)
 
     async def add(self, key: str, event: Event) -> None:
         # One line to a local file, as for results: a thread would cost more than it.

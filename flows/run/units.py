@@ -10,6 +10,7 @@ from typing import Any, Literal
 from config.pipeline import StageConfig
 from connectors.document import Chunk, Document, Segment
 from connectors.readers.table_fields import Field, columns_of, fields_text, row_fields
+from engine.batch import AWAITING_BATCH
 from flows.run.labels import Line
 from flows.run.lines import Given, heading, lines_of
 from flows.run.row_order import RowOrder, given_order, shared_order
@@ -23,8 +24,8 @@ UPSTREAM_OVER_BUDGET = "upstream_over_budget"
 AWAITING_APPROVAL = "awaiting_approval"
 """Error class of a request whose agent waits for a person's decision."""
 
-UNPAID = frozenset({"budget_reached", UPSTREAM_OVER_BUDGET, AWAITING_APPROVAL})
-"""Error classes of what is missing only until there is a larger budget, or a decision."""
+UNPAID = frozenset({"budget_reached", UPSTREAM_OVER_BUDGET, AWAITING_APPROVAL, AWAITING_BATCH})
+"""Error classes of what is missing only until there is a larger budget, a decision, or a batch's end."""
 
 DOCUMENT, CORPUS = "document", "corpus"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 from flows.run.bench import NUM_SHARDS_AT_ONCE, Bench
 from flows.run.claims import ShardClaimed
@@ -15,6 +16,7 @@ from flows.run.gather import gathered_levels, process_stage, to_gather
 from flows.run.graph import stage_shard
 from flows.run.plan import Planner, Retry, ShardPlan, ahead
 from flows.run.shard import process_shard
+from flows.run.waiting import Waits
 
 MIN_ASKED = 100
 """Questions after which a run may be called hopeless."""
@@ -24,6 +26,14 @@ HOPELESS_SHARE = 0.5
 Worker = Callable[[ShardPlan], ShardReport | None]
 """Returns None for a shard that is put off."""
 Dispatch = Callable[[Worker, Iterable[ShardPlan]], Iterator[ShardReport | None]]
+
+
+class _Process(Protocol):
+    """Brings a shard, or a stage over the corpus, as far as it can be brought now."""
+
+    def __call__(
+        self, bench: Bench, plan: ShardPlan, *, wait: bool = False, again: bool = False
+    ) -> ShardReport: ...
 
 
 @dataclass(slots=True)
@@ -36,9 +46,13 @@ class Work:
     notify: Callable[[str], None]
     markers: Mapping[str, ShardReport]
     """Reports of the shards that earlier attempts of the run have done."""
+    _waits: Waits = field(init=False)
     _put_off: list[ShardPlan] = field(default_factory=list)
     _num_planned: int = 0
-    _reports: list[ShardReport] = field(default_factory=list)
+    _reports: dict[str, ShardReport] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._waits = Waits(self.bench)
 
     def reports(self) -> list[ShardReport]:
         """Return the reports of all shards, those of earlier attempts of the run included.
@@ -56,6 +70,8 @@ class Work:
             shards, self._put_off = self._put_off, []
             self.notify(f"waiting for {len(shards)} shards that another run is working on")
             self._go_through(iter(shards), wait=True)
+        while ready := self._waits.ready():
+            self._go_through(iter(ready), wait=True, again=True)
         # Not those that have been opened again.
         done = [self.markers[s] for s in self.planner.unchanged if s in self.markers]
         if done:
@@ -64,7 +80,7 @@ class Work:
             )
         for report in done:
             del self.planner.unchanged[report.shard]
-        return [*done, *self._reports]
+        return [*done, *self._reports.values()]
 
     def gather(self, reports: Sequence[ShardReport]) -> list[ShardReport]:
         """Return the reports of the stages over groups and the corpus, which need all shards.
@@ -75,14 +91,34 @@ class Work:
         found: list[ShardReport] = []
         if self.bench.hopeless.is_set() or any(report.num_left for report in reports):
             return found
-        worker = partial(process_stage, self.bench, wait=True)
         for stages in gathered_levels(self.bench):
             plans = to_gather(self.bench, stages)
             self.bench.in_work.expect(max(1, len(plans)))
             done = {stage_shard(stage) for stage in stages} - {plan.shard for plan in plans}
             found += [self.markers[shard] for shard in sorted(done) if shard in self.markers]
-            found += [report for report in self.dispatch(worker, plans) if report is not None]
+            ends: dict[str, ShardReport] = {}
+            again = False
+            while plans:
+                worker = partial(self._counting, process_stage, wait=True, again=again)
+                for report in self.dispatch(worker, plans):
+                    if report is not None:
+                        ends[report.shard] = report
+                plans, again = self._waits.ready(), True
+            found += ends.values()
         return found
+
+    def _counting(
+        self, process: _Process, plan: ShardPlan, *, wait: bool, again: bool
+    ) -> ShardReport:
+        """Process a shard or a stage; it is counted in the run's progress when nothing of it waits."""
+        part = self.bench.progress.part()
+        sensitive = self.bench.sensitive and replace(self.bench.sensitive, progress=part)
+        bench = replace(self.bench, progress=part, sensitive=sensitive)
+        report = process(bench, plan, wait=wait, again=again)
+        if report.awaits_batch:
+            part.withdraw()
+        self._waits.note(plan, report)
+        return report
 
     def _counted(self, shards: Iterator[ShardPlan]) -> Iterator[ShardPlan]:
         for shard in shards:
@@ -97,10 +133,10 @@ class Work:
         yield from first
         yield from shards
 
-    def _go_through(self, shards: Iterator[ShardPlan], *, wait: bool) -> None:
+    def _go_through(self, shards: Iterator[ShardPlan], *, wait: bool, again: bool = False) -> None:
         def work(shard: ShardPlan) -> ShardReport | None:
             try:
-                return process_shard(self.bench, shard, wait=wait)
+                return self._counting(process_shard, shard, wait=wait, again=again)
             except ShardClaimed:
                 if wait:
                     raise
@@ -108,14 +144,15 @@ class Work:
                 return None
 
         for report in self.dispatch(work, shards):
-            if report is not None:
-                self._reports.append(report)
+            # One that found the budget reached has no more to say than it had before.
+            if report is not None and not (again and report.num_left):
+                self._reports[report.shard] = report
                 if self._is_hopeless():
                     self.bench.hopeless.set()
 
     def _is_hopeless(self) -> bool:
         """Tell whether the failure limit cannot be kept any more, whatever the rest gives."""
-        total = add_up(self._reports)
+        total = add_up(list(self._reports.values()))
         # What the budget did not cover has not failed: a run with more will ask it.
         unpaid = sum(stage.outcomes.get("over_budget", 0) for stage in total.stages.values())
         asked, unanswered = (count - unpaid for count in failures(total))

@@ -106,6 +106,13 @@ def test_message_names_file_and_key_when_the_pipeline_is_wrong(tmp_path, change,
         load_pipeline(write(tmp_path, PIPELINE.replace(*change, 1)))
 
 
+def test_message_has_one_line_when_the_only_stage_is_wrong(tmp_path):
+    text = "name: one\nstages:\n  - {name: a, prompt: x, output: {b: string}, modee: instant}\n"
+    with pytest.raises(ConfigError, match=r"stages\[0\].modee: unknown key") as caught:
+        load_pipeline(write(tmp_path, text))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_message_names_the_profiles_when_the_engine_is_unknown():
     with pytest.raises(
         ConfigError, match="'embeded' is no profile; profiles: .*did you mean 'embedded'"
@@ -173,3 +180,19 @@ def test_surroundings_follow_the_environment_when_it_says_something():
     assert plain.prefect_api_url is None
     told = load_surroundings({"HEADRACE_CACHE": "/c", "PREFECT_API_URL": "http://p/api"})
     assert (told.cache, told.prefect_api_url) == (Path("/c"), "http://p/api")
+
+
+def test_words_to_mask_come_from_a_file_and_all_documents_may_be_sensitive(tmp_path):
+    (tmp_path / "names.txt").write_text("Ada Lind\n\n  Emil Varga \n", encoding="utf-8")
+    file = tmp_path / "p.yaml"
+    head = "name: p\nstages: [{name: kind, prompt: What?, output: {kind: string}}]\n"
+    policy = "policy: {sensitive: true, on_premises: [own.yaml], mask: {words: names.txt}}\n"
+    file.write_text(head + policy, encoding="utf-8")
+    found = load_pipeline(file).policy
+    assert found.mask.words == ("Ada Lind", "Emil Varga")
+    assert found.is_all_sensitive
+    assert found.on_premises == (str(tmp_path / "own.yaml"),)
+    file.write_text(head + "policy: {on_premises: ['http://u:pw@host/v1']}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"on_premises\[0\].*holds a user name") as caught:
+        load_pipeline(file)
+    assert "pw" not in str(caught.value)

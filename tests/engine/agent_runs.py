@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from engine.batch import run
+from engine.batch.breaker import Breaker
 from engine.batch.route import route_to
 from engine.modes.mode import Workshop
 from engine.profile import Capabilities, ModeSettings, Profile
@@ -76,6 +77,10 @@ class KillingLog(MemoryLog):
         super().__init__()
         self.after: int | None = None
 
+    def all(self) -> list[Event]:
+        """Return all events, whatever they are kept under."""
+        return [event for events in self._events.values() for event in events]
+
     async def add(self, key: str, event: Event) -> None:
         await super().add(key, event)
         if self.after is not None:
@@ -85,10 +90,18 @@ class KillingLog(MemoryLog):
 
 
 def carry_out(
-    profiles: Sequence[Profile], requests: Sequence[Request], tools, steps=None, approval=None
+    profiles: Sequence[Profile],
+    requests: Sequence[Request],
+    tools,
+    steps=None,
+    approval=None,
+    *,
+    breakers: Mapping[int, Breaker] | None = None,
 ) -> list[Result]:
-    """Return the results of requests whose agents work with `tools`."""
-    endpoints = [endpoint_of(None, profile) for profile in profiles]
+    """Return the results of requests whose agents work with `tools`; `breakers` are those of some engines."""
+    route = route_to(*(endpoint_of(None, profile) for profile in profiles))
+    for number, breaker in (breakers or {}).items():
+        route.lines[number] = replace(route.lines[number], breaker=breaker)
     log = steps or MemoryLog()
 
     async def collect():
@@ -96,8 +109,8 @@ def carry_out(
             for item in requests:
                 yield item
 
-        workshop = Workshop(tools=lambda _: tools, steps=lambda _: log, approval=approval)
-        batch = run(source(), route_to(*endpoints), retry=AT_ONCE, workshop=workshop)
+        workshop = Workshop(tools=lambda _: tools, steps=log.of, approval=approval)
+        batch = run(source(), route, retry=AT_ONCE, workshop=workshop)
         return [result async for result in batch]
 
     return asyncio.run(collect())

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine.batch.breaker import Breaker, BreakerRule
 from engine.errors import BudgetReached, EngineMisconfigured
 from engine.modes.agent.calls import named_calls
 from engine.modes.agent.conversation import Conversation
@@ -117,6 +118,26 @@ def test_agent_that_drifts_is_handed_to_the_next_engine_with_all_it_has_done():
     history = second.bodies[0]["messages"]
     assert any(message["role"] == "tool" for message in history)
     assert result.work.num_steps > len(second.bodies)
+
+
+@pytest.mark.parametrize("why", ["has no tools", "left alone"])
+def test_agent_that_drifts_answers_with_what_it_has_where_no_other_engine_can_go_on(why):
+    world = Items(num_items=2)
+    asked = agent_request(world.question, DONE, on_drift=("smaller_profile",))
+    with AgentServer(drifter(world)) as first, AgentServer(WideSearch()) as second:
+        small = profile_of(second, name="small")
+        if why == "has no tools":
+            deaf = small.capabilities.model_copy(update={"tools": False})
+            small = small.model_copy(update={"capabilities": deaf})
+        breaker = Breaker()
+        if why == "left alone":
+            for _ in range(BreakerRule().max_failures):
+                breaker.failed("no connection")
+        (result,) = carry_out([profile_of(first), small], [asked], world, breakers={1: breaker})
+    assert not second.bodies
+    assert result.outcome == "succeeded", result.error
+    assert result.fallback is None
+    assert "always returned the same" in result.work.stopped
 
 
 def test_swarm_of_100_with_one_in_eight_calls_broken_answers_and_none_runs_twice():

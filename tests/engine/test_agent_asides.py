@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine.steps import Answered, Paid
 from engine.tool import ToolAnswer
 from tests.engine.agent_runs import (
     Killed,
@@ -50,6 +51,37 @@ def test_digest_that_ten_agents_ask_for_is_computed_once_and_found_after_a_kill(
         log.after = None
         results = carry_out([profile_of(server)], asked, world, log)
         asides = [body for body in server.bodies if "tools" not in body]
+    # What was paid is in the results, once: the digest too, whose call had returned before the kill.
+    tokens = sum(event.usage.prompt_tokens for event in log.all() if isinstance(event, Paid))
+    assert sum(result.usage.prompt_tokens for result in results) == tokens
     assert {result.outcome for result in results} == {"succeeded"}
     assert all(values_in(result) == world.values for result in results)
     assert len(asides) == 1
+
+
+class _Speechless(WideSearch):
+    """Has nothing to say the first times that it is asked to sum up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_asked = 0
+
+    def reply(self, body):
+        if "tools" in body:
+            return super().reply(body)
+        self.num_asked += 1
+        return ScriptedReply(content="" if self.num_asked <= 2 else "A digest.")
+
+
+def test_question_without_an_answer_is_on_record_and_asked_again():
+    world = _Digests(num_items=4)
+    log = KillingLog()
+    with AgentServer(_Speechless()) as server:
+        (result,) = carry_out(
+            [profile_of(server)], [agent_request(world.question, TABLE)], world, log
+        )
+    answered = [event.text for event in log.all() if isinstance(event, Answered)]
+    assert answered == ["", "", "A digest."]
+    assert result.outcome == "succeeded", result.error
+    tokens = sum(event.usage.prompt_tokens for event in log.all() if isinstance(event, Paid))
+    assert result.usage.prompt_tokens == tokens

@@ -113,14 +113,16 @@ class _Hasty:
         return ScriptedReply(content='{"complete": true}')
 
 
-@pytest.mark.parametrize("can_force", [True, False])
-def test_first_turns_must_call_a_tool_where_the_host_can_force_it(can_force):
+@pytest.mark.parametrize(("can_force", "streams"), [(True, True), (True, False), (False, True)])
+def test_first_turns_must_call_a_tool_where_the_host_can_force_it(can_force, streams):
     asked = agent_request("Do it.", DONE, opening_calls=2, think=False)
     with AgentServer(_Hasty()) as server:
-        profile = profile_of(server, forced_calls=can_force)
+        profile = profile_of(server, forced_calls=can_force, stream_forced_calls=streams)
         (result,) = carry_out([profile], [asked], Ledger(num_calls=3))
     choices = [body["tool_choice"] for body in server.bodies]
     assert choices == (["required", "required", "auto"] if can_force else ["auto"])
+    streamed = [body.get("stream", False) for body in server.bodies]
+    assert streamed == [streams or choice == "auto" for choice in choices]
     assert result.outcome == "succeeded", result.error
 
 

@@ -330,7 +330,7 @@ def test_request_under_way_is_finished_when_the_engine_is_ended(tmp_path):
             )
         )
         asking.start()
-        time.sleep(0.4)
+        until(lambda: httpx.get(f"{kept.urls[0]}/env", timeout=10).json()["under_way"] == 1)
     asking.join()
     kept.thread.join()
     assert answers == [{"done": True}]
@@ -354,6 +354,15 @@ def test_one_replica_is_started_again_while_the_other_serves_when_one_crashes(tm
         until(lambda: sum("engine 2 of 2: ready" in note for note in kept.notes) == 2)
     kept.thread.join()
     assert kept.error is None
+
+
+def test_installation_is_named_when_there_is_no_vllm(tmp_path):
+    kept = Kept(tmp_path)
+    kept.home = Home(
+        venv=tmp_path / "none", cache=tmp_path / "cache", environment={"PATH": "/none"}
+    )
+    with pytest.raises(PrerequisiteError, match="headrace engine install"), kept.start():
+        pass
 
 
 def test_second_keeper_is_refused_when_one_runs(tmp_path):
@@ -381,7 +390,7 @@ def test_key_is_in_no_command_line_when_the_server_asks_for_one(tmp_path):
     ):
         state = kept.state()
         words = subprocess.run(
-            ["ps", "-eo", "args"], capture_output=True, text=True, check=True
+            ["ps", "-ewwo", "args"], capture_output=True, text=True, check=True
         ).stdout
         assert "kimi" in words.lower()
         assert "sk-123456" not in words

@@ -63,7 +63,7 @@ def carry_out(endpoint, log, *, think):
         question="Pick a side.",
         schema=FORM,
         # Chance alone ends the number in a call's id.
-        max_output_tokens=600,
+        max_output_tokens=200,
         max_reasoning_tokens=24,
         limits=AgentLimits(max_steps=4, opening_calls=2, think=think),
     )
@@ -72,7 +72,7 @@ def carry_out(endpoint, log, *, think):
         async def source():
             yield asked
 
-        workshop = Workshop(tools=lambda _: Picks(), steps=lambda _: log)
+        workshop = Workshop(tools=lambda _: Picks(), steps=log.of)
         return [one async for one in run(source(), route_to(endpoint), workshop=workshop)]
 
     (result,) = asyncio.run(collect())
@@ -90,11 +90,16 @@ def test_agent_goes_from_forced_calls_to_its_answer(endpoint, think):
     returned = [event for event in events if isinstance(event, Returned)]
     assert [bool(turn.calls) for turn in turns] == [True, True, False]
     assert all(bool(turn.reasoning) is think for turn in turns)
-    # Each was declared, and its arguments followed the schema, or it had not returned.
-    assert {event.failure for event in returned} == {None}
-    assert {event.text for event in returned} <= {"pick took left", "pick took right"}
+    cut = {call.call_id for turn in turns if turn.finish_reason == "length" for call in turn.calls}
+    whole = [event for event in returned if event.call_id not in cut]
+    # Each was declared and its arguments followed the schema; a handle that there is not is the weights' affair.
+    assert {event.failure for event in whole} <= {None, "tool_error"}
+    picked = {event.text for event in whole if event.failure is None}
+    assert picked <= {"pick took left", "pick took right"}
     ids = [call.call_id for turn in turns for call in turn.calls]
-    assert ids == [f"functions.pick:{number}" for number in range(len(ids))]
+    names = [call.name for turn in turns for call in turn.calls]
+    assert set(names) <= {"pick", "read_result"}
+    assert ids == [f"functions.{name}:{number}" for number, name in enumerate(names)]
 
 
 def test_several_calls_of_a_turn_are_read_apart_and_sent_back_as_the_model_writes_them(endpoint):
@@ -145,7 +150,18 @@ def test_several_calls_of_a_turn_are_read_apart_and_sent_back_as_the_model_write
             for number, call in enumerate(calls)
         ),
     ]
-    text = _prompt(endpoint, history, tool)
+    # The chat takes reasoning under either name, the endpoint that counts only under vLLM's own.
+    told = [
+        {
+            "reasoning" if key == "reasoning_content" else key: value
+            for key, value in message.items()
+        }
+        for message in history
+    ]
+    tokens = _prompt(endpoint, told, tool)
+    taken = send(endpoint, messages=history, tools=[tool], max_tokens=1, stream=False)
+    assert taken.usage.prompt_tokens == len(tokens)
+    text = shown(tokens)
     marked = "".join(
         f"<|tool_call_begin|>functions.pick:{number}<|tool_call_argument_begin|>"
         f'{{"side": "{side}"}}<|tool_call_end|>'
@@ -158,7 +174,7 @@ def test_several_calls_of_a_turn_are_read_apart_and_sent_back_as_the_model_write
 
 
 def _prompt(endpoint, messages, tool):
-    """Return the text of a prompt, as the server renders it."""
+    """Return the tokens of a prompt, as the server renders it."""
     url = f"{endpoint.base_url.removesuffix('/v1')}/tokenize"
     body = {"model": endpoint.model, "messages": messages, "tools": [tool]}
-    return shown(httpx.post(url, json=body).json()["tokens"])
+    return httpx.post(url, json=body).json()["tokens"]

@@ -235,6 +235,8 @@ def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             if self.path == "/v1/models":
                 model = {"id": MODEL, "object": "model", "max_model_len": engine.max_model_len}
                 self._send(200, {"object": "list", "data": [model]})
+            elif self.path == "/health":
+                self._send_text(200, b"")
             elif self.path == "/metrics" and engine.kv_cache_tokens is not None:
                 info = f'block_size="16",num_gpu_blocks="{engine.kv_cache_tokens // 16}"'
                 self._send_text(200, f"vllm:cache_config_info{{{info}}} 1.0\n".encode())

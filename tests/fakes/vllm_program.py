@@ -59,7 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/models":
             self._answer({"data": [{"id": self.server.model, "max_model_len": 4096}]})
         elif self.path == "/env":
-            self._answer({"devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "argv": sys.argv[2:]})
+            devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+            self._answer({"devices": devices, "under_way": self.server.under_way})
         else:
             self._answer({})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -13,6 +14,7 @@ from config.errors import ConfigError
 from connectors.sinks.lake import Lake
 from flows.cli import app
 from flows.estimate import estimate
+from flows.report.took import took
 from flows.run.approvals import decide, questions
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
@@ -125,6 +127,16 @@ class Lazy:
         finding = {"lines": [line[1]], "quote": line[2], "text": "There is a policy."}
         answer = {"findings": [finding], "total": 0}
         return ScriptedReply(content=json.dumps(answer), reasoning="Done.")
+
+
+def test_turns_and_calls_are_told_at_the_end_of_a_run_and_its_report_counts_documents(corpus):
+    with AgentServer(Reviewer()) as server:
+        manifest = run_job(job(corpus, server))
+    told = took(manifest)
+    cells = dict(zip(told.columns, told.rows[0][1], strict=True))
+    assert (cells["turns"].value, cells["tool calls"].value) == ("4", "3")
+    page = Path(manifest["report"]["html"].removeprefix("file://")).read_text(encoding="utf-8")
+    assert "Rests on 2 of 2 documents" in page
 
 
 def test_claim_on_the_list_of_documents_has_no_source(corpus):

@@ -77,7 +77,7 @@ CONTRADICTIONS = [
         "a certificate belongs to whoever runs the machines",
     ),
     (
-        {"certifications": ("SOC 2",), "model": "kimi-k2.5", "hosting": "api"},
+        {"certifications": ("ISO 27001",), "model": "kimi-k2.5", "hosting": "api"},
         "the data sheets of moonshot and clarifai have no such certificate",
     ),
     ({"sensitive": "all", "hosting": "api"}, "nothing may leave, and everything would"),
@@ -106,6 +106,13 @@ def test_certified_and_self_hosted_is_none_when_ones_own_operations_are_certifie
         **RENT,
     )
     assert found["verdict"] == "go"
+
+
+def test_certified_host_is_the_verdict_when_one_is_asked_for():
+    found = decided(certifications=("SOC 2",), work=("summaries",), sensitive="none")
+    assert found["choice"] == "clarifai"
+    against = decided(certifications=("SOC 2",), hosting="self_hosted")
+    assert against["next"][0].endswith("or take a certified host: clarifai")
 
 
 def test_certified_without_more_is_a_host_that_is_not_known_yet():

@@ -109,7 +109,7 @@ def test_profiles_own_hardware_is_planned_when_none_is_here():
         (("plan", "kimi-k2.5", "--gpus", "8xH200", "--context", "300000"), "exceeds what"),
         (("plan", "kimi-k2.5", "--gpus", "8xH200", "--kv-dtype", "int2"), "is none of auto"),
         (("plan", "embedded", "--gpus", "8xH200"), "is served on this machine's CPU"),
-        (("plan", "kimi-k2.6", "--gpus", "8xH200"), "not known, no plan"),
+        (("serve", "kimi-k2.6", "--gpus", "8xH200", "--dry-run"), "not known, no plan"),
         (("serve", "kimi-k2.5", "--gpus", "4xH200", "--dry-run"), "4xH200 do not hold"),
         (("serve", "kimi-k2.5", "--gpus", "8xH200", "--lora", "x"), "expected NAME=FOLDER"),
         (("serve", "moonshot", "--dry-run"), "does not say what its model is like"),
@@ -126,7 +126,39 @@ def test_one_message_and_code_2_come_when_it_cannot_be(arguments, said):
 def test_nothing_is_started_when_the_machine_has_no_gpu():
     result = call("serve", "kimi-k2.5", "--gpus", "8xH200")
     assert result.exit_code == 1
-    assert "nvidia-smi lists no GPU on this machine, so that nothing is started" in result.output
+    assert (
+        "nvidia-smi lists no GPU on this machine, and 8 are needed, so that nothing"
+        in result.output
+    )
+
+
+def test_nothing_is_started_when_the_machine_has_too_few_gpus(machine):
+    result = call("serve", "ours", "--gpus", "16xH200", "--nodes", "1", "--tp", "16")
+    assert result.exit_code == 1
+    assert "nvidia-smi lists 8xH200 on this machine, and 16 are needed" in result.output
+
+
+def test_models_of_which_too_little_is_known_say_so_when_planned():
+    shown = as_json("plan", "kimi-k2.6", "--gpus", "8xH200")
+    assert (shown["fits"], shown["kv_tokens"]) == (None, None)
+    assert call("plan", "kimi-k2.6", "--gpus", "8xH200").stdout.startswith(
+        "not known     not known"
+    )
+
+
+def test_pipelines_plan_says_what_the_hardware_holds_when_it_is_known(tmp_path):
+    (tmp_path / "a.txt").write_text("The sea was calm.", encoding="utf-8")
+    arguments = ["plan", "demo", "--source", str(tmp_path), "--engine", "kimi-k2.5"]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    held = json.loads(result.stdout)["capacity"]
+    assert (held["gpus"], held["fits"], held["kv_tokens"]) == ("8xH200", True, 744_576)
+    assert held["request_tokens"] > 700
+    assert held["requests_at_once"] == 744_576 // held["request_tokens"]
+    shown = CliRunner().invoke(app, arguments).stdout
+    assert (
+        f"holds   8xH200: KV cache has 744,576 tokens, {held['requests_at_once']} requests" in shown
+    )
 
 
 def test_gpus_of_the_machine_are_planned_when_none_are_named(machine):

@@ -9,6 +9,7 @@ from config.errors import ConfigError
 from config.load import PROFILES
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
+from flows.terminal import summary_lines
 from tests.fakes.agent_server import AgentServer
 from tests.fakes.engine_server import FakeEngine, Fault
 from tests.fakes.shipped_scripts import Comparer
@@ -84,6 +85,9 @@ def test_hybrid_keeps_personnel_files_at_home_and_says_so_on_the_report(tmp_path
     page = (tmp_path / "lake" / "reports" / manifest["run_id"] / "report.md").read_text()
     assert "route masked: 3 documents; host at 127.0.0.1" in page
     assert "route sensitive: 2 documents; own at 127.0.0.1" in page
+    told = summary_lines(manifest)["route sensitive"]
+    # Two letters and the overview.
+    assert "answered 3 requests; allowed: policy.on_premises names" in told
 
 
 def test_hybrid_is_refused_when_its_own_engine_is_a_host(tmp_path):

@@ -100,14 +100,16 @@ def stopped(tokens):
     return replace(result("work", 0), request_key="agent-1", outcome="over_budget", usage=usage)
 
 
-def reopened(lake, work, start="resume"):
-    """Return what `work` gives for the ledger of one attempt, whose process ends without a commit."""
-    with Claims(lake.storage, "run") as claims, claims.take("s00000", wait=False) as claim:
-        ledger = Ledger(lake, "run", start, claim, has_agents=True)
+def reopened(lake, work, start="resume", run="run", *, is_committed=False):
+    """Return what `work` gives for the ledger of one attempt, whose journal is gone after a commit."""
+    with Claims(lake.storage, run) as claims, claims.take("s00000", wait=False) as claim:
+        ledger = Ledger(lake, run, start, claim, has_agents=True)
         try:
             return work(ledger)
         finally:
             ledger.save()
+            if is_committed:
+                ledger.remove_journal()
 
 
 def test_what_an_agent_took_is_counted_once_when_its_budget_was_reached_before_the_commit(tmp_path):
@@ -121,9 +123,9 @@ def test_what_an_agent_took_is_counted_once_when_its_budget_was_reached_before_t
 
     def second(ledger):
         log = ledger.steps.of(AGENT)
-        (known,) = log.events("agent-1")
+        assert len(log.events("agent-1")) == 1
         # The first result has it in its sum: the second one must not have it too.
-        assert log.is_billed(known)
+        assert log.paid() == []
         asyncio.run(log.add("agent-1", turn(7)))
         assert ledger.paid(())["work"].tokens == 107
 
@@ -149,6 +151,60 @@ def test_steps_are_not_doubled_by_a_kill_between_keeping_them_and_removing_the_j
 
     reopened(lake, first, "new")
     assert reopened(lake, lambda ledger: len(ledger.steps.events("agent-1"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [
+        ({"outcome": "over_budget"}, 1),
+        ({"outcome": "failed", "error_class": "engine_unavailable"}, 1),
+        ({"outcome": "failed", "error_class": "request_rejected"}, 0),
+        ({"outcome": "invalid_output"}, 0),
+        (None, 0),
+    ],
+)
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_agent_is_taken_up_where_going_on_can_help_and_somebody_still_asks(
+    tmp_path, end, kept, is_committed
+):
+    set_environment({"HEADRACE_STATE": str(tmp_path / "state")})
+    lake = Lake(str(tmp_path / "lake"))
+
+    def first(ledger):
+        asyncio.run(ledger.steps.of(AGENT).add("agent-1", turn(100)))
+        if end is not None:
+            ledger.note(replace(stopped(100), **end))
+        if is_committed:
+            ledger.keep_steps()
+
+    reopened(lake, first, "new", is_committed=is_committed)
+    found = reopened(lake, lambda ledger: len(ledger.steps.events("agent-1")), "retry")
+    # Without a commit the process has died meanwhile: what had no end goes on.
+    assert found == (1 if end is None and not is_committed else kept)
+
+
+def test_agent_asked_afresh_goes_on_in_its_own_run_and_begins_anew_in_the_next(tmp_path):
+    set_environment({"HEADRACE_STATE": str(tmp_path / "state")})
+    lake = Lake(str(tmp_path / "lake"))
+
+    def works(ledger):
+        ledger.steps.begin_anew("agent-1")
+        before = len(ledger.steps.events("agent-1"))
+        asyncio.run(ledger.steps.of(AGENT).add("agent-1", turn(100)))
+        return before
+
+    def commits(ledger):
+        before = works(ledger)
+        ledger.note(stopped(100))
+        ledger.keep_steps()
+        return before
+
+    assert reopened(lake, commits, "new", is_committed=True) == 0
+    # After a budget stop, and with the commit in between.
+    assert reopened(lake, works, run="run") == 1
+    assert reopened(lake, works, "new", run="next") == 0
+    # Killed in the middle: what this run has done is not what it began anew from.
+    assert reopened(lake, works, run="next") == 1
 
 
 def test_claims_of_a_marker_are_those_of_steps_too(tmp_path):

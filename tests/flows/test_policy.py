@@ -354,3 +354,29 @@ def test_other_engine_is_refused_when_a_sensitive_run_is_retried(tmp_path, sourc
         with pytest.raises(ConfigError, match="would be sent documents"):
             run_job(again)
         assert away.calls == []
+
+
+def test_kept_answers_come_back_with_their_values_when_rows_are_made_again(tmp_path, source):
+    def last_words(prompt):
+        return prompt.split("write to ")[-1].split(" or ask")[0]
+
+    keys = """\
+  - name: more
+    prompt: And what else?
+    output: {kind: "a|b|c", words: string?}
+"""
+    policy = {"sensitive": ["hr/**"], "mask": {"words": ["Ada Lind"], "restore": True}}
+    with FakeEngine(script=answers_with(last_words)) as away, FakeEngine() as own:
+        hosts = Hosts(tmp_path, away, own)
+        hosts.run(source, policy)
+        hosts.run(source, policy, keys)
+        assert len(away.calls) == 4
+        for stage in ("kind", "more"):
+            rows = [r for r in hosts.records(stage).to_dicts() if r["policy_route"] == "masked"]
+            assert {row["words"] for row in rows} == {"office@harbour.example"}
+        # Without values the rows are made again from the same answers.
+        policy["mask"]["restore"] = False
+        hosts.run(source, policy, keys)
+        assert len(away.calls) == 4
+        rows = [r for r in hosts.records("more").to_dicts() if r["policy_route"] == "masked"]
+        assert all(row["words"].startswith("EMAIL_") for row in rows)

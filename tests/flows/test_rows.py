@@ -16,7 +16,6 @@ from config.load import set_environment
 from connectors.citations import Quotable
 from flows.estimate import estimate
 from flows.run.bench import Bench
-from flows.run.commit import _of_blocks
 from flows.run.core import run_job
 from flows.run.job import Job, Options, make_job
 from tests.fakes.engine_server import FakeEngine, Fault
@@ -259,17 +258,3 @@ def test_planned_cached_tokens_count_what_rows_share_and_a_plan_says_the_same(sh
         assert stage["assumed"][0].startswith(f"rows in {order} order begin alike in ")
     assert "0% as given" in estimated["shared"]["stages"][0]["assumed"][0]
     assert instructions > 0
-
-
-@pytest.mark.parametrize(
-    ("tokens", "in_front", "block", "expected"),
-    [
-        (40, 100, None, 40),
-        (40, 100, 16, 28),
-        (27, 100, 128, 0),
-        (28, 100, 128, 28),
-        (0, 100, 16, 0),
-    ],
-)
-def test_shared_tokens_count_as_far_as_they_fill_blocks(tokens, in_front, block, expected):
-    assert _of_blocks(tokens, in_front, block) == expected

@@ -36,11 +36,11 @@ from flows.run.transcripts import (
     transcripts_of,
     write_transcripts,
 )
-from tests.engine.agent_runs import TABLE, agent_request, carry_out, profile_of
+from tests.engine.agent_runs import agent_request, carry_out, profile_of
 from tests.fakes.agent_faults import Faults
 from tests.fakes.agent_scripts import Swarm
 from tests.fakes.agent_server import AgentServer
-from tests.fakes.agent_worlds import Items
+from tests.fakes.agent_worlds import TABLE, Items
 from tests.flows.report_sink import Sample
 from tests.flows.test_report import Balance
 

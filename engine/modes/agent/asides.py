@@ -18,7 +18,7 @@ from engine.modes.mode import LogFailed, Send
 from engine.modes.sight import look
 from engine.prompt import ASIDE, user_text
 from engine.request import ModeName, Request, content_key
-from engine.steps import Answered, Paid, StepLog
+from engine.steps import Answered, StepLog
 from engine.tool import ToolError
 from engine.wire import Turn, body_of, opening_messages
 
@@ -28,33 +28,23 @@ class Asides:
 
     def __init__(self) -> None:
         self._asked: dict[str, asyncio.Event] = {}
-        self._taken: set[str] = set()
 
-    async def answer(
-        self,
-        key: str,
-        steps: StepLog,
-        ask: Callable[[], Awaitable[Answered]],
-        restore: Callable[[Answered], None],
-    ) -> str:
+    async def answer(self, key: str, steps: StepLog, ask: Callable[[], Awaitable[Answered]]) -> str:
         """Return the answer to the question with this key; one asks, the others wait for it.
 
         Args:
             key: What is asked.
             steps: Where answers are kept.
             ask: Asks it.
-            restore: Takes into account what an earlier attempt has paid for it.
 
         Raises:
             LogFailed: The answer cannot be kept.
+            ToolError: No answer came; that is on record too, since it is paid for, and is asked again.
         """
         while True:
-            known = steps.events(key)
-            if known and isinstance(known[0], Answered):
-                if key not in self._taken:
-                    self._taken.add(key)
-                    restore(known[0])
-                return known[0].text
+            for known in steps.events(key):
+                if isinstance(known, Answered) and known.text:
+                    return known.text
             asked = self._asked.get(key)
             if asked is None:
                 break
@@ -63,12 +53,13 @@ class Asides:
         self._asked[key] = asyncio.Event()
         try:
             answered = await ask()
-            self._taken.add(key)
             try:
                 await steps.add(key, answered)
             except Exception as exc:
                 # A tool stands in between, whose own failures are told to the model; this is none.
                 raise LogFailed(f"the answer to a tool's question is not on record: {exc}") from exc
+            if not answered.text:
+                raise ToolError("the model gave no answer to that; ask otherwise")
             return answered.text
         finally:
             self._asked.pop(key).set()
@@ -84,7 +75,6 @@ class OneAside:
     endpoint: Endpoint
     send: Send
     steps: StepLog
-    restore: Callable[[Paid], None]
 
     async def ask(
         self,
@@ -109,7 +99,7 @@ class OneAside:
         async def ask() -> Answered:
             return await self._ask(question, material, images, max_tokens)
 
-        return await self.asides.answer(key, self.steps, ask, self.restore)
+        return await self.asides.answer(key, self.steps, ask)
 
     async def _ask(
         self, question: str, material: str, images: Sequence[Path], max_tokens: int
@@ -134,8 +124,6 @@ class OneAside:
         except RequestTooLong as exc:
             raise ToolError("that is too much text for one question; ask about less") from exc
         sight = look(reply, mode)
-        if not sight.answer:
-            raise ToolError("the model gave no answer to that; ask otherwise")
         assert reply.usage is not None
         return Answered(
             text=sight.answer,

@@ -33,7 +33,7 @@ from engine.modes.sight import look
 from engine.prompt import shown_schema
 from engine.reply import Reply
 from engine.request import AgentLimits, JsonSchema, ModeName, Request, Usage, Work
-from engine.steps import Compacted, Event, Nudged, Paid, Turned
+from engine.steps import Compacted, Event, Nudged, Turned
 from engine.wire import Message, Turn, body_of
 
 _FULL = 0.8
@@ -90,8 +90,6 @@ class AgentRun:
         )
         for event in means.steps.events(assignment.key):
             self.conversation.take(event)
-            if isinstance(event, Paid):
-                means.restore(event)
         self._mode = endpoint.profile.turn_mode("agent", think=self._limits.think)
         # Under its own key: the calls of two sub-agents may be the same to the letter.
         asker = replace(request, request_key=assignment.key)
@@ -216,7 +214,7 @@ class AgentRun:
         """
         num_before = sum(nudge.why in _DRIFTS for nudge in self.conversation.nudges)
         actions = list(self._limits.on_drift)
-        if not self._means.can_hand_over:
+        if not self._means.can_hand_over():
             actions = [action for action in actions if action != "smaller_profile"] or ["stop"]
         action = actions[min(num_before, len(actions) - 1)]
         if action == "stop":
