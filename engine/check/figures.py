@@ -19,6 +19,9 @@ BAD_NOTES = frozenset({
 })  # fmt: skip
 """What a run repairs or marks, and what costs tokens or answers all the same."""
 
+_MAX_NOTE = 160
+"""Most characters of what a finding quotes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
@@ -70,6 +73,8 @@ class ToolShare:
     """Replies with a call, of those that had to have one."""
     free: Share
     """Replies with a call, of those that were asked for one."""
+    num_cut: int
+    """Replies that ran into their limit of tokens, within a call or before it."""
 
 
 def mode_share(answers: Sequence[Answered], mode: ModeName) -> Share:
@@ -98,7 +103,7 @@ def structured_share(answers: Sequence[Answered]) -> Share:
         _, _, error = judge(one.asked.request, look(one.reply, one.asked.turn.mode))
         num_right += error is None
         if error is not None:
-            notes[error] = None
+            notes[_short(error)] = None
     return Share(num_right=num_right, num_all=num_all, notes=tuple(notes))
 
 
@@ -110,11 +115,12 @@ def tool_share(answers: Sequence[Answered]) -> ToolShare:
     """
     notes: dict[str, None] = {}
     counts = {True: [0, 0], False: [0, 0]}
-    num_right = num_calls = 0
+    num_right = num_calls = num_cut = 0
     for one in answers:
         if one.reply is None:
             continue
         called = one.reply.tool_calls
+        num_cut += one.reply.finish_reason == "length"
         leaked = () if called else leaked_calls(one.reply.content)
         if leaked:
             notes["marks of a tool call stood in the content: the host has no tool parser"] = None
@@ -127,14 +133,20 @@ def tool_share(answers: Sequence[Answered]) -> ToolShare:
             num_calls += 1
             num_right += looked.arguments is not None
             if looked.failure is not None:
-                notes[f"{looked.failure}: {looked.error}"] = None
+                notes[_short(f"{looked.failure}: {looked.error}")] = None
         num_calls += len(leaked)
     forced, free = counts[True], counts[False]
     return ToolShare(
         calls=Share(num_right=num_right, num_all=num_calls, notes=tuple(notes)),
         forced=Share(num_right=forced[0], num_all=forced[1]),
         free=Share(num_right=free[0], num_all=free[1]),
+        num_cut=num_cut,
     )
+
+
+def _short(text: str) -> str:
+    """Return a line of what may be long and full of blanks."""
+    return " ".join(text.split())[:_MAX_NOTE]
 
 
 def first_token(answers: Sequence[Answered]) -> Seconds | None:

@@ -125,6 +125,7 @@ class Report:
                 "calls": _share(figures.tools.calls),
                 "called_when_forced": _share(figures.tools.forced),
                 "called_when_asked": _share(figures.tools.free),
+                "cut": figures.tools.num_cut,
             },
             "first_token": {
                 "alone_s": figures.first_alone_s,

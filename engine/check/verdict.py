@@ -206,10 +206,11 @@ def _tools(endpoint: Endpoint, figures: Figures) -> Iterator[Judged]:
     elif value is not None:
         yield Judged(check="tool calls", status="ok", says=says)
     forced, free = tools.forced, tools.free
+    cut = f"; {tools.num_cut:,} replies ran into their limit of tokens" if tools.num_cut else ""
     if forced.num_all and forced.value != 1:
         yield Judged(
             check="forced calls", status="fail",
-            says=f"{forced.num_right:,} of {forced.num_all:,} replies that must call a tool do",
+            says=f"{forced.num_right:,} of {forced.num_all:,} replies that must call a tool do{cut}",
             change="start vLLM with --enable-auto-tool-choice and --tool-call-parser, or set"
             " capabilities.forced_calls to false",
         )  # fmt: skip

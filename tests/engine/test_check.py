@@ -311,6 +311,21 @@ def test_tools_fail_when_the_host_has_no_parser(host):
     assert "--tool-call-parser" in one(report, "free calls").change
 
 
+def test_calls_that_are_cut_are_told_in_one_line_when_they_are_long(host):
+    broken = call("search", '{"words": [' + '"fuel",\n\t ' * 90)
+    host.script = lambda number, body: (
+        Fault(message={"content": None, "tool_calls": [broken]}, finish_reason="length")
+        if "tools" in body
+        else good(number, body)
+    )
+    report = check(host)
+    says = one(report, "tool calls").says
+    assert "not_json: the arguments are not JSON" in says
+    assert "\n" not in says
+    assert len(says) < 250
+    assert report.as_json()["tools"]["cut"] == 8
+
+
 def test_tools_are_not_asked_when_the_profile_has_none(host):
     can = Capabilities(structured_output=True, cached_tokens=True)
     report = check(host, profile=profile_of(host, capabilities=can))
