@@ -17,7 +17,7 @@ from flows.usage_records import load_usage
 if TYPE_CHECKING:
     from flows.stage_estimate import Load, Material
 
-_LEAST_HITS = 4
+_LEAST_HITS = 2
 """Calls with hits from which a block's size is inferred: fewer may have a multiple of it in common."""
 
 
