@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -37,7 +38,8 @@ class MaskRules:
 
     kinds: Sequence[MaskKind] = MASK_KINDS
     words: Sequence[str] = ()
-    """Words and names as they stand in documents; case is ignored, and blanks between them may be several."""
+    """Words and names as they stand in documents; case is ignored, and between them there may be several blanks,
+    the end of a line, or underscores, as in names of files."""
     patterns: Mapping[str, str] = field(default_factory=dict)
     """Regular expressions by the name that their placeholders begin with."""
 
@@ -109,9 +111,11 @@ def in_texts(change: Callable[[str], str], value: object) -> object:
 
 def _any_of(words: Sequence[str]) -> re.Pattern[str]:
     """Return what finds any of the words, the longer ones first."""
-    ways = [r"[ \t]+".join(map(re.escape, word.split())) for word in words if word.split()]
-    ways.sort(key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(ways)})(?!\w)", re.IGNORECASE)
+    # An accent may be a character of its own, as it often is in text out of a PDF.
+    written = {unicodedata.normalize(form, word) for word in words for form in ("NFC", "NFD")}
+    ways = [r"[\s_]+".join(map(re.escape, word.split())) for word in written if word.split()]
+    ways.sort(key=lambda way: (-len(way), way))
+    return re.compile(rf"(?<![^\W_])(?:{'|'.join(ways)})(?![^\W_])", re.IGNORECASE)
 
 
 def _spans(
@@ -129,9 +133,9 @@ def _iban(text: str) -> int:
 
     Capital words behind it look like more of it: the check digits tell where it ends (ISO 13616, mod 97).
     """
-    ends = [at for at in range(len(text), 0, -1) if at == len(text) or text[at] == " "]
+    ends = [at for at in range(len(text), 0, -1) if at == len(text) or not text[at].isalnum()]
     for end in ends:
-        number = text[:end].replace(" ", "").upper()
+        number = "".join(filter(str.isalnum, text[:end])).upper()
         if 15 <= len(number) <= 34 and _checks(number):
             return end
     return 0
@@ -162,26 +166,36 @@ def _phone(text: str) -> int:
     return len(text) if _MIN_PHONE <= number <= _MAX_PHONE else 0
 
 
+_BLANK = " \u00a0\u2009\u202f"
+"""Between groups of digits: those that keep a line from ending there are common in print."""
+_DASH = r"\-\u2010\u2011\u2013"
+
 _FORMS: Mapping[MaskKind, tuple[re.Pattern[str], Callable[[str], int]]] = {
-    "email": (re.compile(r"(?<![\w.%+'-])[\w%+'-][\w.%+'-]{0,63}@[\w-]+(?:\.[\w-]+)+"), len),
+    "email": (re.compile(r"(?<![\w.%+'-])[\w.%+'-]+@[\w-]+(?:\.[\w-]+)+"), len),
     "iban": (
-        re.compile(r"(?<!\w)[A-Za-z]{2}\d{2}(?: ?[A-Za-z0-9]){11,30}(?!\w)"),
+        re.compile(rf"(?<!\w)[A-Za-z]{{2}}\d{{2}}(?:[{_BLANK}{_DASH}]?[A-Za-z0-9]){{11,30}}(?!\w)"),
         _iban,
     ),
-    "card": (re.compile(r"(?<![\w.,])\d(?:[ -]?\d){12,18}(?![\w]|[.,]\d)"), _card),
+    "card": (
+        re.compile(rf"(?<!\w)(?<!\d[.,])\d(?:[{_BLANK}{_DASH}]?\d){{12,18}}(?![\w]|[.,]\d)"),
+        _card,
+    ),
     "ip": (
         re.compile(
-            r"(?<![\w.:])(?:(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)"
-            r"|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:]))"
+            r"(?<![\w.])(?:(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)"
+            # Behind a colon of its own it would be a part of a longer one.
+            r"|(?<![0-9A-Fa-f:]:)(?<!^:)[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:]))"
         ),
         _ip,
     ),
     "phone": (
         re.compile(
-            r"(?<![\w.,/-])(?:"
-            r"(?:\+|00)[1-9](?:[ ().\-/]{0,3}\d){6,14}"  # +49 (30) 123 45-67
-            r"|\(?0[1-9]\d{0,4}\)?(?:[ \-/]{0,3}\d){4,11}"  # 030 1234567, (0171) 123 45 67
-            r"|\(?[2-9]\d{2}\)?[ .\-]{1,2}[2-9]\d{2}[ .\-]\d{4}"  # (212) 555-0142
+            r"(?<![\w-])(?<!\d[.,])(?:(?<!/)|(?=\+))(?:"
+            rf"(?:\+|00)[1-9](?:[{_BLANK}().{_DASH}/]{{0,3}}\d){{6,14}}"  # +49 (30) 123 45-67
+            # 030 1234567, (0171) 123 45 67
+            rf"|\(?0[1-9]\d{{0,4}}\)?(?:[{_BLANK}{_DASH}/]{{0,3}}\d){{4,11}}"
+            # (212) 555-0142
+            rf"|\(?[2-9]\d{{2}}\)?[{_BLANK}.{_DASH}]{{1,2}}[2-9]\d{{2}}[{_BLANK}.{_DASH}]\d{{4}}"
             r")(?![\w]|[.,]\d)"
         ),
         _phone,

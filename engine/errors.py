@@ -8,6 +8,7 @@ EngineError
 ├── RequestRejected       this request: another 4xx
 │   └── RequestTooLong    this request: prompt and answer exceed the endpoint's context
 └── BudgetReached         the operator: the budget of the run or the stage does not cover this request
+    └── BudgetAwaited     the scheduler: it may, when batches of the host have ended
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ class EngineMisconfigured(EngineError):
 
 class BudgetReached(EngineError):
     """The budget does not cover this call; the run, or the stage, ends and can go on with a larger one."""
+
+
+class BudgetAwaited(BudgetReached):
+    """The budget may cover this call when batches of the host have ended that it is set aside for."""
 
 
 class RequestRejected(EngineError):

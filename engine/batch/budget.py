@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.batch.amount import Amount, amount_of
-from engine.errors import BudgetReached, EngineMisconfigured
+from engine.errors import BudgetAwaited, BudgetReached, EngineMisconfigured
 from engine.profile import Profile
 from engine.request import Usage
 
@@ -117,7 +117,7 @@ class _Account:
         if unit is None:
             return None
         limit, parked = (_shown(getattr(one, unit), unit) for one in (self.limits, self.parked))
-        return BudgetReached(
+        return BudgetAwaited(
             f"of the budget of {self.name}, {limit} {_WORDS[unit]}, up to {parked} are set aside for lines"
             f" of batches that the host has not answered; this call can go out when they are, or with a"
             f" higher {self.key}.{unit}"

@@ -75,6 +75,8 @@ class Account:
     """The host's batches that answered, in their order."""
     batch_s: float = 0.0
     """Time that they took."""
+    lines: Account | None = None
+    """What lines of batches took, which is read anew each time that the request is carried out."""
     is_restored: bool = False
     """Whether what earlier attempts have paid for this request is in it."""
 
@@ -85,6 +87,22 @@ class Account:
             self.cost_usd = cost_usd + (self.cost_usd or 0.0)
         if gpu_seconds is not None:
             self.gpu_seconds = gpu_seconds + (self.gpu_seconds or 0.0)
+
+    def of_lines(self) -> Account:
+        """Return the account of the request's lines in batches, apart from that of its calls."""
+        if self.lines is None:
+            self.lines = Account()
+        return self.lines
+
+    def take_lines(self) -> None:
+        """Count what its lines took with its calls: the request has come to its end."""
+        lines, self.lines = self.lines, None
+        if lines is None:
+            return
+        self.add(lines.usage, lines.cost_usd, lines.gpu_seconds)
+        self.attempts += lines.attempts
+        self.batch_ids |= lines.batch_ids
+        self.batch_s += lines.batch_s
 
     @contextmanager
     def queueing(self) -> Iterator[None]:

@@ -17,7 +17,8 @@ import orjson
 from engine.batch.amount import Amount, amount_of, cost_usd, gpu_seconds, usage_of, worst_usage
 from engine.batch.budget import Reservation
 from engine.batch.call import Account, Caller
-from engine.errors import EngineError, EngineUnavailable
+from engine.endpoint import Endpoint
+from engine.errors import EngineError, EngineMisconfigured, EngineUnavailable, RequestRejected
 from engine.reply import ABORTED, Assembly, Reply
 from engine.request import BatchTerms, Request
 from engine.status import status_error
@@ -122,11 +123,12 @@ class HostedTurns:
             if isinstance(found, Waiting):
                 raise AwaitingBatch(found.told)
             self._number += 1
-            account.attempts += 1
-            account.batch_ids[found.batch_id] = None
-            account.batch_s += found.seconds
+            lines = account.of_lines()
+            lines.attempts += 1
+            lines.batch_ids[found.batch_id] = None
+            lines.batch_s += found.seconds
             try:
-                return self._reply(line_id, found, body, account)
+                return self._reply(line_id, found, body, lines)
             except EngineUnavailable as exc:
                 if found.kind == "cancelled":
                     raise
@@ -162,7 +164,7 @@ class HostedTurns:
         used, is_ours = Amount(), True
         try:
             if end.kind != "answered":
-                raise _failure(end, self._caller.line.endpoint.base_url)
+                raise _failure(end, self._caller.line.endpoint)
             reply = _read(end)
             usage = usage_of(reply, body, worst_usage(body, request))
             used = amount_of(usage, profile, self._price_factor)
@@ -211,9 +213,14 @@ def _read(end: LineEnd) -> Reply:
     return reply
 
 
-def _failure(end: LineEnd, base_url: str) -> EngineError:
+def _failure(end: LineEnd, endpoint: Endpoint) -> EngineError:
     """Return the error that a line without an answer ends with."""
-    if end.kind == "refused":
-        where = f"{base_url}, in batch {end.batch_id or 'not begun'},"
-        return status_error(end.status, orjson.dumps(dict(end.body)), base_url=where)
-    return EngineUnavailable(str(end.body.get("error", "")))
+    if end.kind != "refused":
+        return EngineUnavailable(str(end.body.get("error", "")))
+    where = f"{endpoint.base_url}, in batch {end.batch_id or 'not begun'},"
+    body = orjson.dumps(dict(end.body))
+    error = status_error(end.status, body, base_url=where, secret=endpoint.api_key)
+    if isinstance(error, EngineMisconfigured):
+        # What the sink holds of the batch stays as it is: a run that ended here would end so each time.
+        return RequestRejected(str(error), status=end.status)
+    return error

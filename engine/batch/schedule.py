@@ -23,6 +23,7 @@ from engine.batch.route import Line, Route
 from engine.client import Client
 from engine.endpoint import Endpoint
 from engine.errors import (
+    BudgetAwaited,
     BudgetReached,
     EngineError,
     EngineUnavailable,
@@ -183,9 +184,9 @@ class _Sender:
             await asyncio.sleep(_CIRCUIT_POLL_S)
             found = await self._first_that_can(request, priority, account, order)
         ending, reasons = found.ending, found.reasons
-        if ending.error_class == AWAITING_BATCH:
-            # What its lines took is counted with the result that rests on them all.
-            account = Account(queued_s=account.queued_s)
+        if ending.outcome != "over_budget":
+            # Before its end they would be counted again with the result that rests on them all.
+            account.take_lines()
         answered_by, is_own = self._callers[found.number], self._is_own(found.number)
         endpoint = answered_by.line.endpoint
         return Result(
@@ -362,7 +363,8 @@ _ENDS: Mapping[type[EngineError], tuple[Outcome, str]] = {
     RequestRejected: ("failed", "request_rejected"),
     EngineUnavailable: ("failed", "engine_unavailable"),
     HandedOver: ("failed", "drifted"),
-    # These three can be resumed, and no other engine would help.
+    # These can be resumed, and no other engine would help.
+    BudgetAwaited: ("over_budget", AWAITING_BATCH),
     BudgetReached: ("over_budget", "budget_reached"),
     AwaitingApproval: ("over_budget", "awaiting_approval"),
     AwaitingBatch: ("over_budget", AWAITING_BATCH),

@@ -268,6 +268,11 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
         held.remove()
         self._index.forget(held)
 
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether nothing is out that shards wait for, and nothing is left to be sent."""
+        return not self._index.awaited() and not self._index.unsent
+
     def waiting(self) -> list[dict[str, Any]]:
         """Return the batches that have not ended and that the run waits for, oldest first."""
         return self._watch.waiting()

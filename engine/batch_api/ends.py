@@ -108,7 +108,7 @@ def line_end(record: BatchRecord, end: Mapping[str, Any] | None) -> LineEnd:
         "expired": f"batch {batch_id} expired before the host came to this request; a longer"
         " batch_api.window gives it more time",
         "failed": f"batch {batch_id} was refused for other lines of its file",
-        "gone": f"the host knows of no batch {batch_id} any more",
+        "gone": f"the host knows of no batch {batch_id} any more, or not of its answers",
     }.get(record.status, f"batch {batch_id} has ended without a line for this request")
     return LineEnd(
         kind="lost", batch_id=batch_id, body={"error": f"{told}{said}"}, seconds=record.seconds

@@ -146,7 +146,11 @@ class BatchHost:  # noqa: PLR0904 - all calls of two routes
             return _batch(self._json(answer))
 
     def lines(self, file_id: str) -> Iterator[bytes]:
-        """Yield the lines of a file, blank ones left out."""
+        """Yield the lines of a file, blank ones left out.
+
+        Raises:
+            EngineUnavailable: It cannot be read now, or is not there: `status` is 404 then.
+        """
         with (
             self._errors(),
             self._http.stream(
@@ -155,6 +159,10 @@ class BatchHost:  # noqa: PLR0904 - all calls of two routes
         ):
             if not answer.is_success:
                 answer.read()
+                if answer.status_code == _NOT_FOUND:
+                    raise EngineUnavailable(
+                        f"{self.base_url} has no file {file_id}", status=_NOT_FOUND
+                    )
                 raise_for_status(answer, self.base_url)
             # Not by httpx's own lines: it ends them at U+2028 too, which may stand in an answer.
             rest = b""

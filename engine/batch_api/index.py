@@ -43,13 +43,14 @@ class Index:  # noqa: PLR0904 - all that is known of the records
         held = HeldRecord.find(self.store, path, self.folder)
         return held if held is not None and held.record.base_url == self._base_url else None
 
-    def reload(self, held: HeldRecord) -> None:
-        """Know a record as somebody else has written it."""
+    def reload(self, held: HeldRecord) -> HeldRecord | None:
+        """Return a record as somebody else has written it, and know it so; None where it has gone."""
         found = self._find(f"{self.folder}/{held.record.path}")
         if found is None:
             self.forget(held)
         else:
             self.add(found)
+        return found
 
     def create(self, record: BatchRecord) -> HeldRecord:
         """Put a new record, and know it.

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +21,9 @@ logger = logging.getLogger(__name__)
 _POLL_GROWTH = 1.5
 _MOST_POLL_FACTOR = 10.0
 _STEP_S = 0.2
+_NOT_FOUND = 404
 _LOOKS_IN_VAIN = 3
-"""Looks at which a host must know nothing of a batch before that is believed."""
+"""Looks at which a host must know nothing of a batch, or of its answers, before that is believed."""
 
 
 class Watch:
@@ -93,6 +95,8 @@ class Watch:
                 self._look(held)
             except EngineUnavailable as exc:
                 logger.warning("batch %s: %s", held.record.batch_id, exc)
+                if exc.status == _NOT_FOUND:
+                    self._missed(held)
             except SinkChanged:
                 # Another process has seen it end as well.
                 self._index.reload(held)
@@ -102,21 +106,30 @@ class Watch:
         assert record.batch_id is not None
         batch = self._host.look(record.batch_id)
         if batch is None:
-            self._in_vain[record.path] += 1
-            if self._in_vain[record.path] >= _LOOKS_IN_VAIN:
-                held.put_ends(b"")
-                held.change(state="ended", status="gone")
+            self._missed(held)
             return
-        del self._in_vain[record.path]
         if batch.status in ENDED:
             collect(self._host, held, batch)
             return
+        del self._in_vain[record.path]
         held.record = replace(
             record,
             status=batch.status,
             num_answered=batch.num_answered,
             num_failed=batch.num_failed,
         )
+
+    def _missed(self, held: HeldRecord) -> None:
+        """Take down that the host has nothing of a batch, or not its answers; believe it after some looks."""
+        path = held.record.path
+        self._in_vain[path] += 1
+        # Another process may have taken the answers, and removed them there and the record in the sink.
+        found = self._index.reload(held)
+        if found is None or self._in_vain[path] < _LOOKS_IN_VAIN:
+            return
+        with suppress(SinkChanged):
+            found.put_ends(b"")
+            found.change(state="ended", status="gone")
 
 
 def _pause(interval_s: float, is_cancelled: Callable[[], bool]) -> bool:

@@ -18,6 +18,8 @@ class Waits:
     _plans: dict[str, ShardPlan] = field(default_factory=dict)
     _until_s: float | None = None
     _is_begun: bool = False
+    _was_idle: bool = False
+    """Whether nothing was out when shards were asked about the last time."""
 
     def note(self, plan: ShardPlan, report: ShardReport) -> None:
         """Take down whether a shard has to be asked about once more."""
@@ -37,6 +39,10 @@ class Waits:
             self._is_begun = True
             limit_s = _most_s(bench)
             self._until_s = None if limit_s is None else time.monotonic() + limit_s
+        # What the budget was set aside for has come back by then: what does not fit now fits in no later round.
+        was_idle, self._was_idle = self._was_idle, desk.is_idle
+        if was_idle and self._was_idle:
+            return []
         names = desk.wait(
             list(self._plans),
             until_s=self._until_s,

@@ -18,6 +18,20 @@ FOUND = [
     ("PHONE", "0049 171 1234567"),
     ("PHONE", "030 1234567"),
     ("PHONE", "(212) 555-0142"),
+    ("IBAN", "DE89\u00a03704\u00a00044\u00a00532\u00a00130\u00a000"),
+    ("CARD", "4111\u00a01111\u00a01111\u00a01111"),
+    ("PHONE", "+49\u00a030\u00a01234567"),
+    ("PHONE", "+49 30 123\u201145\u201367"),
+    ("EMAIL", "..ada.lind@example.org"),
+    ("EMAIL", f"{'a' * 70}@example.org"),
+]
+
+GLUED = [
+    ("Tel.030 1234567", "Tel.PHONE_"),
+    ("Fax/+49 30 1234567", "Fax/PHONE_"),
+    ("Card no.4111 1111 1111 1111", "Card no.CARD_"),
+    ("IP:10.0.0.7", "IP:IP_"),
+    ("IP:2001:db8::1", "IP:IP_"),
 ]
 
 LEFT = [
@@ -30,6 +44,9 @@ LEFT = [
     "[L12] row 7",
     "300.1.2.3",
     "rev. 1.2.3",
+    "3.0301234567",
+    "AZ-030-1234567",
+    "example.org/0301234567",
 ]
 
 
@@ -51,6 +68,21 @@ def test_value_becomes_a_placeholder_and_comes_back_when_it_has_a_form(masker, k
 @pytest.mark.parametrize("text", LEFT)
 def test_text_stays_when_it_only_looks_like_a_number_of_somebody(masker, text):
     assert masker.masked(f"It says {text} here") == f"It says {text} here"
+
+
+@pytest.mark.parametrize(("text", "begins"), GLUED)
+def test_value_becomes_a_placeholder_when_its_name_stands_close_before_it(masker, text, begins):
+    assert masker.masked(text).startswith(begins)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Zoë Lind", "Zoe\u0308 Lind", "Zoë\u00a0Lind", "ZOË\nLind", "zoë_lind", "by_Zoë Lind_2"],
+    ids=ascii,
+)
+def test_name_becomes_a_placeholder_when_it_is_written_otherwise(name):
+    masked = Masker(MaskRules(words=["Zoë Lind"]), KEY).masked(f"It is {name} here")
+    assert "lind" not in masked.lower()
 
 
 def test_iban_ends_where_its_check_digits_say(masker):

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from engine.batch import Budget, Caps
+from engine.batch import Amount, Budget, Caps
 from engine.batch_api.limits import BatchLimits, window_s
 from engine.errors import EngineMisconfigured
 from engine.profile import Prices
@@ -96,6 +96,7 @@ def test_answers_come_from_one_batch_at_the_lower_price_when_all_is_well(host, r
         ({"lose_answers": {"begin": 1}, "refuse": {"list": 500}, "refuse_times": 2}, 1),
         ({"lose_answers": {"upload": 1}}, 1),
         ({"lose_answers": {"content": 1, "look": 1, "remove": 1}}, 1),
+        ({"refuse": {"content": 404}, "refuse_times": 2}, 1),
     ],
     ids=str,
 )
@@ -131,6 +132,7 @@ def test_what_is_asked_again_goes_at_once_when_the_stage_says_so(host, rounds, r
         ({"leave_out": 3}, "ended without a line for this request; it was sent in 3 batches", 3),
         ({"ends_as": "expired", "leave_out": 3}, "expired before the host came to this", 3),
         ({"fail_status": 500}, "answered 500: it failed; it was sent in 3 batches", 3),
+        ({"refuse": {"content": 404}}, "or not of its answers; it was sent in 3 batches", 3),
         ({"ends_as": "cancelled", "leave_out": 3}, "was cancelled at the host", 1),
     ],
     ids=str,
@@ -158,6 +160,7 @@ def test_a_request_fails_with_the_reason_when_no_batch_answers_it(
         ({"max_bytes": 100}, "413: the file has"),
         ({"ends_as": "failed"}, "refused the file of batch batch-00002: it does not say why"),
         ({"fail_status": 400, "fail_every": 1}, "answered 400: it failed"),
+        ({"fail_status": 403, "fail_every": 1}, "answered 403: it failed"),
     ],
     ids=str,
 )
@@ -249,6 +252,33 @@ def test_batches_stay_within_the_budget_and_the_rest_goes_on_with_more(host, tmp
     assert outcomes(again) == {("succeeded", None): len(rest)}
     assert len(host.kept.submitted) > before
     assert set(times_sent(host)) == {1}
+
+
+def test_a_line_is_counted_once_when_its_repair_has_to_wait_for_the_budget(host, tmp_path):
+    host.set(invalid_every=3, bad_batches=1)
+    budget = Budget(Caps(usd=1.0))
+    rounds = Rounds(url=host.url, store=MemoryStore(), folder=tmp_path, budget=budget)
+    requests = [request(number) for number in range(NUM)]
+    endpoint, desk = open_desk(rounds)
+
+    def go_on(asked):
+        found = rounds._round(desk, endpoint, asked, "s00000")
+        desk.wait(["s00000"], until_s=None, is_cancelled=lambda: False, tell=lambda _: None)
+        return found, [one for one in asked if found[one.request_key].outcome == "over_budget"]
+
+    with desk:
+        _, left = go_on(requests)
+        elsewhere = budget.hold("other", Amount(usd=0.9999))
+        first, left = go_on(left)
+        assert outcomes(first) == {("succeeded", None): 6, ("over_budget", "awaiting_batch"): 3}
+        budget.settle(elsewhere, Amount())
+        second, left = go_on(left)
+        third, left = go_on(left)
+    assert outcomes(third) == {("succeeded", None): 3}
+    assert {end.attempts for end in third.values()} == {2}
+    assert not left
+    total = spent(first) + spent(second) + spent(third)
+    assert total == pytest.approx(budget.spent.usd)
 
 
 def test_a_later_process_takes_up_what_waits_and_sends_nothing(host, tmp_path):

@@ -225,6 +225,43 @@ def test_a_budget_holds_for_batches_and_a_larger_one_goes_on(host, tmp_path):
     check_paid_once(tmp_path, host, last)
 
 
+SMALL = """
+name: waits
+documents_per_shard: 1
+stages:
+  - {name: kind, prompt: What is it?, output: {kind: a|b|c}, batch_api: {window: 12h}}
+"""
+
+
+def test_shards_are_asked_about_when_batches_of_others_give_their_budget_back(host, tmp_path):
+    write_world(tmp_path, host.url, pipeline=SMALL)
+    # Three lines at worst, and far more than all of them take.
+    manifest = run_in(tmp_path, budget_usd=0.006)
+    assert manifest["verdict"] == "complete"
+    assert outcomes(tmp_path, "kind") == {"succeeded": NUM_FILES}
+    assert len(host.kept.submitted) == NUM_FILES
+    assert set(submitted(host).values()) == {1}
+
+
+def test_a_run_ends_when_what_is_set_aside_for_a_batch_does_not_come_back(host, tmp_path):
+    host.set(takes_to_end=False)
+    write_world(tmp_path, host.url, pipeline=SMALL)
+    first = run_in(tmp_path, "stages.kind.batch_api.max_wait_s=0", budget_usd=0.006)
+    assert first["verdict"] == "awaiting_batch"
+    [path, *_] = (tmp_path / "lake" / "_headrace" / "batches").rglob("*.json")
+    # Of a shard that this run has not got any more.
+    other = json.loads(path.read_bytes())
+    lost = {"shard": "s99999", "lines": {"f" * 58 + "-0": [1, 0.006, 0.0]}}
+    (path.parent.parent / "s99999").mkdir()
+    (path.parent.parent / "s99999" / path.name).write_text(json.dumps(other | lost))
+    host.set(takes_to_end=True)
+    more = Options(settings=("stages.kind.batch_api.max_wait_s=null",))
+    last = run_job(reopen(first["run_id"], str(tmp_path / "lake"), "resume", more))
+    assert last["verdict"] == "awaiting_batch"
+    sent = len(submitted(host))
+    assert outcomes(tmp_path, "kind") == {"succeeded": sent, "over_budget": NUM_FILES - sent}
+
+
 def test_a_plan_prices_a_stage_as_it_is_sent(host, tmp_path):
     write_world(tmp_path, host.url)
     planned, at_once = (
