@@ -110,6 +110,7 @@ def test_profiles_own_hardware_is_planned_when_none_is_here():
         (("plan", "kimi-k2.5", "--gpus", "8xH200", "--kv-dtype", "int2"), "is none of auto"),
         (("plan", "embedded", "--gpus", "8xH200"), "is served on this machine's CPU"),
         (("serve", "kimi-k2.6", "--gpus", "8xH200", "--dry-run"), "not known, no plan"),
+        (("plan", "--gpus", "8xH200", "--min-replicas", "3"), "give that folder"),
         (("serve", "kimi-k2.5", "--gpus", "4xH200", "--dry-run"), "4xH200 do not hold"),
         (("serve", "kimi-k2.5", "--gpus", "8xH200", "--lora", "x"), "expected NAME=FOLDER"),
         (("serve", "moonshot", "--dry-run"), "does not say what its model is like"),
