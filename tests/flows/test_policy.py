@@ -325,6 +325,24 @@ def test_host_counts_no_sensitive_and_no_unmasked_text_when_a_run_is_planned(tmp
     assert "WORD_" in masked["requests"][0]["messages"][1]["content"]
 
 
+def test_document_tried_by_its_file_goes_where_its_path_below_the_source_may(
+    hosts, source, monkeypatch
+):
+    job = hosts.job(source, {"sensitive": ["hr/**"]})
+    pipeline = job.pipeline.model_copy(update={"source": str(source)})
+    monkeypatch.chdir(source / "HR")
+    for document in (str(source / "HR" / "a.txt"), "a.txt"):
+        tried = Trial(pipeline=pipeline, document=document)
+        shown = try_document(tried, dry_run=False, notify=lambda _: None)
+        assert shown["requests"][0]["outcome"] == "succeeded"
+    assert "salary" not in said(hosts.away)
+    elsewhere = hosts.tmp_path / "letter.txt"
+    elsewhere.write_text(SECRET, encoding="utf-8")
+    tried = Trial(pipeline=pipeline, document=str(elsewhere))
+    with pytest.raises(ConfigError, match="does not lie below the pipeline's source"):
+        try_document(tried, dry_run=False, notify=lambda _: None)
+
+
 SERVER = """\
 mcp:
   - {kind: stdio, name: web, command: [python3, -c, pass], allow: [fetch]}
