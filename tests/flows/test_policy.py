@@ -10,6 +10,7 @@ from config.errors import ConfigError
 from flows.estimate import estimate
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
+from flows.run.resume import with_pipeline
 from flows.trial import Trial, try_document
 from tests.fakes.engine_server import FakeEngine, Fault
 from tests.fakes.token_server import TokenServer
@@ -341,6 +342,16 @@ def test_document_tried_by_its_file_goes_where_its_path_below_the_source_may(
     tried = Trial(pipeline=pipeline, document=str(elsewhere))
     with pytest.raises(ConfigError, match="does not lie below the pipeline's source"):
         try_document(tried, dry_run=False, notify=lambda _: None)
+
+
+def test_changed_policy_is_not_passed_over_when_a_run_goes_on(hosts, source):
+    job = hosts.job(source, {"sensitive": []})
+    hosts.job(source, {"sensitive": ["hr/**"]})
+    file = str(hosts.tmp_path / "routed.yaml")
+    with pytest.raises(ConfigError, match="has changed since .*: policy.sensitive"):
+        with_pipeline(job, file, accept_changes=False)
+    changed = with_pipeline(job, file, accept_changes=True)
+    assert changed.pipeline.policy.sensitive == ("hr/**",)
 
 
 SERVER = """\
