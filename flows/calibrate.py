@@ -65,6 +65,8 @@ class Calibration:
     """Groups, for one record of the stages needed."""
     repairs: float = 0.0
     """Calls beyond the first, for one request: an answer that does not pass is asked for once more."""
+    hit_share: float | None = None
+    """Share of its prompt tokens that were hits; None where the engine does not tell."""
     turns: TurnTokens | None = None
     """What agents took for one record; None for stages that are one turn."""
 
@@ -100,6 +102,7 @@ def calibrate(
         stage.name: replace(
             _calibration(asker, stage, found),
             turns=_turns(stage, found[stage.name][1], usage),
+            hit_share=_hit_share(stage, usage),
             repairs=_repairs(stage, found[stage.name][1], usage),
         )
         for stage in stages
@@ -145,15 +148,18 @@ def _calibration(asker: Asker, stage: StageConfig, found: _Records) -> Calibrati
     )
 
 
+def _hit_share(stage: StageConfig, usage: pl.DataFrame) -> float | None:
+    told = usage.filter(pl.col("stage") == stage.name, pl.col("cached_tokens").is_not_null())
+    tokens = float(told["prompt_tokens"].sum())
+    return float(told["cached_tokens"].sum()) / tokens if tokens else None
+
+
 def _turns(stage: StageConfig, rows: Sequence[Row], usage: pl.DataFrame) -> TurnTokens | None:
     """Return what agents took for a record, with the share of hits that usage on record tells."""
     if not stage.tools:
         return None
     prompt = _mean(row["prompt_tokens"] or 0 for row in rows if row["outcome"] != "skipped")
-    told = usage.filter(pl.col("stage") == stage.name, pl.col("cached_tokens").is_not_null())
-    tokens = float(told["prompt_tokens"].sum())
-    cached = float(told["cached_tokens"].sum())
-    return TurnTokens(prompt, prompt * cached / tokens if tokens else 0.0)
+    return TurnTokens(prompt, prompt * (_hit_share(stage, usage) or 0.0))
 
 
 def _repairs(stage: StageConfig, rows: Sequence[Row], usage: pl.DataFrame) -> float:

@@ -11,6 +11,7 @@ from config.pipeline import REDUCES, PipelineConfig, StageConfig
 from flows.calibrate import Calibration
 from flows.planned_hits import planned_hits
 from flows.run.ask import Asker
+from flows.run.layout import whole_blocks
 from flows.stage_estimate import (
     ANSWERS_PER_GROUP,
     Load,
@@ -66,8 +67,7 @@ def expect_stages(
         load = _load(stage, material, told, units=units, overs=overs, room=asker.room(stage))
         units[stage.name] = load.units
         load = sharing(stage, load, lost, leads=leads)
-        hits = planned_hits(stage, load, asker.instructions_tokens, material=material)
-        found[stage.name] = _expected(asker, stage, told, load, hits=hits)
+        found[stage.name] = _expected(asker, stage, told, load, material=material, leads=not found)
     return found
 
 
@@ -121,7 +121,13 @@ def _load(
 
 
 def _expected(
-    asker: Asker, stage: StageConfig, told: Calibration, load: Load, *, hits: float
+    asker: Asker,
+    stage: StageConfig,
+    told: Calibration,
+    load: Load,
+    *,
+    material: Material,
+    leads: bool,
 ) -> Expected:
     if told.turns is not None:
         asked = load.units * told.asked_share
@@ -132,17 +138,24 @@ def _expected(
             output_tokens=asked * told.output_tokens,
             num_records=told.num_records,
         )
+    hits = planned_hits(stage, load, asker.instructions_tokens, material=material)
     overhead = told.overhead_tokens or overhead_tokens(asker, stage, stage.prompt)
     once = load.requests * overhead + load.tokens
     again = load.requests * told.again_share
     times = stage.samples + told.again_share
+    if material.cache_block_tokens is None and told.hit_share is not None:
+        # What was measured stands for what is not known of the cache.
+        hits = once * told.hit_share
+    elif leads:
+        # The first prompt of the run meets an empty cache.
+        hits -= whole_blocks(asker.instructions_tokens, material.cache_block_tokens)
     # A repair shows the prompt again, which the cache still has, with the answer that did not pass.
     repeated = once * times * told.repairs
     refused = load.requests * told.output_tokens * told.repairs / (1 + told.repairs)
     return Expected(
         requests=load.requests * stage.samples + again,
         prompt_tokens=once * times + repeated + refused,
-        planned_cached_tokens=hits + once * (times - 1) + repeated,
+        planned_cached_tokens=max(0.0, hits) + once * (times - 1) + repeated,
         output_tokens=load.requests * told.output_tokens,
         num_records=told.num_records,
     )

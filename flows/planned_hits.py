@@ -17,7 +17,7 @@ from flows.usage_records import load_usage
 if TYPE_CHECKING:
     from flows.stage_estimate import Load, Material
 
-_LEAST_HITS = 4
+_LEAST_HITS = 2
 """Calls with hits from which a block's size is inferred: fewer may have a multiple of it in common."""
 
 
@@ -59,8 +59,9 @@ def measured_block(lake: Lake) -> int | None:
         StorageError: The sink cannot be read.
     """
     # A request of several calls has the sum of their hits, which is whole blocks too.
-    hits = {tokens for tokens in load_usage(lake)["cached_tokens"].drop_nulls() if tokens}
+    hits = [tokens for tokens in load_usage(lake)["cached_tokens"].drop_nulls() if tokens]
     if len(hits) < _LEAST_HITS:
         return None
+    # Where all hits are alike it is a multiple of a block, and as good: they end where it does.
     size = math.gcd(*hits)
     return size if size > 1 else None

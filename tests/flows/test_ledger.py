@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from config.load import set_environment
+from config.pipeline import StageConfig
 from connectors.sinks.lake import Lake
 from engine.batch import WINDOW, Amount
 from engine.request import Request, Result, Usage
@@ -11,7 +12,7 @@ from engine.steps import Turned
 from flows.run.answers import result_from_json
 from flows.run.claims import Claims
 from flows.run.ledger import Ledger, journal_spent
-from flows.run.rows import usage_row
+from flows.run.rows import Inquiry, usage_row
 
 
 @pytest.mark.parametrize("num_steps", range(6))
@@ -231,5 +232,13 @@ def test_result_of_an_earlier_version_is_read_when_it_does_not_say_how_long_it_w
     assert result_from_json(kept) == result
     told = replace(result, queued_s=1.5, first_token_s=0.5, decoding_s=1.0)
     assert result_from_json(asdict(told)) == told
-    row = usage_row("row", told)
+    stage = StageConfig(
+        name="kind",
+        prompt="Which?",
+        output={"type": "object", "properties": {"kind": {"type": "string"}}},
+    )
+    inquiry = Inquiry(
+        stage=stage, mode="instant", fingerprint="", document=None, chunk=None, unit="group-x"
+    )
+    row = usage_row(inquiry, told)
     assert (row["queued_s"], row["first_token_s"], row["decoding_s"]) == (1.5, 0.5, 1.0)

@@ -57,7 +57,7 @@ def test_what_rows_share_ends_in_the_middle_of_a_block():
 
 @pytest.mark.parametrize(
     ("cached", "expected"),
-    [([128, 256, 384, 640], 128), ([256, 512, 1_024, 768, 0, None], 256), ([128, 256], None), ([3, 4, 5, 7], None)],
+    [([128, 256, 384, 640], 128), ([256, 512, 1_024, 768, 0, None], 256), ([128, None], None), ([384] * 5, 384), ([3, 4, 5, 7], None)],
 )  # fmt: skip
 def test_block_is_what_the_hits_of_earlier_runs_have_in_common(tmp_path, cached, expected):
     folder = tmp_path / "runs" / "one" / "usage"
