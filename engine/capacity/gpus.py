@@ -39,27 +39,31 @@ class Gpu:
     """Where the size is written."""
 
 
-def _nvidia(name: str, mebibytes: int, capability: float) -> Gpu:
+_LISTED = "in public listings"
+_UNSEEN = "as generally known; no listing was read for it"
+
+
+def _nvidia(name: str, mebibytes: int, capability: float, seen: str = _LISTED) -> Gpu:
     return Gpu(
         name=name,
         memory_bytes=mebibytes * _MIB,
         vendor="nvidia",
         capability=capability,
-        source=f"nvidia-smi: {mebibytes} MiB, in public listings; capability: NVIDIA's CUDA GPUs page",
+        source=f"nvidia-smi: {mebibytes} MiB, {seen}; capability: NVIDIA's CUDA GPUs page",
     )
 
 
 CATALOGUE: Mapping[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        _nvidia("A100-40", 40_960, 8.0),
+        _nvidia("A100-40", 40_960, 8.0, _UNSEEN),
         _nvidia("A100-80", 81_920, 8.0),
-        _nvidia("L20", 46_068, 8.9),
+        _nvidia("L20", 46_068, 8.9, _UNSEEN),
         _nvidia("L40S", 46_068, 8.9),
         _nvidia("RTX4090", 24_564, 8.9),
         _nvidia("H20", 97_871, 9.0),
         _nvidia("H100", 81_559, 9.0),
-        _nvidia("H800", 81_559, 9.0),
+        _nvidia("H800", 81_559, 9.0, _UNSEEN),
         _nvidia("H200", 143_771, 9.0),
         _nvidia("B200", 183_359, 10.0),
         _nvidia("GB200", 189_471, 10.0),
@@ -141,7 +145,12 @@ def _one(part: str, text: str) -> Gpus:
     size = _SIZE.fullmatch(kind)
     if size is not None:
         unit = GIB if size["unit"].lower() == "gib" else 10**9
-        return Gpus(count, _by_memory(kind, int(float(size["size"]) * unit)))
+        memory_bytes = int(float(size["size"]) * unit)
+        if memory_bytes < 1:
+            raise SetUpImpossible(
+                f"--gpus {text!r}: a GPU has some memory; write how much, such as {count}x96GiB"
+            )
+        return Gpus(count, _by_memory(kind, memory_bytes))
     gpu = kind_of(kind)
     if gpu is None:
         raise SetUpImpossible(

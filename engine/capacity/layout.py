@@ -67,6 +67,11 @@ def lay_out(shape: Shape, gpus: Gpus, sizes: Sizes) -> Layout:
     per_server = gpus.count // sizes.replicas
     dp, pp = sizes.dp or 1, sizes.pp or 1
     nodes = sizes.nodes or -(-per_server // GPUS_PER_NODE)
+    if per_server % nodes:
+        raise SetUpImpossible(
+            f"{per_server} GPUs of a server cannot be shared out to {nodes} machines evenly; change --nodes"
+            " or --gpus"
+        )
     if sizes.tp is None and sizes.pp is None and sizes.dp is None and nodes > 1:
         pp = nodes
     tp = sizes.tp or max(1, per_server // (dp * pp))

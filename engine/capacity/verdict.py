@@ -8,7 +8,7 @@ from typing import Any
 from engine.capacity.facts import ModelFacts
 from engine.capacity.gpus import GIB, Gpus
 from engine.capacity.layout import Sizes
-from engine.capacity.plan import Plan, Wish, measure
+from engine.capacity.plan import OVERHEAD_BYTES, Plan, Wish, measure
 from engine.errors import SetUpImpossible
 
 _MOST_GPUS = 64
@@ -166,7 +166,7 @@ def _notes(found: Plan) -> list[str]:
             " starts vLLM only: start it yourself and give its URL with --engine"
         )
         return notes
-    if found.per_gpu is not None:
+    if found.per_gpu is not None and found.per_gpu.overhead == OVERHEAD_BYTES:
         notes.append(
             f"vLLM's own {found.per_gpu.overhead / GIB:.1f} GiB a GPU are what one log of 8xH200 leaves;"
             " on other GPUs it may differ by some GiB (--overhead)"

@@ -22,7 +22,7 @@ def plan_lines(shown: Mapping[str, Any]) -> list[str]:
     ]
     lines += [
         f"{'option':13} {way['option']}: {way['kv_tokens']:,} tokens of KV cache,"
-        f" {way['requests_at_once']:,} requests of {shown['context_tokens']:,} at once"
+        f" {_requests(way['requests_at_once'])} of {shown['context_tokens']:,} at once"
         for way in shown["ways_out"]
     ]
     if shown["served"] is not None:
@@ -35,6 +35,10 @@ def plan_lines(shown: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count:,} requests"
+
+
 def _memory(shown: Mapping[str, Any]) -> list[str]:
     lines = []
     if shown["weights_bytes"] is not None:
@@ -42,10 +46,13 @@ def _memory(shown: Mapping[str, Any]) -> list[str]:
         lines.append(f"{'weights':13} {size:,} bytes ({size / 1e9:,.1f} GB), {shown['precision']}")
     each, parallel = shown["per_gpu"], shown["parallel"]
     if each is not None:
+        # What is below 0 is missing, and no size of a cache.
+        cache = each["kv_bytes"] / _GIB
+        kept = f"KV cache {cache:.1f}" if cache >= 0 else f"{-cache:.1f} too few for a KV cache"
         lines.append(
             f"{'each GPU':13} {each['total_bytes'] / _GIB:.1f} GiB: weights"
-            f" {each['weights_bytes'] / _GIB:.1f}, vLLM itself {each['overhead_bytes'] / _GIB:.1f}, KV cache"
-            f" {each['kv_bytes'] / _GIB:.1f}, not used"
+            f" {each['weights_bytes'] / _GIB:.1f}, vLLM itself {each['overhead_bytes'] / _GIB:.1f},"
+            f" {kept}, not used"
             f" {(each['total_bytes'] - each['usable_bytes']) / _GIB:.1f}"
         )
     if shown["kv_bytes_per_token"] is not None:

@@ -80,8 +80,8 @@ def require_emit(emit: Path | None, *given: object) -> None:
 
     if emit is None and any(value is not None for value in given):
         raise ConfigError(
-            "--user-id, --model-version, --instance, --max-replicas and --overwrite are about the files of"
-            " --emit; give that folder"
+            "--user-id, --model-version, --instance, --cloud, --region, --min-replicas, --max-replicas and"
+            " --overwrite are about the files of --emit; give that folder"
         )
 
 

@@ -13,7 +13,8 @@ from flows.cli.app import AsJson, app, complete_profiles, exit_codes, print_json
 @app.command(rich_help_panel="Prepare")
 def decide(
     answers: Annotated[
-        Path | None, typer.Argument(help="YAML file with answers; options go before it.")
+        Path | None,
+        typer.Argument(help="YAML file with answers; an option given too counts instead."),
     ] = None,
     work: Annotated[
         list[str] | None,

@@ -140,7 +140,11 @@ def plan_capacity(
     from flows.cli.capacity_text import plan_lines
 
     with exit_codes():
-        require_emit(emit, user_id, model_version, instance, max_replicas, overwrite or None)
+        at_defaults = cloud == "aws" and region == "us-east-1" and min_replicas == 1
+        changed = None if at_defaults else True
+        require_emit(
+            emit, user_id, model_version, instance, max_replicas, overwrite or None, changed
+        )
         asked = asked_of(
             gpus=gpus, context=context, concurrency=concurrency, precision=precision, kv_dtype=kv_dtype,
             tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, replicas=replicas, nodes=nodes, utilization=utilization,

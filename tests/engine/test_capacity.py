@@ -130,6 +130,8 @@ def test_context_that_would_fit_is_named_when_the_models_own_does_not():
         ("8xH200", {"tp": 4, "dp": 4}, {}, "are 16 GPUs, 8xH200 are 8"),
         ("8xH200", {"dcp": 3}, {}, "--dcp 3 does not divide --tp 8"),
         ("8xH200", {"replicas": 3}, {}, "cannot be shared out to 3 replicas"),
+        ("16xH200", {"nodes": 3}, {}, "cannot be shared out to 3 machines"),
+        ("8x0GiB", {}, {}, "a GPU has some memory"),
         ("10xH200", {}, {}, "--tp 5 does not divide"),
         ("8xH200", {}, {"context_tokens": 300_000}, "exceeds what Kimi K2.5 takes, 262,144"),
         ("8xH200", {}, {"precision": "int3"}, "no file 'int3'; --precision takes int4, nvfp4"),
