@@ -71,12 +71,17 @@ def _find(trial: Trial) -> tuple[str, SourceRef]:
     """Return the source and the document in it.
 
     Raises:
-        ConfigError: There is no such document.
+        ConfigError: There is no such document, or nothing tells whether it is sensitive.
     """
     source, path = trial.pipeline.source, trial.document
     if Path(path).expanduser().is_file():
         file = Path(path).expanduser().resolve()
-        source, path = str(file.parent), file.name
+        # Its path below the source decides where it may go, not its name alone.
+        below = _below(source, file)
+        if below is None:
+            _check_outside(trial)
+            source, below = str(file.parent), file.name
+        path = below
     if source is None:
         raise ConfigError(
             f"--document {path!r} is no local file, and the pipeline names no source to look in;"
@@ -93,6 +98,26 @@ def _find(trial: Trial) -> tuple[str, SourceRef]:
             f" {', '.join(near[:3]) or 'nothing'}"
         )
     return source, found[0]
+
+
+def _below(source: str | None, file: Path) -> str | None:
+    """Return the path of a file below the source; None where it lies elsewhere."""
+    folder = None if source is None else Path(source).expanduser().resolve()
+    return file.relative_to(folder).as_posix() if folder and file.is_relative_to(folder) else None
+
+
+def _check_outside(trial: Trial) -> None:
+    """Check that a file from elsewhere than the source has one way to go.
+
+    Raises:
+        ConfigError: Its path below the source would decide.
+    """
+    if len(routes_of(trial.pipeline).passages) > 1:
+        raise ConfigError(
+            f"--document {trial.document!r} does not lie below the pipeline's source, by whose paths"
+            " policy.sensitive says what may leave; name a document of the source, or give the folder that"
+            " it would be read from with --source"
+        )
 
 
 def _dry(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None]) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def reopen(
     return _changed(job, options or Options())
 
 
-_FIXED = ("name", "include", "shared", "reader", "chunk", "stages", "documents_per_shard")
-"""Keys of a pipeline that decide what its rows say."""
+_FIXED = ("name", "include", "shared", "reader", "chunk", "stages", "documents_per_shard", "policy")
+"""Keys of a pipeline that decide what its rows say, and where documents may go."""
 
 
 def with_pipeline(job: Job, pipeline: str, *, accept_changes: bool) -> Job:

@@ -10,6 +10,7 @@ from config.errors import ConfigError
 from flows.estimate import estimate
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
+from flows.run.resume import with_pipeline
 from flows.trial import Trial, try_document
 from tests.fakes.engine_server import FakeEngine, Fault
 from tests.fakes.token_server import TokenServer
@@ -323,6 +324,34 @@ def test_host_counts_no_sensitive_and_no_unmasked_text_when_a_run_is_planned(tmp
     assert (shown["route"], shown["engine"]) == ("sensitive", own.url)
     assert "Ada Lind" in shown["requests"][0]["messages"][1]["content"]
     assert "WORD_" in masked["requests"][0]["messages"][1]["content"]
+
+
+def test_document_tried_by_its_file_goes_where_its_path_below_the_source_may(
+    hosts, source, monkeypatch
+):
+    job = hosts.job(source, {"sensitive": ["hr/**"]})
+    pipeline = job.pipeline.model_copy(update={"source": str(source)})
+    monkeypatch.chdir(source / "HR")
+    for document in (str(source / "HR" / "a.txt"), "a.txt"):
+        tried = Trial(pipeline=pipeline, document=document)
+        shown = try_document(tried, dry_run=False, notify=lambda _: None)
+        assert shown["requests"][0]["outcome"] == "succeeded"
+    assert "salary" not in said(hosts.away)
+    elsewhere = hosts.tmp_path / "letter.txt"
+    elsewhere.write_text(SECRET, encoding="utf-8")
+    tried = Trial(pipeline=pipeline, document=str(elsewhere))
+    with pytest.raises(ConfigError, match="does not lie below the pipeline's source"):
+        try_document(tried, dry_run=False, notify=lambda _: None)
+
+
+def test_changed_policy_is_not_passed_over_when_a_run_goes_on(hosts, source):
+    job = hosts.job(source, {"sensitive": []})
+    hosts.job(source, {"sensitive": ["hr/**"]})
+    file = str(hosts.tmp_path / "routed.yaml")
+    with pytest.raises(ConfigError, match="has changed since .*: policy.sensitive"):
+        with_pipeline(job, file, accept_changes=False)
+    changed = with_pipeline(job, file, accept_changes=True)
+    assert changed.pipeline.policy.sensitive == ("hr/**",)
 
 
 SERVER = """\
