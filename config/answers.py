@@ -6,17 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from config.load import read_yaml
 from config.model import Model
 from config.validate import validated
+from engine.capacity import parse_gpus
+from engine.errors import SetUpImpossible
 
 Work = Literal[
     "extraction", "classification", "summaries", "images", "reasoning", "agents", "swarm"
 ]
 Hosting = Literal["api", "hosted", "self_hosted"]
 ModelChoice = Literal["kimi-k2.5", "small", "proprietary"]
+
+NO_GPUS = "none"
+"""Stands for having none."""
 
 
 class Answers(Model):
@@ -60,6 +65,16 @@ class Answers(Model):
     """Where it has to run, if that is decided already."""
     model: ModelChoice | None = None
     """Which kind of model it has to be, if that is decided already."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _check_gpus(cls, text: str | None) -> str | None:
+        if text is not None and text not in {NO_GPUS, "found"}:
+            try:
+                parse_gpus(text)
+            except SetUpImpossible as exc:
+                raise ValueError(str(exc)) from exc
+        return text
 
 
 def load_answers(path: Path | None, options: Mapping[str, Any]) -> Answers:

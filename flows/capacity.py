@@ -6,7 +6,7 @@ Called by the commands `engine plan`, `engine serve` and `plan`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from config.errors import ConfigError
@@ -15,6 +15,7 @@ from config.model_facts import model_of
 from engine.capacity import (
     Gpus,
     Plan,
+    Sizes,
     Wish,
     as_json,
     find_gpus,
@@ -60,7 +61,11 @@ def capacity(profile: Profile, asked: Asked) -> Plan:
             kv_type="float32" if dtype == "float32" else "bfloat16",
             context_tokens=asked.wish.context_tokens or profile.context_tokens,
         )
-    return plan(model, gpus_of(profile, asked.gpus), asked.wish)
+    wish = asked.wish
+    if asked.gpus is None and profile.replicas and wish.sizes == Sizes() and find_gpus() is None:
+        # The GPUs are those of the profile, which counts those of all its servers.
+        wish = replace(wish, sizes=Sizes(replicas=1 + len(profile.replicas)))
+    return plan(model, gpus_of(profile, asked.gpus), wish)
 
 
 def gpus_of(profile: Profile, text: str | None) -> Gpus:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from config.answers import Answers
+from config.answers import NO_GPUS, Answers
 from config.errors import ConfigError
 from engine.capacity import Gpus, Plan, Wish
 from engine.errors import SetUpImpossible
@@ -13,9 +13,6 @@ from flows.capacity import Asked, capacity, gpus_of
 from flows.cost import HOURS_A_MONTH, PUBLISHED, PUBLISHED_GPUS, PUBLISHED_SOURCE, Load, Rent, price
 from flows.decision.finding import Finding
 from flows.run.routes import missing_certifications
-
-NO_GPUS = "none"
-"""As an answer: there are no GPUs."""
 
 TOKENS_PER_S_EACH = 258.2 / 16
 """Tokens a second of one answer among 16 (sgl-project/sgl-cookbook, Kimi-K2.5.md: 258.2 a second for 16 in

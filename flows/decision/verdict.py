@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from config.answers import Answers, Hosting, ModelChoice
+from config.answers import NO_GPUS, Answers, Hosting, ModelChoice
 from config.load import load_profile
 from engine.profile import Profile
 from flows.decision import host, own
@@ -144,7 +144,7 @@ def _hybrid(away: Way, mine: Way) -> Way:
 
 
 def _small_way(answers: Answers) -> Way:
-    has_none = answers.gpus == own.NO_GPUS
+    has_none = answers.gpus == NO_GPUS
     hardware = Finding(
         topic="hardware",
         holds=not has_none,
@@ -209,8 +209,9 @@ def _rank(way: Way, model: ModelChoice, answers: Answers) -> int:
     if way.rung == "hybrid":
         return 0
     if way.model == model:
-        # A host first: it is there today, and shows what volume is worth GPUs.
-        return 1 if way.hosting != "self_hosted" or answers.sensitive == "all" else 2
+        # A host first: it is there today, and shows what volume is worth GPUs; but not where nothing may leave.
+        is_first = (way.hosting == "self_hosted") == (answers.sensitive == "all")
+        return 1 if is_first else 2
     return 3 if way.model == "kimi-k2.5" else 4
 
 
@@ -254,7 +255,7 @@ def _contradictions(answers: Answers, ways: Sequence[Way]) -> list[Finding]:
                 todo="hosting self_hosted, or mark only those that are (policy.sensitive)",
             )
         )
-    if answers.gpus == own.NO_GPUS and answers.hosting == "self_hosted":
+    if answers.gpus == NO_GPUS and answers.hosting == "self_hosted":
         found.append(
             Finding(
                 topic="hardware",
@@ -282,9 +283,12 @@ def _verdict(
         if not refused:
             return "no", f"there is no way with model {answers.model} and hosting {answers.hosting}"
         return "no", f"no way that was looked at does: {refused[0].reason}"
+    title = chosen.title
+    if answers.sensitive == "some" and chosen.hosting != "self_hosted":
+        title = f"{title}, for what is not sensitive only"
     if chosen.holds:
-        return "go", f"{chosen.title}: nothing speaks against it"
-    return "open", f"{chosen.title}, once what is missing is known"
+        return "go", f"{title}: nothing speaks against it"
+    return "open", f"{title}, once what is missing is known"
 
 
 def _said(findings: Iterable[Finding], *, holds: bool | None) -> list[str]:

@@ -122,6 +122,25 @@ def test_certified_without_more_is_a_host_that_is_not_known_yet():
     assert any("ask for ISO 27001" in one for one in found["next"])
 
 
+def test_certified_host_is_for_the_rest_only_when_some_documents_must_stay():
+    found = decided(sensitive="some", certifications=["SOC 2"], gpus="8xH200")
+    assert found["choice"] == "clarifai"
+    assert "for what is not sensitive only" in found["sentence"]
+
+
+def test_own_operations_come_first_when_nothing_may_leave():
+    found = decided(sensitive="all", certifications=["SOC 2"])
+    assert found["verdict"] == "no"
+    assert "yours have none" in found["sentence"]
+    assert found["next"][0].startswith("have your own operations certified")
+
+
+@pytest.mark.parametrize("gpus", ["8xXYZ", "8xH200+2xA100-80"])
+def test_gpus_that_cannot_be_are_refused(gpus):
+    with pytest.raises(ValueError, match="XYZ|mixes"):
+        decided(gpus=gpus)
+
+
 def test_small_model_is_the_choice_when_the_work_is_plain():
     found = decided(work=("extraction",), gpus="1xH100", **CREW)
     assert found["model"]["choice"] == "small"

@@ -95,6 +95,10 @@ def test_verdict_comes_first_when_a_person_asks():
 
 def test_profiles_own_hardware_is_planned_when_none_is_here():
     assert as_json("plan", "kimi-k2.5")["gpus"] == "8xH200"
+    servers = as_json("plan", "our-cluster")
+    assert servers["gpus"] == "16xH200"
+    # Two servers of eight, and not one of sixteen.
+    assert servers["kv_tokens"] == 2 * as_json("plan", "kimi-k2.5")["kv_tokens"]
     result = call("plan", "kimi-k2.5", "--gpus", "found")
     assert result.exit_code == 2
     assert "nvidia-smi lists no GPU on this machine; say which are meant" in result.output
