@@ -62,10 +62,16 @@ def capacity(profile: Profile, asked: Asked) -> Plan:
             context_tokens=asked.wish.context_tokens or profile.context_tokens,
         )
     wish = asked.wish
-    if asked.gpus is None and profile.replicas and wish.sizes == Sizes() and find_gpus() is None:
-        # The GPUs are those of the profile, which counts those of all its servers.
-        wish = replace(wish, sizes=Sizes(replicas=1 + len(profile.replicas)))
+    if asked.gpus is None and find_gpus() is None:
+        wish = _as_served(profile, wish)
     return plan(model, gpus_of(profile, asked.gpus), wish)
+
+
+def _as_served(profile: Profile, wish: Wish) -> Wish:
+    """Return the wish for the profile's own GPUs: it counts those of all its servers."""
+    if not profile.replicas or wish.sizes != Sizes():
+        return wish
+    return replace(wish, sizes=Sizes(replicas=1 + len(profile.replicas)))
 
 
 def gpus_of(profile: Profile, text: str | None) -> Gpus:
@@ -127,7 +133,8 @@ def pipeline_capacity(profile: Profile, request_tokens: int) -> Mapping[str, Any
     told: dict[str, Any] = {"gpus": gpus, "request_tokens": request_tokens}
     try:
         found = capacity(
-            profile, Asked(gpus=gpus, wish=Wish(context_tokens=profile.context_tokens))
+            profile,
+            Asked(gpus=gpus, wish=_as_served(profile, Wish(context_tokens=profile.context_tokens))),
         )
     except (SetUpImpossible, ConfigError) as exc:
         return {

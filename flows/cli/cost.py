@@ -202,4 +202,6 @@ def _count(number: int) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 1_000 else f"{value:,.2f}"
+    if value >= 1_000:
+        return f"{value:,.0f}"
+    return f"{value:,.2f}" if value == 0 or value >= 1 else f"{value:.4f}"

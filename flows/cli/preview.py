@@ -207,10 +207,10 @@ def _price_lines(planned: Mapping[str, Any]) -> list[str]:
         lines.append("cost    not known: the profile has no prices")
     else:
         expected = cost["expected"]
-        likely = "" if expected is None else f"about {expected:.2f} USD; "
+        likely = "" if expected is None else f"about {_dollars(expected)}; "
         lines.append(
-            f"cost    {likely}at most {cost['without_cache']:.2f} USD;"
-            f" {cost['with_planned_cache']:.2f} USD with the planned cache hits"
+            f"cost    {likely}at most {_dollars(cost['without_cache'])};"
+            f" {_dollars(cost['with_planned_cache'])} with the planned cache hits"
         )
     most, likely_s = planned["seconds_at_most"], planned["seconds_expected"]
     if most is None and likely_s is None:
@@ -224,7 +224,7 @@ def _price_lines(planned: Mapping[str, Any]) -> list[str]:
     if cost is not None and usd is not None:
         needed = cost["with_planned_cache"] if cost["expected"] is None else cost["expected"]
         if needed > usd:
-            lines.append(f"budget  {usd:.2f} USD may not do; the run would stop there, resumable")
+            lines.append(f"budget  {_dollars(usd)} may not do; the run would stop there, resumable")
     return lines
 
 
@@ -247,6 +247,10 @@ def _basis(planned: Mapping[str, Any]) -> str:
     return f"output  expected by {sum(known):,} records in the sink{missing}"
 
 
+def _dollars(usd: float) -> str:
+    return f"{usd:,.2f} USD" if usd == 0 or usd >= 1 else f"{usd:.4f} USD"
+
+
 def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
@@ -257,7 +261,7 @@ def _count(value: int | None) -> str:
 
 def _layout_lines(finding: Mapping[str, Any]) -> list[str]:
     usd = finding["usd_lost"]
-    price = "" if usd is None else f" ({usd:.2f} USD)"
+    price = "" if usd is None else f" ({_dollars(usd)})"
     when = "once edited" if finding["kind"] == "volatile" else "computed again"
     return [
         f"layout  {finding['where']}: {finding['what']}",
