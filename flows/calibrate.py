@@ -24,7 +24,6 @@ from flows.run.record_tables import find_record_tables
 from flows.run.rows import given_of_row
 from flows.run.units import Reply, inputs_of
 from flows.stage_estimate import overhead_tokens
-from flows.usage_records import load_usage
 
 MOST_RECORDS = 2_000
 """Records of a stage that are looked at, parts in the order of their names: lengths settle long before."""
@@ -76,7 +75,12 @@ _Records = Mapping[str, tuple[StageConfig, Sequence[Row]]]
 
 
 def calibrate(
-    lake: Lake, asker: Asker, stages: Sequence[StageConfig], *, most: int = MOST_RECORDS
+    lake: Lake,
+    asker: Asker,
+    stages: Sequence[StageConfig],
+    usage: pl.DataFrame,
+    *,
+    most: int = MOST_RECORDS,
 ) -> dict[str, Calibration]:
     """Return by stage what the sink's records say of it; stages without any are missing.
 
@@ -84,12 +88,12 @@ def calibrate(
         lake: The sink.
         asker: The pipeline on its engine.
         stages: Of the pipeline.
+        usage: Of earlier runs on the sink, as `load_usage` gives it.
         most: Records of a stage that are looked at.
 
     Raises:
         StorageError: The sink cannot be read.
     """
-    usage = load_usage(lake)
     tables = find_record_tables(lake, stages, routed=asker.is_routed)
     found = {
         stage.name: (

@@ -62,7 +62,7 @@ def capacity(profile: Profile, asked: Asked) -> Plan:
             context_tokens=asked.wish.context_tokens or profile.context_tokens,
         )
     wish = asked.wish
-    if asked.gpus is None and find_gpus() is None:
+    if asked.gpus is None and profile.replicas and find_gpus() is None:
         wish = _as_served(profile, wish)
     return plan(model, gpus_of(profile, asked.gpus), wish)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from connectors.document import Chunk, SourceRef
 from engine.endpoint import Endpoint
@@ -40,9 +40,19 @@ from flows.run.reading import read_chunks
 from flows.run.routes import Passage, routes_of
 from flows.run.served import as_seen, asker_of
 from flows.stage_estimate import Material, estimate_stages, largest_request, num_rows
+from flows.usage_records import load_usage
 
 _Sample = Mapping[str, Read]
 """What was read of the sample, by path."""
+
+
+class _Learned(NamedTuple):
+    """What earlier runs on the sink say."""
+
+    known: Mapping[str, Calibration]
+    """Of each stage."""
+    block_tokens: int | None
+    """Of the engine's prefix cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +146,10 @@ def _of_route(
         endpoint = as_seen(opened, passage, mask)
         asker = asker_of(job, endpoint, passage, mask=mask)
         # Records of sensitive documents are not counted at the engine of the others.
-        known = calibrate(lake, asker, job.pipeline.stages) if is_last else {}
-        plan = _estimate(job, asker, refs, sample=sample, known=known, notify=notify)
+        usage = load_usage(lake)
+        known = calibrate(lake, asker, job.pipeline.stages, usage) if is_last else {}
+        learned = _Learned(known, measured_block(usage))
+        plan = _estimate(job, asker, refs, sample=sample, learned=learned, notify=notify)
     return {"route": passage.name, **plan}, endpoint.profile
 
 
@@ -147,7 +159,7 @@ def _estimate(
     refs: Sequence[SourceRef],
     *,
     sample: int | None,
-    known: Mapping[str, Calibration],
+    learned: _Learned,
     notify: Callable[[str], None],
 ) -> dict[str, Any]:
     endpoint = asker.endpoint
@@ -167,15 +179,14 @@ def _estimate(
     weigh_rows = partial(row_tokens, counter=rule.counter, order=order) if has_rows else None
     groups = _groups(refs, read, weigh_rows)
     cache = cache_of(endpoint)
-    block = cache.block_tokens if cache else measured_block(job.open_lake())
-    material = _material(groups, read, block)
+    material = _material(groups, read, cache.block_tokens if cache else learned.block_tokens)
     looked = look(job.pipeline, asker, sent, material=material, cache=cache)
     rejected = {
         path: f"{one.document.error_class}: {one.document.error}"
         for path, one in read.items()
         if one.document.status == "rejected"
     }
-    return _plan(job, asker, material, looked=looked, known=known) | {
+    return _plan(job, asker, material, looked=looked, known=learned.known) | {
         "capacity": pipeline_capacity(
             endpoint.profile, largest_request(job.pipeline, asker, rule.max_tokens)
         ),

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from config.pipeline import StageConfig
-from connectors.sinks.lake import Lake
 from flows.run.layout import whole_blocks
-from flows.usage_records import load_usage
 
 if TYPE_CHECKING:
     from flows.stage_estimate import Load, Material
@@ -52,14 +52,10 @@ def planned_hits(
     )
 
 
-def measured_block(lake: Lake) -> int | None:
-    """Return the size of a block by the hits of earlier runs; None where there are too few.
-
-    Raises:
-        StorageError: The sink cannot be read.
-    """
+def measured_block(usage: pl.DataFrame) -> int | None:
+    """Return the size of a block by the hits of earlier runs; None where there are too few."""
     # A request of several calls has the sum of their hits, which is whole blocks too.
-    hits = [tokens for tokens in load_usage(lake)["cached_tokens"].drop_nulls() if tokens]
+    hits = [tokens for tokens in usage["cached_tokens"].drop_nulls() if tokens]
     if len(hits) < _LEAST_HITS:
         return None
     # Where all hits are alike it is a multiple of a block, and as good: they end where it does.

@@ -14,6 +14,7 @@ from flows.run.ask import Asker
 from flows.run.bench import plan_engine
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
+from flows.usage_records import load_usage
 
 PIPELINE = """
 name: notes
@@ -260,7 +261,8 @@ def test_groups_are_expected_by_their_size_when_only_a_part_of_the_records_is_lo
     job = make_job("notes.yaml", Options(engine="priced.yaml"))
     with plan_engine(job.pipeline.engine, lambda _: None) as endpoint:
         asker = Asker(job.pipeline, endpoint)
-        known = calibrate(job.open_lake(), asker, job.pipeline.stages, most=10)
+        lake = job.open_lake()
+        known = calibrate(lake, asker, job.pipeline.stages, load_usage(lake), most=10)
     assert known["entry"].num_records == 10
     # All groups are among their records, and a third of the inputs.
     assert known["things"].num_records == actual

@@ -9,6 +9,7 @@ from flows.planned_hits import measured_block, planned_hits
 from flows.row_estimate import RowTokens
 from flows.run.layout import whole_blocks
 from flows.stage_estimate import Load, Material
+from flows.usage_records import load_usage
 
 OUTPUT = {"type": "object", "properties": {"a": {"type": "string"}}}
 
@@ -67,8 +68,8 @@ def test_block_is_what_the_hits_of_earlier_runs_have_in_common(tmp_path, cached,
         for n, tokens in enumerate(cached)
     ]
     (folder / "s00000.parquet").write_bytes(parquet.to_parquet(rows, parquet.USAGE))
-    assert measured_block(Lake(str(tmp_path))) == expected
+    assert measured_block(load_usage(Lake(str(tmp_path)))) == expected
 
 
 def test_no_block_is_known_of_an_empty_sink(tmp_path):
-    assert measured_block(Lake(str(tmp_path))) is None
+    assert measured_block(load_usage(Lake(str(tmp_path)))) is None
