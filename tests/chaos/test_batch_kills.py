@@ -60,16 +60,17 @@ class HostProcess:
 class Life:
     """One sink, from its first attempt until its run is complete."""
 
-    def __init__(self, folder: Path, host: HostProcess) -> None:
+    def __init__(self, folder: Path, host: HostProcess, documents_per_shard: int) -> None:
         self.folder, self.host = folder, host
-        pipeline = PIPELINE.replace("documents_per_shard: 4", "documents_per_shard: 2")
+        shards = f"documents_per_shard: {documents_per_shard}"
+        pipeline = PIPELINE.replace("documents_per_shard: 4", shards)
         write_world(folder, host.url, pipeline=pipeline, num_files=NUM_FILES, name=folder.name)
         self.sink = str(folder / "lake")
         self.kills: list[str] = []
 
-    def attempt(self, call: str = "", when: str = "after") -> Ended:
-        """Go on with the run, killed at the first such call to the host; without one, to its end."""
-        num_halted = self.host.tell(halt=call, halt_before=when == "before")["halted"]
+    def attempt(self, **halt: Any) -> Ended:
+        """Go on with the run, killed at the call to the host that the rules name; without one, to its end."""
+        num_halted = self.host.tell(**{"halt": ""} | halt)["halted"]
         run = latest_run(self.sink)
         going_on = run is not None and (self.folder / "lake/runs" / run / "run.json").exists()
         command = (
@@ -96,22 +97,50 @@ class Life:
             assert manifest["spent"]["stages"][name]["tokens"] == taken, self.kills
 
 
+    def kill(self, halt: str, *, before: bool, after: int = 0) -> Ended:
+        """Go on with the run, to be killed before such a call is done or after it; so many pass first."""
+        ended = self.attempt(halt=halt, halt_before=before, halt_after=after)
+        when = "before" if before else "after"
+        self.kills.append(f"{when} {halt}: {ended.code} {self.host.tell()['calls']} {ended.told}")
+        return ended
+
+    def check_host(self) -> int:
+        """Check that no line was sent twice and that nothing is left at the host; return how many were sent."""
+        known = self.host.tell()
+        sent = Counter(line for batch in known["submitted"] for line in batch)
+        assert set(sent.values()) == {1}, "\n".join(self.kills)
+        assert len(sent) == 2 * NUM_FILES
+        assert known["files"] == 0, "\n".join(self.kills)
+        return len(sent)
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("keeps_metadata", [True, False])
 def test_no_line_is_sent_twice_and_no_row_is_lost_when_a_run_is_killed(tmp_path, keeps_metadata):
     with HostProcess() as host:
         host.tell(keeps_metadata=keeps_metadata)
-        life = Life(tmp_path / "life", host)
+        # One shard: with several, how far the others are at a kill is a matter of luck.
+        life = Life(tmp_path / "life", host, documents_per_shard=NUM_FILES)
         for call, when in POINTS:
-            ended = life.attempt(call, when)
-            life.kills.append(f"{when} {call}: {ended} {host.tell()['calls']}")
-            assert ended.code == -9, life.kills
+            ended = life.kill(call, before=when == "before")
+            assert ended.code == -9, "\n".join(life.kills)
         ended = life.attempt()
-        assert ended.code == 0, (ended, life.kills)
+        assert ended.code == 0, "\n".join(life.kills)
         life.check(ended)
-        known = host.tell()
-    sent = Counter(line for batch in known["submitted"] for line in batch)
-    assert set(sent.values()) == {1}
-    assert len(sent) == 2 * NUM_FILES
-    assert known["files"] == 0
-    print(f"{len(POINTS)} kills, {len(sent)} lines, none of them sent twice")  # noqa: T201
+        num_lines = life.check_host()
+    print(f"{len(POINTS)} kills, {num_lines} lines, none of them sent twice")  # noqa: T201
+
+
+@pytest.mark.timeout(300)
+def test_shards_killed_wherever_they_are_send_no_line_twice(tmp_path):
+    with HostProcess() as host:
+        life = Life(tmp_path / "life", host, documents_per_shard=1)
+        ended, passed = life.kill("any", before=False, after=2), 2
+        while ended.code == -9:
+            # More pass each time, so that each attempt comes further than the last.
+            passed += 1
+            ended = life.kill("any", before=passed % 2 == 0, after=passed)
+        assert ended.code == 0, "\n".join(life.kills)
+        life.check(ended)
+        life.check_host()
+    assert len(life.kills) > 3, "\n".join(life.kills)

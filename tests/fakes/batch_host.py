@@ -93,9 +93,10 @@ class BatchHostServer:
         """Stand still for good where the rules say so; whoever called is killed meanwhile."""
         with self.lock:
             rules = self.rules
-            here = rules.halt in {call, "any"} and before == rules.halt_before
-            of_kind = [one for one in self.kept.calls if rules.halt in {one, "any"}]
-            if not here or len(of_kind) != rules.halt_after + 1:
+            if rules.halt not in {call, "any"} or before != rules.halt_before:
+                return
+            if rules.halt_after > 0:
+                self.rules = replace(rules, halt_after=rules.halt_after - 1)
                 return
             self.rules = replace(rules, halt="")
             self.kept.halted += 1

@@ -44,7 +44,7 @@ class Rules:
     lose_answers: Mapping[str, int] = field(default_factory=dict)
     """How often the answer of a call is lost after it has been done, by call."""
     halt: str = ""
-    """Call at which to stand still: the caller is killed there."""
+    """Call at which to stand still, or `any`: the caller is killed there."""
     halt_before: bool = False
     """Whether that is before it is done, or after."""
     halt_after: int = 0
