@@ -96,7 +96,6 @@ class Life:
             taken = stage["prompt_tokens"] + stage["completion_tokens"]
             assert manifest["spent"]["stages"][name]["tokens"] == taken, self.kills
 
-
     def kill(self, halt: str, *, before: bool, after: int = 0) -> Ended:
         """Go on with the run, to be killed before such a call is done or after it; so many pass first."""
         ended = self.attempt(halt=halt, halt_before=before, halt_after=after)
