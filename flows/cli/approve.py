@@ -77,14 +77,6 @@ def approve(
             console.print(f"go on: headrace run --resume {run_id}", soft_wrap=True)
 
 
-def shown_arguments(arguments: str) -> str:
-    """Return arguments as a person can trust what is seen: what a terminal would obey or hide is written out."""
-    return "".join(
-        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
-        for char in arguments
-    )
-
-
 def ask_person() -> Ask:
     """Return what asks whoever sits at the terminal."""
     console = Console(stderr=True)
@@ -100,7 +92,7 @@ def ask_person() -> Ask:
 
 def _told(question: Question) -> str:
     """Return what is asked, as markup."""
-    from flows.report.words import waiting_words
+    from flows.report.words import shown_arguments, waiting_words
 
     stage, call_id = f"[bold]{escape(question.stage)}[/]", question.approval_id
     if question.tool is not None:

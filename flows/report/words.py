@@ -141,6 +141,14 @@ def waiting_words(waiting: Waiting | None) -> str:
     return f"{counted(waiting.requests, 'request')}{about}, {tokens}{price}"
 
 
+def shown_arguments(arguments: str) -> str:
+    """Return arguments as a person can trust what is seen: what a terminal would obey or hide is written out."""
+    return "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in arguments
+    )
+
+
 def approval_story(one: Mapping[str, Any]) -> str:
     """Return one line on what a person was asked to agree to, and what was decided."""
     what = f"stage {one['stage']}"

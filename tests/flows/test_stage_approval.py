@@ -1,11 +1,14 @@
 """Stages that a person must agree to: nothing of them goes out before, whatever becomes of the run."""
 
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -229,6 +232,40 @@ def test_decision_and_question_outlast_kills(corpus):
         last = run_job(reopen(run_id, str(corpus / "lake"), "resume", again))
     assert last["verdict"] == "complete"
     assert asked(engine) == {"kind": 0, "weight": 0, "colour": 0, "all": 1}
+
+
+@pytest.mark.timeout(120)
+def test_person_at_the_terminal_is_asked_with_what_waits_and_what_it_builds_on(corpus, engine):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [
+            HEADRACE, "run", str(corpus / "notes.yaml"), f"--source={corpus / 'in'}",
+            f"--sink={corpus / 'lake'}", f"--engine={engine.url}",
+        ],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, start_new_session=True,
+        env=os.environ | {"TERM": "dumb"},
+    )  # fmt: skip
+    os.close(theirs)
+    answers = [b"y\n", b"n\n", b"too dear\n"]
+    shown = b""
+    with suppress(OSError):
+        # Each prompt ends with a colon and a blank, and nothing comes behind it.
+        while more := os.read(ours, 4096):
+            shown += more
+            if answers and shown.endswith(b": "):
+                os.write(ours, answers.pop(0))
+    out, _ = process.communicate()
+    os.close(ours)
+    assert answers == [], shown.decode()
+    assert process.returncode == 0, shown.decode()
+    text = " ".join(shown.decode().split())
+    assert "Stage weight waits for you" in text
+    assert "6 requests about 6 documents" in text
+    assert f"it builds on {corpus}/lake/records/stage=kind/*.parquet" in text
+    assert ends(corpus, "weight") == {("succeeded", None): 6}
+    assert ends(corpus, "all") == {("skipped", "refused"): 1}
+    assert "stage all: refused by" in out.decode()
+    assert "too dear" in out.decode()
 
 
 def test_approval_that_is_no_approval_is_refused(corpus, engine):
