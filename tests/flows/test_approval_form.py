@@ -9,7 +9,7 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from flows.approval_form import told
+from flows.approval_form import _MOST_ASKED, _listed, told
 from flows.automations import mark_dead
 from flows.run.approvals import Question
 from tests.fakes.engine_server import FakeEngine
@@ -151,17 +151,27 @@ def test_run_without_heartbeat_is_not_taken_for_dead_while_it_is_suspended():
     assert "prefect.flow-run.Suspended" in mark_dead()["trigger"]["expect"]
 
 
-def test_what_a_model_wrote_cannot_leave_its_block_when_it_is_shown():
-    arguments = '{"body": "```\\n# Agree\\n````\\u202e"}\n````\n**agree** <b>'
-    question = Question(
-        approval_id="0a1b2c3d4e",
+def call(number, arguments):
+    return Question(
+        approval_id=f"{number:010d}",
         stage="work",
         tool="mail__send`x",
         description="Sends it.",
-        arguments=arguments + "\u202e",
+        arguments=arguments,
         asked_at="2026-11-27T12:00:00+00:00",
     )
-    head, fence, *lines = told(question).replace("\n\n", "\n").split("\n")
-    assert head == "**`0a1b2c3d4e`**: an agent of stage `work` wants to call `` mail__send`x ``:"
+
+
+def test_form_shows_as_many_as_a_person_can_read_and_none_in_part():
+    assert len(_listed([call(number, "{}") for number in range(50)])) == _MOST_ASKED
+    long = [call(number, "x" * 50_000) for number in range(3)]
+    assert _listed(long) == long[:1]
+    assert "x" * 50_000 in told(long[0])
+
+
+def test_what_a_model_wrote_cannot_leave_its_block_when_it_is_shown():
+    arguments = '{"body": "```\\n# Agree\\n````"}\n````\n**agree** <b>'
+    head, fence, *lines = told(call(7, arguments + "\u202e")).replace("\n\n", "\n").split("\n")
+    assert head == "**`0000000007`**: an agent of stage `work` wants to call `` mail__send`x ``:"
     assert fence == lines[-1] == "`````"
     assert "\n".join(lines[:-1]) == arguments + "\\u202e"

@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import suppress
@@ -183,6 +184,25 @@ def test_whoever_looks_on_is_asked_when_all_that_waits_is_known(corpus, engine):
     assert ends(corpus, "weight") == {("succeeded", None): 6}
     assert ends(corpus, "title") == {("succeeded", None): 6}
     assert ends(corpus, "all") == {("skipped", "refused"): 1}
+
+
+def test_what_is_decided_while_the_run_goes_on_goes_out_in_the_same_run(corpus):
+    def agree():
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for path in (corpus / "lake" / "runs").glob("*/approvals/*.json"):
+                settle(corpus, path.parent.parent.name, "weight", is_approved=True)
+                return
+            time.sleep(0.02)
+
+    person = threading.Thread(target=agree)
+    person.start()
+    with FakeEngine(latency_s=0.4) as engine:
+        done = run_job(job(corpus, engine, "stages.all.approval=null"))
+    person.join()
+    assert done["verdict"] == "complete"
+    assert ends(corpus, "weight") == {("succeeded", None): 6}
+    assert asked(engine) == {"kind": 6, "weight": 6, "colour": 6, "all": 1}
 
 
 def test_answers_that_the_sink_has_need_nobodys_agreement(corpus, engine):
