@@ -1,7 +1,7 @@
 """What commands share: the application, arguments and options, errors as one message, exit codes, JSON.
 
-Exit codes: 0 all inputs have an outcome; 1 did not complete; 2 wrong usage or configuration; 3
-complete, but over the failure limit; 4 stopped by its budget; 130 interrupted; 143 terminated.
+Exit codes: 0 all inputs have an outcome; 1 did not complete, or the verdict asked for is no; 2 wrong usage or
+configuration; 3 complete, but over the failure limit; 4 stopped by its budget; 130 interrupted; 143 terminated.
 """
 
 from __future__ import annotations
@@ -173,6 +173,16 @@ def print_lines(lines: Sequence[str]) -> None:
     """Print a command's result for a person."""
     for line in lines:
         Console(highlight=False).print(line, markup=False, soft_wrap=True)
+
+
+def end_on_no(*, is_no: bool) -> None:
+    """End a command that gives a verdict, once it is printed; apart, since a command's docstring is its help.
+
+    Raises:
+        Exit: With 1 where the verdict is no, for scripts that ask before they go on.
+    """
+    if is_no:
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 @contextmanager

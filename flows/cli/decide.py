@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import AsJson, app, complete_profiles, exit_codes, print_json, print_lines
+from flows.cli.app import (
+    AsJson,
+    app,
+    complete_profiles,
+    end_on_no,
+    exit_codes,
+    print_json,
+    print_lines,
+)
 
 
 @app.command(rich_help_panel="Prepare")
@@ -87,7 +95,7 @@ def decide(
 ) -> None:
     """Say which model to run where, by hardware, compliance, budget, latency and crew, with the reasons.
 
-    What is left out counts as not known. Nothing is sent.
+    What is left out counts as not known. Nothing is sent. Exits with 1 where the verdict is no or contradiction.
 
     Examples:
       headrace decide --work agents --sensitive some --gpus 8xH200 --operators 2 --on-call
@@ -125,3 +133,4 @@ def decide(
             print_json(found)
         else:
             print_lines(as_lines(found))
+        end_on_no(is_no=found["verdict"] in {"no", "contradiction"})

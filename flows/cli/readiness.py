@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import (
-    EXIT_INCOMPLETE,
     AsJson,
     BudgetUsdOption,
     complete_profiles,
+    end_on_no,
     exit_codes,
     note,
     print_json,
@@ -80,14 +80,4 @@ def check_readiness(
             print_json(shown)
         else:
             print_lines(check_lines(shown))
-        _end(is_ready=found.report.is_ready)
-
-
-def _end(*, is_ready: bool) -> None:
-    """End with the exit code; apart, since a command's docstring is its help.
-
-    Raises:
-        Exit: With 1 where a batch should not start.
-    """
-    if not is_ready:
-        raise typer.Exit(EXIT_INCOMPLETE)
+        end_on_no(is_no=not found.report.is_ready)

@@ -180,8 +180,12 @@ def test_command_prints_one_object_or_says_what_is_wrong():
         )
 
     told = run("--gpus", "none", "--hosting", "self_hosted", "--json")
-    assert told.returncode == 0, told.stderr
+    assert told.returncode == 1, told.stderr
     assert json.loads(told.stdout)["verdict"] == "contradiction"
+    refused = run("--sensitive", "all", "--gpus", "none")
+    assert (refused.returncode, refused.stdout.startswith("verdict  no")) == (1, True)
+    undecided = run()
+    assert (undecided.returncode, undecided.stdout.startswith("verdict  open")) == (0, True)
     wrong = run("--work", "dancing")
     assert wrong.returncode == 2
     assert "work[0]" in wrong.stderr
