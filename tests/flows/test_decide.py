@@ -82,6 +82,7 @@ CONTRADICTIONS = [
     ),
     ({"sensitive": "all", "hosting": "api"}, "nothing may leave, and everything would"),
     ({"gpus": "none", "hosting": "self_hosted"}, "self-hosted, and no GPUs"),
+    ({"model": "kimi-k2.5", "context_tokens": 400_000}, "400,000 tokens at once: it takes 262,144"),
 ]
 
 
@@ -92,6 +93,25 @@ def test_contradicting_requirements_get_one_verdict_and_what_to_give_up(answers,
     assert sentence in found["sentence"]
     assert found["choice"] is None
     assert all(found["next"])
+
+
+def test_engines_that_see_too_little_at_once_are_none():
+    found = decided(work=("reasoning",), sensitive="none", context_tokens=400_000)
+    assert found["choice"] == "proprietary"
+    held = {way["way"]: way["holds"] for way in found["ways"]}
+    assert [held[name] for name in ("moonshot", "clarifai", "kimi-k2.5")] == [False] * 3
+    (told,) = checks(found, "moonshot", "model")
+    assert told["reason"].endswith("400,000 tokens at once, moonshot takes 262,144")
+
+
+def test_engines_of_longer_context_are_found_when_they_are_named():
+    found = decided(
+        sensitive="none", context_tokens=400_000, engine="kimi-k3", hosts=("moonshot-k3",)
+    )
+    assert checks(found, "moonshot-k3", "model")[0]["holds"] is True
+    assert checks(found, "kimi-k3", "model")[0]["holds"] is True
+    asked = {"model": "kimi-k2.5", "hosts": ("moonshot", "moonshot-k3")}
+    assert decided(context_tokens=400_000, sensitive="none", **asked)["choice"] == "moonshot-k3"
 
 
 def test_certified_and_self_hosted_is_none_when_ones_own_operations_are_certified():
