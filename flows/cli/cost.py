@@ -24,6 +24,7 @@ from flows.cli.app import (
     exit_codes,
     note,
     print_json,
+    print_verdict,
 )
 from flows.cli.preview import NO_SINK, pilot_of
 
@@ -179,8 +180,7 @@ def _print(found: Mapping[str, Any]) -> None:
         evens.setdefault(one["verdict"], []).append(one["mode"])
     lines += [f"{', '.join(dict.fromkeys(modes))}: {told}" for told, modes in evens.items()]
     lines += _assumed(found["rows"])
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+    print_verdict(lines)
 
 
 def _assumed(rows: Sequence[Mapping[str, Any]]) -> list[str]:

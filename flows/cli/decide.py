@@ -14,7 +14,7 @@ from flows.cli.app import (
     end_on_no,
     exit_codes,
     print_json,
-    print_lines,
+    print_verdict,
 )
 
 
@@ -35,13 +35,15 @@ def decide(
     sensitive: Annotated[
         str | None, typer.Option("--sensitive", help="Documents that must stay: none, some or all.")
     ] = None,
-    require: Annotated[
+    certification: Annotated[
         list[str] | None,
-        typer.Option("--require", help="Certificate of whoever runs the engine, such as SOC 2."),
+        typer.Option(
+            "--certification", help="Certificate of whoever runs the engine, such as SOC 2."
+        ),
     ] = None,
-    own_certificate: Annotated[
+    own_certification: Annotated[
         list[str] | None,
-        typer.Option("--own-certificate", help="What your own operations are certified for."),
+        typer.Option("--own-certification", help="What your own operations are certified for."),
     ] = None,
     engine: Annotated[
         str | None,
@@ -102,7 +104,7 @@ def decide(
 
       headrace decide answers.yaml --budget-usd 5000
 
-      headrace decide --require "SOC 2" --hosting self_hosted --json
+      headrace decide --certification "SOC 2" --hosting self_hosted --json
     """
     from config.answers import load_answers
     from flows.decision.verdict import as_lines
@@ -112,8 +114,8 @@ def decide(
         options = {
             "work": work,
             "sensitive": sensitive,
-            "certifications": require,
-            "own_certifications": own_certificate,
+            "certifications": certification,
+            "own_certifications": own_certification,
             "engine": engine,
             "hosts": host,
             "gpus": gpus,
@@ -132,5 +134,5 @@ def decide(
         if as_json:
             print_json(found)
         else:
-            print_lines(as_lines(found))
+            print_verdict(as_lines(found))
         end_on_no(is_no=found["verdict"] in {"no", "contradiction"})

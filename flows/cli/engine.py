@@ -17,6 +17,7 @@ from flows.cli.app import (
     note,
     print_json,
     print_lines,
+    print_verdict,
 )
 from flows.cli.capacity_options import (
     ConcurrencyOption,
@@ -172,7 +173,7 @@ def plan_capacity(
         if as_json:
             print_json(shown)
         else:
-            print_lines(plan_lines(shown))
+            print_verdict(plan_lines(shown))
         end_on_no(is_no=found.fits is False)
 
 

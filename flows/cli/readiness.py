@@ -14,7 +14,7 @@ from flows.cli.app import (
     exit_codes,
     note,
     print_json,
-    print_lines,
+    print_verdict,
 )
 from flows.cli.engine import engine_app
 
@@ -79,5 +79,5 @@ def check_readiness(
         if as_json:
             print_json(shown)
         else:
-            print_lines(check_lines(shown))
+            print_verdict(check_lines(shown))
         end_on_no(is_no=not found.report.is_ready)

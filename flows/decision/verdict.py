@@ -346,7 +346,7 @@ def as_lines(found: Mapping[str, Any]) -> list[str]:
         if way["way"] == found["choice"]:
             lines += ["", way["title"]]
             lines += [
-                f"  {_MARKS[one['holds']]} {one['topic']:<10} {one['reason']}"
+                f"  {_MARKS[one['holds']]} {one['topic']:<11} {one['reason']}"
                 for one in way["checklist"]
             ]
     others = [way for way in found["ways"] if way["way"] != found["choice"]]

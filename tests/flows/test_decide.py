@@ -1,8 +1,11 @@
 """`headrace decide`: one clear verdict, with its reasons, whatever is asked for."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -191,6 +194,36 @@ def test_answers_come_from_a_file_with_options_on_top(tmp_path):
     file.write_text("operator: 3\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="unknown key.*did you mean 'operators'"):
         load_answers(file, {})
+
+
+def test_sentences_hang_below_their_labels_on_a_terminal_and_are_whole_in_a_pipe():
+    command = [HEADRACE, "decide", "--work", "agents", "--sensitive", "all", "--gpus", "4xH200"]
+    piped = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    assert max(map(len, piped.splitlines())) > 120
+    lead, follow = pty.openpty()
+    env = os.environ | {"COLUMNS": "60", "TERM": "xterm"}
+    shown = b""
+    with subprocess.Popen(command, stdout=follow, stderr=follow, env=env):
+        os.close(follow)
+        with suppress(OSError):
+            while data := os.read(lead, 65_536):
+                shown += data
+    os.close(lead)
+    lines = shown.decode().replace("\r", "").splitlines()
+    assert max(map(len, lines)) <= 60
+    verdict = next(number for number, line in enumerate(lines) if line.startswith("verdict  "))
+    assert lines[verdict + 1].startswith(" " * 9)
+    assert " ".join(shown.decode().split()) == " ".join(piped.split())
+
+
+def test_options_are_named_as_the_keys_of_certificates():
+    told = subprocess.run(
+        [HEADRACE, "decide", "--certification", "SOC 2", "--own-certification", "SOC 2 Type 2", "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    answers = json.loads(told.stdout)["answers"]
+    assert answers["certifications"] == ["SOC 2"]
+    assert answers["own_certifications"] == ["SOC 2 Type 2"]
 
 
 def test_command_prints_one_object_or_says_what_is_wrong():
