@@ -427,6 +427,18 @@ def test_refused_calls_are_a_limit_when_they_go_through_later(host):
     assert "2 calls were refused" in one(report, "requests").says
 
 
+def test_check_ends_after_the_long_prompts_when_all_of_them_are_turned_away(host):
+    host.script = lambda number, body: Fault(
+        status=429, body=b'{"error": {"message": "no quota is left"}}'
+    )
+    report = check(host)
+    assert report.verdict == "not ready"
+    judged = one(report, "requests")
+    assert judged.says.startswith(f"0 of {report.plan.num_requests} requests were answered")
+    assert "no quota is left" in judged.says
+    assert not any("tools" in body for body in host.calls)
+
+
 def test_tier_is_kept_when_the_profile_has_one(host):
     tier = RateTier(name="0", max_in_flight=1)
     report = check(
