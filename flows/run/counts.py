@@ -11,7 +11,7 @@ from engine.batch import AWAITING_BATCH, Amount
 from engine.profile import Prices
 from engine.request import Outcome, Result
 from flows.run.rows import Answered
-from flows.run.units import AWAITED
+from flows.run.units import UNPAID
 
 
 class CountMismatch(RuntimeError):
@@ -123,10 +123,8 @@ class ShardReport:
 
     @property
     def is_to_go_on(self) -> bool:
-        """Tell whether some of its requests are asked for again when the run goes on."""
-        return any(stage.outcomes.get("over_budget") for stage in self.stages.values()) or (
-            self._has_failures(AWAITED)
-        )
+        """Tell whether some of its requests are asked for again when the run goes on, parts of a reduce too."""
+        return self._has_failures(UNPAID)
 
     @property
     def awaits_batch(self) -> bool:

@@ -206,7 +206,7 @@ def _verdict(bench: Bench, total: ShardReport, num_documents: int) -> Verdict:
         return "over_failure_limit"
     if (awaited := _awaited(bench, total)) is not None:
         return awaited
-    if total.num_left or any(stage.outcomes.get("over_budget") for stage in total.stages.values()):
+    if total.num_left or total.is_to_go_on:
         return "budget_reached"
     over = _rate(total) > bench.job.pipeline.failure_limit
     return "over_failure_limit" if over else "complete"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flows.run.lines import lines_of, relabelled
 from flows.run.rows import Answered, Inquiry, close
 from flows.run.tree import cut, marks_of
-from flows.run.units import AWAITED, Input, Subject
+from flows.run.units import UNPAID, Input, Subject
 
 if TYPE_CHECKING:
     from flows.run.shard import Shard
@@ -149,7 +149,7 @@ def _take(ended: _Level, node: _Node, end: Answered, part: Callable[[int, Answer
         if len(ended.inputs) == 1:
             part(node.number, ended.first)
         part(node.number, end)
-    ended.waits |= end.result.error_class in AWAITED
+    ended.waits |= end.result.error_class in UNPAID
     inquiry, given = end.inquiry, end.given
     assert inquiry.num_inputs is not None
     ended.marks.append(node.mark)

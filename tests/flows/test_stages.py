@@ -309,6 +309,23 @@ def test_parts_of_a_stage_wait_together_until_a_person_has_agreed(corpus, tmp_pa
     assert answer["total"] == total_of(range(NUM_FILES))
 
 
+def test_parts_that_are_paid_are_not_put_together_without_those_over_budget(corpus, tmp_path):
+    with Engine(max_model_len=SMALL) as engine:
+        whole = run(tmp_path, engine, sink="whole")["stages"]["all"]
+        tokens = 2 * (whole["prompt_tokens"] + whole["completion_tokens"]) // 3
+        capped = PIPELINE.replace("name: all\n", f"name: all\n    budget: {{tokens: {tokens}}}\n")
+        first = run(tmp_path, engine, capped)
+        assert first["verdict"] == "budget_reached"
+        parts = {row["outcome"] for row in rows(tmp_path, "all", "partial")}
+        assert parts == {"succeeded", "over_budget"}
+        assert [row["error_class"] for row in rows(tmp_path, "all")] == ["upstream_over_budget"]
+        more = Options(settings=("stages.all.budget.tokens=1000000",))
+        manifest = run_job(reopen(first["run_id"], None, "resume", more))
+    assert manifest["verdict"] == "complete"
+    (answer,) = rows(tmp_path, "all")
+    assert answer["total"] == total_of(range(NUM_FILES))
+
+
 def test_nothing_is_asked_when_nothing_has_changed(corpus, tmp_path):
     with Engine(max_model_len=SMALL) as engine:
         run(tmp_path, engine)
