@@ -24,6 +24,9 @@ class FakeAside:
         self.asked: list[Asked] = []
         self._answer = answer
 
+    async def embed(self, texts, *, are_queries=False):
+        raise AssertionError((texts, are_queries))
+
     async def ask(
         self,
         question: str,
