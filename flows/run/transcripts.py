@@ -163,7 +163,7 @@ def _told(events: Sequence[Event]) -> Iterator[dict[str, Any]]:
                 text = event.notes if isinstance(event, Compacted) else event.text
                 yield {"kind": event.kind, "at": _time(event.at), "content": text, **_paid(event)}
             case Embedded():
-                text = f"{event.num_texts:,} texts were made into vectors"
+                text = f"texts made into vectors: {event.num_texts:,}"
                 told = {"content": text, "engine": event.engine, **_paid(event)}
                 yield {"kind": event.kind, "at": _time(event.at), **told}
             case Nudged():

@@ -34,14 +34,18 @@ class Vectors:
 
 def vectors_engine(pipeline: PipelineConfig) -> str | None:
     """Return the engine that makes vectors; None where nothing is searched by meaning."""
-    is_searched = any(_SEARCH in stage.tools for stage in pipeline.stages)
-    return pipeline.search.vectors if is_searched else None
+    return next(filter(None, (vectors_of(pipeline, stage) for stage in pipeline.stages)), None)
+
+
+def vectors_of(pipeline: PipelineConfig, stage: StageConfig) -> str | None:
+    """Return the engine that makes vectors for a stage's searches; None where they are by words only."""
+    return pipeline.search.vectors if _SEARCH in stage.tools else None
 
 
 def vectors_key(pipeline: PipelineConfig, stage: StageConfig) -> list[str]:
     """Return what answers of a stage follow from, by what it may find by meaning; nothing where it may not."""
-    engine = pipeline.search.vectors
-    if engine is None or _SEARCH not in stage.tools:
+    engine = vectors_of(pipeline, stage)
+    if engine is None:
         return []
     profile = load_profile(engine)
     rule = rule_of(profile)

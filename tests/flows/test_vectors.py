@@ -13,6 +13,7 @@ import pytest
 
 from config.errors import ConfigError
 from engine.errors import EngineMisconfigured
+from flows.estimate import estimate
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
 from flows.run.resume import reopen
@@ -48,6 +49,7 @@ STAGE = """\
 KILLED = """
 import json, sys
 from pathlib import Path
+from flows.estimate import estimate
 from flows.run.core import run_job
 from flows.run.job import job_from_json
 run_job(job_from_json(json.loads(Path(sys.argv[1]).read_text()), "new"))
@@ -330,3 +332,15 @@ def test_broken_pack_is_made_anew(corpus):
         again = [text for text in host.texts if text.startswith("passage: ")]
     assert 1 < len(again) <= 5
     assert record(corpus)["outcome"] == "succeeded"
+
+
+def test_plan_says_what_vectors_come_to(corpus):
+    with AgentServer(Searcher()) as agents, EmbeddingServer() as host:
+        planned = estimate(job(corpus, agents, host), sample=None, notify=lambda _: None)
+        plain = estimate(
+            job(corpus, agents, host, vectors=None), sample=None, notify=lambda _: None
+        )
+    (said,) = [text for text in planned["stages"][0]["assumed"] if "vectors" in text]
+    assert 200 < int(re.search(r"about (\d+) tokens", said)[1]) < 1000
+    assert not any("vectors" in text for text in plain["stages"][0]["assumed"])
+    assert not host.calls
