@@ -69,7 +69,7 @@ class Meanings:
             store: Where vectors are.
             passages: Yields the passages of the corpus, the same each time.
         """
-        self._store, self._passages = store, passages
+        self._store, self._of_corpus = store, passages
         self._one_at_a_time = asyncio.Lock()
         self._places: list[tuple[int, int, int]] = []
         self._keys: list[Key] = []
@@ -94,7 +94,7 @@ class Meanings:
         async with self._one_at_a_time:
             if self._numbers is None and not self.has_too_many:
                 await self._prepare(aside)
-        if self._numbers is None:
+        if self._numbers is None or not query.strip():
             return []
         (vector,) = await aside.embed([query], are_queries=True)
         return await asyncio.to_thread(self._nearest, vector, among)
@@ -108,6 +108,10 @@ class Meanings:
         found = self._store.nearest(vector, numbers, DEPTH)
         hits = ((places[place], score) for place, score in found)
         return [Hit(document=d, first=f, last=e, score=score) for (d, f, e), score in hits]
+
+    def _passages(self) -> Iterator[Passage]:
+        # Hosts refuse blank texts.
+        return (passage for passage in self._of_corpus() if passage.text.strip())
 
     async def _prepare(self, aside: Aside) -> None:
         if not self._keys:

@@ -123,7 +123,7 @@ class TextEmbedding:
         most = self._endpoint.context_tokens - _MARKS_TOKENS
         for left in reversed(range(_TRIES_TOO_LONG)):
             sent = await asyncio.to_thread(
-                _fitting, [prefix + text for text in texts], most, self._endpoint.counter
+                _fitting, [_whole(prefix + text) for text in texts], most, self._endpoint.counter
             )
             try:
                 found = await self._caller.embed(_body(sent, self._endpoint), request, account)
@@ -142,6 +142,11 @@ class TextEmbedding:
                 f" {self._embedder.num_dims} when the run began: it serves another model now; start the run anew"
             )
         return replace(found, engine=self._endpoint.profile.name)
+
+
+def _whole(text: str) -> str:
+    """Return the text as UTF-8 can hold it: half of a pair of surrogates, as a model may write it, it cannot."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _fitting(texts: Sequence[str], most: int, counter: TokenCounter) -> list[str]:

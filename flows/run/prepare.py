@@ -145,6 +145,10 @@ def check_fit(stage: StageConfig, profile: Profile) -> None:
     Raises:
         ConfigError: It cannot; the message says what, the limit and what to do.
     """
+    if not profile.modes:
+        raise ConfigError(
+            f"engine {profile.name!r} answers no questions (`modes: {{}}` of its profile); choose one that does"
+        )
     problems = _misfits(stage, profile)
     if problems:
         raise ConfigError(f"stage {stage.name!r}: {problems[0]}")

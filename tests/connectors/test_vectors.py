@@ -114,3 +114,16 @@ def test_error_names_the_file_where_this_machine_cannot_keep_vectors(tmp_path):
     (tmp_path / "a").write_text("no folder")
     with pytest.raises(StorageError, match=r"vectors.f4.*check that the disk has room"):
         put(store_of(tmp_path), north=axis(0))
+
+
+def test_vectors_are_found_again_on_s3(bucket, tmp_path):
+    for name in ("a", "b"):
+        store = VectorStore(
+            open_storage(bucket), "v", tmp_path / name, num_dims=NUM_DIMS, texts_per_call=4
+        )
+        if name == "a":
+            for number in range(12):
+                put(store, **{str(number): axis(number % NUM_DIMS)})
+    keys = [key_of(str(number)) for number in range(12)]
+    assert not store.missing(keys)
+    assert store.nearest(axis(3), store.numbers(keys), 2) == [(3, 1.0), (11, 1.0)]

@@ -75,7 +75,8 @@ def embed(
         )
         return [one async for one in batch]
 
-    (result,) = asyncio.run(collect())
+    with endpoint:
+        (result,) = asyncio.run(collect())
     events = [event for found in log._events.values() for event in found]
     return result, tool, [event for event in events if isinstance(event, Embedded)]
 
@@ -144,6 +145,13 @@ def test_texts_are_cut_further_where_the_host_counts_more_tokens(agents):
     )
     assert {call[1] for call in host.calls} == {"short"}
     assert len(tool.vectors) == 2
+
+
+def test_half_of_a_pair_of_surrogates_is_replaced(agents):
+    with EmbeddingServer() as host:
+        result, _, _ = embed(agents, host, ["a \ud800 b"])
+    assert result.outcome == "succeeded"
+    assert host.texts == ["a ? b"]
 
 
 def test_usage_is_estimated_where_the_host_tells_none(agents):

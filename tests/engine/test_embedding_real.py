@@ -62,7 +62,8 @@ class Address(NamedTuple):
 
 def test_vectors_of_a_real_server_have_one_length_and_are_the_same_for_the_same_text(host):
     profile = profile_for_url(host)
-    dims = num_dims(endpoint_of(None, profile))
+    with endpoint_of(None, profile) as endpoint:
+        dims = num_dims(endpoint)
     assert dims == 576
     texts = ["The crane stopped.", "Fog.", "The crane stopped.", "long " * 3000]
     with AgentServer(Calls()) as agents:

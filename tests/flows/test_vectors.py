@@ -261,6 +261,17 @@ def test_profile_without_embeddings_is_refused(corpus):
     assert not agents.bodies
 
 
+def test_host_of_vectors_is_refused_as_an_engine(corpus):
+    with AgentServer(Searcher()) as agents, EmbeddingServer() as host:
+        job(corpus, agents, host)
+        stages = "  - {name: kind, mode: auto, prompt: What is it?, output: {kind: string}}\n"
+        (corpus / "work.yaml").write_text(f"name: work\nstages:\n{stages}", encoding="utf-8")
+        where = {"source": str(corpus / "in"), "sink": str(corpus / "lake")}
+        options = Options(engine=str(corpus / "vectors.yaml"), **where)
+        with pytest.raises(ConfigError, match="'vectors' answers no questions"):
+            run_job(make_job(corpus / "work.yaml", options))
+
+
 def test_budget_in_dollars_wants_the_prices_of_vectors(corpus):
     with (
         AgentServer(Searcher()) as agents,

@@ -90,6 +90,14 @@ def test_text_that_stands_twice_is_made_into_a_vector_once(tmp_path):
     assert {"[D1L1]", "[D2L1]"} <= set(text.split())
 
 
+def test_blank_texts_are_not_asked_for(tmp_path):
+    aside = FakeAside()
+    tool = tool_of(tmp_path, [HOTEL], [paragraph("  \n ")])
+    assert asked(tool, aside, query=" ").startswith("Nothing found")
+    asked(tool, aside, query="lodging")
+    assert aside.embedded == [([HOTEL.text], False), (["lodging"], True)]
+
+
 def test_searches_at_once_share_what_they_pay_for(tmp_path):
     aside, store = FakeAside(), store_of(tmp_path)
     lines = [paragraph(f"Line {number} of the hotel. " * 30) for number in range(20)]
