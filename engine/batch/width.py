@@ -196,7 +196,9 @@ class Width:  # noqa: PLR0904 - one method more than the limit: all that can hap
             self._good = 0
             self._patience_s = FIRST_PATIENCE_S
         self._target = self._level
-        self._ceiling = max(2, call.level)
+        if self._num_decreases == 1:
+            # Refusals in a row come at levels that the host took before: they say nothing of how many it takes.
+            self._ceiling = max(2, call.level)
         self._probe_s = now + self._patience_s
 
     def restart(self, most: int) -> None:

@@ -237,7 +237,7 @@ def on_cpu(
         SetUpImpossible: The context is longer than the model takes.
     """
     assert model.shape is not None
-    precision, file = file_of(model, "float32" if kv_type == "float32" else None)
+    precision, file = file_of(model, "fp32" if kv_type == "float32" else None)
     context = context_of(model, context_tokens)
     token_bytes = bytes_per_token(model.shape, kv_type)
     tokens = tokens_in(cache_bytes, token_bytes, CPU_BLOCK_TOKENS[model.shape.attention.kind])

@@ -270,6 +270,15 @@ def test_cpu_cache_holds_whole_blocks_when_its_bytes_are_given():
     assert on_cpu(small, cache_bytes=2**20, kv_type="bfloat16", context_tokens=16_384).fits is False
 
 
+@pytest.mark.parametrize(("kv_type", "num_bytes"), [("bfloat16", 2), ("float32", 4)])
+def test_weights_are_of_the_type_that_the_cpu_computes_with(kv_type, num_bytes):
+    found = on_cpu(
+        load_model("smollm2-135m"), cache_bytes=GIB, kv_type=kv_type, context_tokens=8192
+    )
+    assert found.weights_bytes == 134_515_008 * num_bytes
+    assert found.kv_tokens == GIB // (30 * 2 * 3 * 64 * num_bytes) // 16 * 16
+
+
 def test_json_names_what_the_planner_promises_when_it_is_shown():
     shown = as_json(planned())
     assert {"weights_bytes", "kv_tokens", "fits", "reasons", "per_gpu", "table", "parallel"} <= set(

@@ -3,6 +3,8 @@
 import asyncio
 import random
 
+import pytest
+
 from engine.batch.pace import Pace
 from engine.batch.width import RESTART, Width
 from engine.load import Load, read_load
@@ -135,6 +137,20 @@ def test_limit_that_was_not_told_is_still_known_when_the_host_refused_everything
     for _ in range(5):
         host.step()
     assert host.width.allowed(64) in {20, 21}
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 1.0])
+def test_level_is_soon_what_it_was_after_a_host_has_refused_a_few_times_in_a_row(retry_after_s):
+    host = Host(limit=64, most=25)
+    host.step()
+    for _ in range(2):
+        level = host.width.allowed(25)
+        host.width.refused(host.width.sent(level), 25, host.now, retry_after_s)
+    assert host.width.has_room(0, 25)
+    assert host.width.allowed(25) < 13
+    for _ in range(6):
+        host.step()
+    assert host.width.allowed(25) >= 22
 
 
 def test_another_call_is_sent_to_see_when_the_one_that_was_has_broken_off():

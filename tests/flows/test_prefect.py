@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from flows.artifacts import RunPage, describe
+from flows.cli.app import EXIT_BUDGET
 from flows.deployments import form
 from flows.run.progress import Progress
+from tests.fakes.batch_host import BatchHostServer
 from tests.fakes.engine_server import FakeEngine, Fault
+from tests.flows.batch_runs import check_paid_once, write_world
 from tests.flows.stack_client import write_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -73,6 +76,28 @@ def test_final_state_says_what_happened_when_a_run_ends(
     assert ended["state"]["name"] == state
     assert words in ended["state"]["message"]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.timeout(150)
+def test_flow_run_ends_while_batches_wait_and_the_next_one_collects_them(prefect, tmp_path):
+    with BatchHostServer() as host:
+        host.set(takes_to_end=False)
+        write_world(tmp_path, host.url)
+        sink = f"--sink={tmp_path / 'lake'}"
+        leave = "--set=stages.*.batch_api.max_wait_s=0"
+        begin = [f"--source={tmp_path}/in", f"--engine={tmp_path}/host.yaml", leave]
+        first = run(prefect, [HEADRACE, "run", tmp_path / "waits.yaml", sink, "--json", *begin])
+        assert first.returncode == EXIT_BUDGET, first.stderr[-2000:]
+        run_id = json.loads(first.stdout)["run_id"]
+        ended = flow_run(prefect, run_id)["state"]
+        assert ended["name"] == "AwaitingBatch"
+        assert "go on when the host has answered" in ended["message"]
+        assert run_id in ended["message"]
+        host.set(takes_to_end=True)
+        go_on = [f"--resume={run_id}", "--set=stages.*.batch_api.max_wait_s=null"]
+        last = run(prefect, [HEADRACE, "run", sink, "--json", *go_on])
+        assert last.returncode == 0, last.stderr[-2000:]
+        check_paid_once(tmp_path, host, json.loads(last.stdout))
 
 
 @pytest.mark.timeout(90)
