@@ -90,7 +90,7 @@ class Search:
             ToolError: No document is called so.
         """
         asked = SearchArguments.of(arguments)
-        among = self._among(asked)
+        among = await asyncio.to_thread(self._among, asked)
         # What stands in quotes must stand in the passage: no vector can promise that.
         is_near = self._meanings is not None and not has_quotes(asked.query)
         depth = max(DEPTH, asked.limit) if is_near else asked.limit
@@ -100,7 +100,7 @@ class Search:
         else:
             by_meaning = await self._meanings.nearest(asked.query, aside, among=among)
             found = fused(by_words, by_meaning, asked.limit)
-        return await asyncio.to_thread(self._answer, asked, found)
+        return await asyncio.to_thread(self._answer, asked, found, among)
 
     def _among(self, asked: SearchArguments) -> set[int] | None:
         """Return the numbers of the documents to look in; None for all."""
@@ -114,11 +114,13 @@ class Search:
             self._index = _opened(self._corpus, self._scratch, self._open_index)
         return self._index.search(query, limit=limit, among=among)
 
-    def _answer(self, asked: SearchArguments, found: Sequence[Found]) -> ToolAnswer:
+    def _answer(
+        self, asked: SearchArguments, found: Sequence[Found], among: set[int] | None
+    ) -> ToolAnswer:
         if not found:
             return ToolAnswer(
                 text="Nothing found. Try other words, fewer words, or none in quotes."
-                + (" It was looked for in the named documents only." if asked.document else "")
+                + (" It was looked for in the named documents only." if among is not None else "")
             )
         head = f"{len(found)} passages, best first:" if len(found) > 1 else "1 passage:"
         if self._meanings is not None and self._meanings.has_too_many:
