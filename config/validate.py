@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from config.errors import ConfigError
+
+# pydantic's own messages name Python's types and our classes.
+_LIST_TYPES = frozenset({"tuple_type", "list_type", "set_type", "frozen_set_type"})
+_MAP_TYPES = frozenset({"model_type", "dict_type"})
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -26,7 +31,7 @@ def validated(model: type[_Model], data: Mapping[str, Any], path: Path) -> _Mode
     except ValidationError as exc:
         errors = exc.errors()
         lines = [
-            _explain(model, error["loc"], error["type"], error["msg"])
+            _explain(model, error)
             for error in errors
             # A list whose every item is wrong is not empty.
             if not (error["type"] == "too_short" and _has_below(error["loc"], errors))
@@ -38,12 +43,19 @@ def _has_below(loc: tuple[int | str, ...], errors: Sequence[ErrorDetails]) -> bo
     return any(error["loc"] != loc and error["loc"][: len(loc)] == loc for error in errors)
 
 
-def _explain(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, message: str) -> str:
+def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
+    loc, kind = error["loc"], error["type"]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
     if kind == "extra_forbidden":
         names = sorted(_field_names(model, loc[:-1]))
         return f"{key}: unknown key; known keys: {', '.join(names)}{nearest(str(loc[-1]), names)}"
-    return f"{key or 'document'}: {message.removeprefix('Value error, ')}"
+    if kind in _LIST_TYPES:
+        given = error["input"]
+        example = f", such as [{json.dumps(given, ensure_ascii=False)}]"
+        return f"{key}: should be a list{example if isinstance(given, str) else ''}"
+    if kind in _MAP_TYPES and (names := sorted(_field_names(model, loc))):
+        return f"{key or 'document'}: should be keys with values; known keys: {', '.join(names)}"
+    return f"{key or 'document'}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _field_names(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:

@@ -39,9 +39,13 @@ class MaskRules:
     kinds: Sequence[MaskKind] = MASK_KINDS
     words: Sequence[str] = ()
     """Words and names as they stand in documents; case is ignored, and between them there may be several blanks,
-    the end of a line, or underscores, as in names of files."""
+    the end of a line, or underscores, as in names of files. The last may stand first, with a comma: `Lind, Ada`."""
     patterns: Mapping[str, str] = field(default_factory=dict)
     """Regular expressions by the name that their placeholders begin with."""
+
+
+_Finder = tuple[str, re.Pattern[str], Callable[[str], int]]
+"""Name of the placeholders, what finds a value, and how much of what was found belongs to it."""
 
 
 class Masker:
@@ -49,8 +53,10 @@ class Masker:
 
     def __init__(self, rules: MaskRules, key: bytes) -> None:
         self._key = key
-        self._finders: list[tuple[str, re.Pattern[str], Callable[[str], int]]] = [
-            *((name.upper(), re.compile(text), len) for name, text in rules.patterns.items()),
+        self._patterns: list[_Finder] = [
+            (name.upper(), re.compile(text), len) for name, text in rules.patterns.items()
+        ]
+        self._forms: list[_Finder] = [
             *((("WORD", _any_of(rules.words), len),) if rules.words else ()),
             *((kind.upper(), *_FORMS[kind]) for kind in MASK_KINDS if kind in rules.kinds),
         ]
@@ -68,8 +74,12 @@ class Masker:
     def _masked(self, text: str) -> str:
         found: list[tuple[int, int, str]] = []
         taken = bytearray(len(text))
-        for name, pattern, length in self._finders:
-            for start, end in _spans(pattern, length, text):
+        # Patterns are the user's own, and find what they say.
+        places = [(text, *one) for one in self._patterns]
+        narrow = _narrow(text)
+        places += [(narrow, *one) for one in self._forms]
+        for seen, name, pattern, length in places:
+            for start, end in _spans(pattern, length, seen):
                 # A finder before may have it, such as a number inside an address.
                 if 1 not in taken[start:end]:
                     taken[start:end] = b"\1" * (end - start)
@@ -109,11 +119,33 @@ def in_texts(change: Callable[[str], str], value: object) -> object:
     return [in_texts(change, item) for item in value] if isinstance(value, list | tuple) else value
 
 
+_BETWEEN = r"[\s_]+"
+"""Between the words of a name."""
+
+_WIDE = re.compile(r"[\uff01-\uff5e]|(?![0-9])\d")
+"""Full-width forms, as in Chinese and Japanese text, and the digits of other scripts."""
+
+
+def _narrow(text: str) -> str:
+    """Return the text with full-width forms and other digits as ASCII has them, each at its place."""
+    return text if text.isascii() else _WIDE.sub(_in_ascii, text)
+
+
+def _in_ascii(found: re.Match[str]) -> str:
+    digit = unicodedata.digit(found.group(), None)
+    return unicodedata.normalize("NFKC", found.group()) if digit is None else str(digit)
+
+
 def _any_of(words: Sequence[str]) -> re.Pattern[str]:
     """Return what finds any of the words, the longer ones first."""
     # An accent may be a character of its own, as it often is in text out of a PDF.
-    written = {unicodedata.normalize(form, word) for word in words for form in ("NFC", "NFD")}
-    ways = [r"[\s_]+".join(map(re.escape, word.split())) for word in written if word.split()]
+    written = {
+        unicodedata.normalize(form, _narrow(word)) for word in words for form in ("NFC", "NFD")
+    }
+    split = [parts for word in written if (parts := [re.escape(part) for part in word.split()])]
+    ways = [_BETWEEN.join(parts) for parts in split]
+    # As lists of people have them: the last name first.
+    ways += [rf"{last},[\s_]*{_BETWEEN.join(first)}" for *first, last in split if first]
     ways.sort(key=lambda way: (-len(way), way))
     return re.compile(rf"(?<![^\W_])(?:{'|'.join(ways)})(?![^\W_])", re.IGNORECASE)
 
@@ -171,7 +203,14 @@ _BLANK = " \u00a0\u2009\u202f"
 _DASH = r"\-\u2010\u2011\u2013"
 
 _FORMS: Mapping[MaskKind, tuple[re.Pattern[str], Callable[[str], int]]] = {
-    "email": (re.compile(r"(?<![\w.%+'-])[\w.%+'-]+@[\w-]+(?:\.[\w-]+)+"), len),
+    "email": (
+        re.compile(
+            # ada(at)mail.example and ada [at] mail [dot] example hide from collectors of addresses only.
+            r"(?<![\w.%+'-])[\w.%+'-]+(?:@|[ ]?[(\[{][ ]?(?i:at)[ ]?[)\]}][ ]?)[\w-]+"
+            r"(?:(?:\.|[ ]?[(\[{][ ]?(?i:dot|punkt)[ ]?[)\]}][ ]?)[\w-]+)+"
+        ),
+        len,
+    ),
     "iban": (
         re.compile(rf"(?<!\w)[A-Za-z]{{2}}\d{{2}}(?:[{_BLANK}{_DASH}]?[A-Za-z0-9]){{11,30}}(?!\w)"),
         _iban,

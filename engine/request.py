@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +131,10 @@ class Usage:
     """Tokens generated, reasoning included."""
     reasoning_tokens: int | None = None
     """Tokens generated as thinking; None where the endpoint does not say."""
+    later_prompt_tokens: int = 0
+    """Prompt tokens of the calls after the first: repairs, an answer after thinking in a turn of its own, summaries."""
+    later_cached_tokens: int | None = None
+    """Those of them that were served from the prefix cache; None where there were none, or it does not say."""
     num_guessed: int = 0
     """Calls whose usage the endpoint left out or got wrong, so that it was counted here instead."""
 
@@ -193,7 +197,18 @@ def add_usage(first: Usage, second: Usage) -> Usage:
         cached_tokens=_add_known(first.cached_tokens, second.cached_tokens),
         completion_tokens=first.completion_tokens + second.completion_tokens,
         reasoning_tokens=_add_known(first.reasoning_tokens, second.reasoning_tokens),
+        later_prompt_tokens=first.later_prompt_tokens + second.later_prompt_tokens,
+        later_cached_tokens=_add_known(first.later_cached_tokens, second.later_cached_tokens),
         num_guessed=first.num_guessed + second.num_guessed,
+    )
+
+
+def as_later(usage: Usage) -> Usage:
+    """Return the usage of calls as those after the first of their request."""
+    return replace(
+        usage,
+        later_prompt_tokens=usage.prompt_tokens,
+        later_cached_tokens=usage.cached_tokens if usage.prompt_tokens else None,
     )
 
 

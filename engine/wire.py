@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.endpoint import Endpoint
 from engine.grammar import inexpressible
+from engine.profile import Profile
 from engine.prompt import user_text
 from engine.request import JsonSchema, ModeName, Request
 from engine.tool import ToolSpec
@@ -114,14 +115,14 @@ def _declared(spec: ToolSpec, *, strict: bool) -> dict[str, Any]:
 
 def opening(request: Request, endpoint: Endpoint) -> Turn:
     """Return a request's first call: for its answer, or to think on a host without a switch."""
-    if request.mode == "thinking" and endpoint.profile.modes["thinking"].by == "prompt":
-        text = user_text(request.material, f"{request.question.strip()}\n{THINK}")
-        messages = opening_messages(request, text)
+    profile = endpoint.profile
+    text = request.material, request.question, request.schema
+    messages = opening_messages(request, opening_text(*text, mode=request.mode, profile=profile))
+    if thinks_aloud(request.mode, profile):
         return Turn(mode="thinking", messages=messages, max_tokens=request.max_reasoning_tokens)
     think = request.limits is None or request.limits.think
-    mode = endpoint.profile.turn_mode(request.mode, think=think)
+    mode = profile.turn_mode(request.mode, think=think)
     thinking = request.max_reasoning_tokens if mode == "thinking" else 0
-    messages = _first_messages(request, endpoint)
     return answering(request, mode, messages, thinking_tokens=thinking)
 
 
@@ -138,10 +139,27 @@ def answering(
     )
 
 
-def _first_messages(request: Request, endpoint: Endpoint) -> list[Message]:
-    enforced = endpoint.profile.capabilities.structured_output
-    text = user_text(request.material, request.question, None if enforced else request.schema)
-    return opening_messages(request, text)
+def thinks_aloud(mode: ModeName, profile: Profile) -> bool:
+    """Tell whether a request in a mode begins with a turn that only thinks: its host has no switch."""
+    return mode == "thinking" and profile.modes["thinking"].by == "prompt"
+
+
+def opening_text(
+    material: str,
+    question: str,
+    schema: Mapping[str, Any] | None,
+    *,
+    mode: ModeName,
+    profile: Profile,
+) -> str:
+    """Return what a request's first call says to the model behind the instructions.
+
+    The schema is in it where no grammar enforces it, and for agents, whose turns have none.
+    """
+    if thinks_aloud(mode, profile):
+        return user_text(material, f"{question.strip()}\n{THINK}")
+    enforced = profile.capabilities.structured_output and mode not in {"agent", "swarm"}
+    return user_text(material, question, None if enforced else schema)
 
 
 THINK = (

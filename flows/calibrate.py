@@ -44,6 +44,15 @@ class TurnTokens(NamedTuple):
     cached_tokens: float
 
 
+class LaterCalls(NamedTuple):
+    """Prompts of repairs, of answers after thinking in a turn of its own, and of summaries."""
+
+    share: float
+    """Their tokens, for one of a first prompt."""
+    hit_share: float | None
+    """Share of them that were hits; None where the engine does not tell."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What the records of one stage say of it."""
@@ -62,8 +71,8 @@ class Calibration:
     """What one record of the stages needed adds to the prompt."""
     units_per_input: float
     """Groups, for one record of the stages needed."""
-    repairs: float = 0.0
-    """Calls beyond the first, for one request: an answer that does not pass is asked for once more."""
+    later: LaterCalls | None = None
+    """What calls after the first of a request add; None where no usage is on record."""
     hit_share: float | None = None
     """Share of its prompt tokens that were hits; None where the engine does not tell."""
     turns: TurnTokens | None = None
@@ -107,7 +116,7 @@ def calibrate(
             _calibration(asker, stage, found),
             turns=_turns(stage, found[stage.name][1], usage),
             hit_share=_hit_share(stage, usage),
-            repairs=_repairs(stage, found[stage.name][1], usage),
+            later=_later(stage, found[stage.name][1], usage),
         )
         for stage in stages
         if stage.compute is None and found[stage.name][1]
@@ -153,9 +162,13 @@ def _calibration(asker: Asker, stage: StageConfig, found: _Records) -> Calibrati
 
 
 def _hit_share(stage: StageConfig, usage: pl.DataFrame) -> float | None:
+    """Return the share of hits in first prompts, of agents in those of all turns; None where it is not told."""
     told = usage.filter(pl.col("stage") == stage.name, pl.col("cached_tokens").is_not_null())
-    tokens = float(told["prompt_tokens"].sum())
-    return float(told["cached_tokens"].sum()) / tokens if tokens else None
+    tokens, hits = float(told["prompt_tokens"].sum()), float(told["cached_tokens"].sum())
+    if not stage.tools:
+        tokens -= float(told["later_prompt_tokens"].sum())
+        hits -= float(told["later_cached_tokens"].sum())
+    return hits / tokens if tokens else None
 
 
 def _turns(stage: StageConfig, rows: Sequence[Row], usage: pl.DataFrame) -> TurnTokens | None:
@@ -166,13 +179,20 @@ def _turns(stage: StageConfig, rows: Sequence[Row], usage: pl.DataFrame) -> Turn
     return TurnTokens(prompt, prompt * (_hit_share(stage, usage) or 0.0))
 
 
-def _repairs(stage: StageConfig, rows: Sequence[Row], usage: pl.DataFrame) -> float:
-    """Return how often an answer was asked for once more since it did not pass, for one request."""
-    if stage.tools:
-        return 0.0
+def _later(stage: StageConfig, rows: Sequence[Row], usage: pl.DataFrame) -> LaterCalls | None:
+    """Return what calls after the first took; agents' turns are counted by `_turns`."""
     keys = [row["request_key"] for row in rows]
-    own = usage.filter(pl.col("request_key").is_in(keys)).unique("request_key", keep="last")
-    return _mean(float(calls - 1) for calls in own["attempts"].drop_nulls())
+    own = usage.filter(
+        pl.col("request_key").is_in(keys), pl.col("later_prompt_tokens").is_not_null()
+    ).unique("request_key", keep="last")
+    later = float(own["later_prompt_tokens"].sum())
+    first = float(own["prompt_tokens"].sum()) - later
+    if stage.tools or not first:
+        return None
+    told = own.filter(pl.col("later_cached_tokens").is_not_null())
+    tokens = float(told["later_prompt_tokens"].sum())
+    hits = float(told["later_cached_tokens"].sum()) / tokens if tokens else None
+    return LaterCalls(later / first, hits)
 
 
 def _mean(values: Iterator[float]) -> float:

@@ -87,7 +87,8 @@ def load_of(
     loads = [_of_stage(stage, turns, known.get(stage["stage"]), engine) for stage in plan["stages"]]
     assumed = [one for load in loads for one in load.assumed]
     if plan["tokens_counted"] != "exactly":
-        assumed.append(f"tokens counted by estimate, with a margin: {plan['token_counter']}")
+        # Not by which counter: the name of one that masks holds the key of its placeholders.
+        assumed.append("tokens counted by estimate, with a margin")
     return Load(
         requests=sum(load.requests for load in loads),
         prompt_tokens=sum(load.prompt_tokens for load in loads),
@@ -309,8 +310,7 @@ def break_even(
         "usd_a_month": None,
     }
     if own["usd"] is None or not api["usd"] or not own["hours"]:
-        missing = "a price" if not api["usd"] else "the throughput, number and price of the GPUs"
-        verdict = f"cannot be told without {missing}"
+        verdict = f"cannot be told without {_missing(api, own, rent)}"
         return found | {"verdict": rent.capacity if rent.fits is False else verdict}
     monthly = HOURS_A_MONTH * own["gpus"] * (rent.gpu_hour_usd or 0.0)
     enough = monthly / (api["usd"] / documents)
@@ -332,3 +332,14 @@ def break_even(
         "usd_a_month": round(monthly, 2),
         "verdict": verdict,
     }
+
+
+def _missing(api: Mapping[str, Any], own: Mapping[str, Any], rent: Rent) -> str:
+    """Return what keeps two rows from being compared."""
+    known = {
+        f"a price of {api['host']}": api["usd"],
+        f"the throughput of {own['host']} (--throughput)": own["hours"],
+        f"the number of GPUs of {own['host']} (--gpus)": own["gpus"],
+        "the price of a GPU-hour (--gpu-hour)": rent.gpu_hour_usd is not None,
+    }
+    return ", ".join(name for name, value in known.items() if not value)

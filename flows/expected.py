@@ -149,13 +149,17 @@ def _expected(
     elif leads:
         # The first prompt of the run meets an empty cache.
         hits -= whole_blocks(asker.instructions_tokens, material.cache_block_tokens)
-    # A repair shows the prompt again, which the cache still has, with the answer that did not pass.
-    repeated = once * times * told.repairs
-    refused = load.requests * told.output_tokens * told.repairs / (1 + told.repairs)
+    later, later_hits = 0.0, 0.0
+    if told.later is not None:
+        later = once * times * told.later.share
+        # They show the prompt again, which the cache still has, with what was answered to it.
+        shown = max(0.0, later - load.requests * told.output_tokens)
+        hit_share = told.later.hit_share
+        later_hits = shown if hit_share is None else later * hit_share
     return Expected(
         requests=load.requests * stage.samples + again,
-        prompt_tokens=once * times + repeated + refused,
-        planned_cached_tokens=max(0.0, hits) + once * (times - 1) + repeated,
+        prompt_tokens=once * times + later,
+        planned_cached_tokens=max(0.0, hits) + once * (times - 1) + later_hits,
         output_tokens=load.requests * told.output_tokens,
         num_records=told.num_records,
     )

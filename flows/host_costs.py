@@ -12,23 +12,27 @@ from config.model_facts import model_of
 from config.pipeline import PipelineConfig
 from engine.capacity import Wish, parse_gpus, plan
 from engine.profile import Profile
+from flows.capacity import gpus_of
 from flows.cost import Load, Rent, Turns, as_agents, as_swarm, break_even, load_of, price
 from flows.estimate import plan_on_engine
 from flows.run.job import job_of
+from flows.run.plan import list_sources
+from flows.run.routes import routes_of
 
 AS_GIVEN = "as given"
 """Every stage in the mode that the pipeline names."""
 FORCED = ("instant", "thinking")
 BY_TURNS = {"agent": as_agents, "swarm": as_swarm}
 MODES = (AS_GIVEN, *FORCED, *BY_TURNS)
+HOSTS = ("moonshot", "kimi-k2.5")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What is to be compared."""
 
-    hosts: Sequence[str]
-    """Profiles or addresses."""
+    hosts: Sequence[str] = ()
+    """Profiles or addresses; empty: an API and own GPUs, or what may have documents that are all sensitive."""
     modes: Sequence[str] = ()
     """Of `MODES`; empty: all that the pipeline can be asked in."""
     rent: Rent = field(default_factory=Rent)
@@ -57,12 +61,12 @@ def host_costs(
         ConfigError: There is no such host or mode, or nothing fits.
     """
     modes = _modes(config, asked.modes)
-    hosts = {name: load_profile(name) for name in asked.hosts}
+    hosts = {name: load_profile(name) for name in asked.hosts or _allowed(config)}
     own = load_profile(config.engine)
     rents = {host.name: _rent(host, asked) for host in hosts.values()}
     found: list[tuple[str, Profile, Load]] = []
     documents = 0
-    left_out: list[str] = []
+    left_out = _kept(config, asked, origin)
     for mode in dict.fromkeys("instant" if mode in BY_TURNS else mode for mode in modes):
         notify(f"planning in mode {mode}" if mode != AS_GIVEN else "planning")
         measured = _plan(config, mode, asked, origin)
@@ -74,7 +78,7 @@ def host_costs(
             planned = measured
             if host != own:
                 on_host = config.model_copy(update={"engine": name})
-                planned = _plan(on_host, mode, asked, origin)
+                planned = _plan_on(on_host, mode, asked, origin)
             load = load_of(planned, asked.turns, measured)
             found += [(mode, host, load)] if mode in modes else []
             if mode == "instant":
@@ -120,6 +124,42 @@ def _modes(config: PipelineConfig, modes: Sequence[str]) -> Sequence[str]:
     return (AS_GIVEN,)
 
 
+def _allowed(config: PipelineConfig) -> Sequence[str]:
+    """Return the hosts that are compared where none is named."""
+    policy = config.policy
+    return policy.on_premises if policy is not None and policy.is_all_sensitive else HOSTS
+
+
+def _kept(config: PipelineConfig, asked: Asked, origin: str) -> list[str]:
+    """Return a line about the sensitive part of a corpus, which no row is about; none where there is none."""
+    if config.policy is None or not config.policy.sensitive or config.policy.is_all_sensitive:
+        return []
+    job = job_of(config, origin=origin, limit=asked.limit)
+    routes = routes_of(job.pipeline)
+    refs = list_sources(job.open_source(), job.pipeline.include)[: asked.limit]
+    number = sum(routes.is_sensitive(ref.path) for ref in refs)
+    if not number:
+        return []
+    stages = [stage.name for stage in config.stages if stage.is_gathered]
+    over_all = f", and stages that rest on all of them ({', '.join(stages)})" if stages else ""
+    return [
+        f"not in these rows: {number:,} sensitive documents{over_all}; they stay on"
+        f" {load_profile(config.policy.on_premises[0]).name}, and `headrace plan` counts them"
+    ]
+
+
+def _plan_on(config: PipelineConfig, mode: str, asked: Asked, origin: str) -> Mapping[str, Any]:
+    """Return the plan on a host that is compared.
+
+    Raises:
+        ConfigError: The pipeline's policy forbids it, or nothing fits.
+    """
+    try:
+        return _plan(config, mode, asked, origin)
+    except ConfigError as exc:
+        raise ConfigError(f"--host {config.engine}: {exc}") from exc
+
+
 def _plan(config: PipelineConfig, mode: str, asked: Asked, origin: str) -> Mapping[str, Any]:
     stages = config.stages
     if mode != AS_GIVEN:
@@ -139,12 +179,16 @@ def _rent(host: Profile, asked: Asked) -> Rent:
     Raises:
         SetUpImpossible: There are no such GPUs.
     """
-    text = asked.gpus
-    if text is None and host.gpus is not None and host.gpu_kind is not None:
-        text = f"{host.gpus}x{host.gpu_kind}"
-    if host.prices is not None or host.serve is not None or text is None:
+    if host.prices is not None or host.serve is not None:
         return asked.rent
-    gpus = parse_gpus(text)
+    # Left out, the profile's: what this machine has says nothing of what is rented for a corpus.
+    if asked.gpus is None and (host.gpus is None or host.gpu_kind is None):
+        return asked.rent
+    gpus = (
+        parse_gpus(f"{host.gpus}x{host.gpu_kind}")
+        if asked.gpus is None
+        else gpus_of(host, asked.gpus)
+    )
     rent = replace(asked.rent, gpus=gpus.count)
     if host.facts is None:
         return rent

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from config.pipeline import PipelineConfig, StageConfig
 from connectors.document import Chunk, Segment, Span
-from engine.prompt import user_text
+from engine.wire import opening_text
 from flows.planned_hits import planned_hits
 from flows.row_estimate import RowTokens
 from flows.run.ask import Asker
@@ -146,11 +146,13 @@ def sharing(stage: StageConfig, load: Load, lost: Mapping[str, int], *, leads: b
 def overhead_tokens(asker: Asker, stage: StageConfig, question: str) -> int:
     """Return the tokens of a prompt beside its material, as they are sent."""
     endpoint, schema = asker.endpoint, None
+    mode = asker.stages[stage.name].way.mode
     if not endpoint.profile.capabilities.structured_output:
         # The choice of a label is put in words where there are many.
         lines = [Segment(kind="paragraph", text="", span=Span()) for _ in range(_MANY_LINES)]
         schema = bind_labels(stage.output, [line.with_label("L10") for line in lines])
-    tail = endpoint.counter.count(user_text("", question, schema))
+    text = opening_text("", question, schema, mode=mode, profile=endpoint.profile)
+    tail = endpoint.counter.count(text)
     return asker.instructions_tokens + tail + endpoint.chat_tokens
 
 

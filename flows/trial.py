@@ -15,8 +15,7 @@ from config.pipeline import PipelineConfig
 from connectors.document import Document, SourceRef
 from connectors.storage import open_source
 from engine.endpoint import Endpoint
-from engine.prompt import user_text
-from engine.wire import body_of, opening
+from engine.wire import body_of, opening, opening_text
 from flows.run.ask import Asker
 from flows.run.asking import ask_all
 from flows.run.bench import endpoint_facts, open_bench, open_room, plan_engine
@@ -209,8 +208,8 @@ def _request(inquiry: Inquiry, endpoint: Endpoint) -> dict[str, Any]:
             "not_sent": f"{outcome}: {error_class}: {error}",
         }
     request = inquiry.requests[0]
-    enforced = endpoint.profile.capabilities.structured_output
-    tail = user_text("", request.question, None if enforced else request.schema)
+    asked = "", request.question, request.schema
+    tail = opening_text(*asked, mode=request.mode, profile=endpoint.profile)
     first = opening(request, endpoint)
     system, user = first.messages
     text = user["content"] if isinstance(user["content"], str) else user["content"][-1]["text"]

@@ -11,10 +11,11 @@ from connectors.sinks.lake import Lake
 _SCHEMA = {
     "request_key": pl.String,
     "stage": pl.String,
-    "attempts": pl.Int32,
     "prompt_tokens": pl.Int64,
     "cached_tokens": pl.Int64,
     "completion_tokens": pl.Int64,
+    "later_prompt_tokens": pl.Int64,
+    "later_cached_tokens": pl.Int64,
 }
 _MOST_FILES = 200
 """Files that are read; more say nothing new."""
@@ -32,5 +33,12 @@ def load_usage(lake: Lake) -> pl.DataFrame:
     for path in sorted(paths)[-_MOST_FILES:]:
         held = lake.storage.find(path)
         if held is not None:
-            tables.append(pl.read_parquet(io.BytesIO(held.data), columns=list(_SCHEMA)))
+            # Runs of before there were later tokens have none.
+            table = pl.scan_parquet(
+                io.BytesIO(held.data),
+                schema=_SCHEMA,
+                missing_columns="insert",
+                extra_columns="ignore",
+            )
+            tables.append(table.collect())
     return pl.concat(tables) if tables else pl.DataFrame(schema=_SCHEMA)

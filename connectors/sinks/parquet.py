@@ -188,6 +188,8 @@ USAGE = pa.schema([
     ("cached_tokens", pa.int64()),
     ("completion_tokens", pa.int64()),
     ("reasoning_tokens", pa.int64()),
+    ("later_prompt_tokens", pa.int64()),
+    ("later_cached_tokens", pa.int64()),
     ("usage_guessed", pa.bool_()),
     ("cost_usd", pa.float64()),
     ("steps", pa.int32()),

@@ -29,7 +29,7 @@ from engine.client import Client
 from engine.embeddings import Vectors
 from engine.errors import BudgetReached, EngineUnavailable, RequestRejected
 from engine.reply import Reply
-from engine.request import Request, Usage, add_usage
+from engine.request import Request, Usage, add_usage, as_later
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,11 @@ class Account:
     """Whether what earlier attempts have paid for this request is in it."""
 
     def add(self, usage: Usage, cost_usd: float | None, gpu_seconds: float | None) -> None:
-        """Add what one call took."""
-        self.usage = add_usage(self.usage, usage)
+        """Add what one more call took."""
+        self.usage = add_usage(self.usage, as_later(usage) if self.usage.prompt_tokens else usage)
+        self._pay(cost_usd, gpu_seconds)
+
+    def _pay(self, cost_usd: float | None, gpu_seconds: float | None) -> None:
         if cost_usd is not None:
             self.cost_usd = cost_usd + (self.cost_usd or 0.0)
         if gpu_seconds is not None:
@@ -102,7 +105,9 @@ class Account:
         lines, self.lines = self.lines, None
         if lines is None:
             return
-        self.add(lines.usage, lines.cost_usd, lines.gpu_seconds)
+        # A request's first call is a line, where there are any.
+        self.usage = add_usage(lines.usage, as_later(self.usage))
+        self._pay(lines.cost_usd, lines.gpu_seconds)
         self.attempts += lines.attempts
         self.batch_ids |= lines.batch_ids
         self.batch_s += lines.batch_s

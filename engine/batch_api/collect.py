@@ -32,10 +32,9 @@ def collect(host: BatchHost, held: HeldRecord, batch: HostBatch) -> None:
     if batch.status == "failed" and not ends:
         said = "; ".join(text for _, text in batch.errors) or "it does not say why"
         refusal = f"{host.base_url} refused the file of batch {batch.batch_id}: {said}"
-    held.put_ends(b"".join(orjson.dumps(end) + b"\n" for end in ends.values()))
     num_answered = sum(end["status"] == 200 for end in ends.values())
-    held.change(
-        state="ended",
+    held.end(
+        b"".join(orjson.dumps(end) + b"\n" for end in ends.values()),
         status=batch.status,
         seconds=max(0.0, batch.ended_at - batch.created_at) if batch.ended_at else 0.0,
         num_answered=num_answered,

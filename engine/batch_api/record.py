@@ -191,9 +191,20 @@ class HeldRecord:
             raise SinkChanged(f"{path} was written by somebody else meanwhile; resume the run")
         self.record, self.etag = record, etag
 
-    def put_ends(self, data: bytes) -> None:
-        """Put what became of its lines."""
-        self.store.put(f"{self.folder}/{self.record.ends_path}", data)
+    def end(self, ends: bytes, **changes: Any) -> None:  # noqa: ANN401 - any fields of the record
+        """Put what became of its lines, then into the record that they are there.
+
+        Raises:
+            SinkChanged: Somebody else has changed it since.
+        """
+        self.store.put(f"{self.folder}/{self.record.ends_path}", ends)
+        try:
+            self.change(state="ended", **changes)
+        except SinkChanged:
+            if self.store.find(f"{self.folder}/{self.record.path}") is None:
+                # Somebody else is through with it, and nobody would ever remove what was just put.
+                self.store.delete(f"{self.folder}/{self.record.ends_path}")
+            raise
 
     def load_ends(self) -> dict[str, Mapping[str, Any]]:
         """Return what became of its lines, by id; those that are missing have no end of their own."""

@@ -141,8 +141,7 @@ class Submission:
         )
 
     def _refused(self, held: HeldRecord, exc: RequestRejected) -> None:
-        held.put_ends(b"")
-        held.change(state="ended", status="refused", refusal=str(exc), refusal_status=exc.status)
+        held.end(b"", status="refused", refusal=str(exc), refusal_status=exc.status)
 
     def _drop(self, held: HeldRecord) -> None:
         """Forget a batch that the host has not begun, and the file that it may have of it."""

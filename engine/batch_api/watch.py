@@ -125,10 +125,10 @@ class Watch:
         self._in_vain[path] += 1
         # Another process may have taken the answers, and removed them there and the record in the sink.
         found = self._index.reload(held)
-        if found is None or self._in_vain[path] < _LOOKS_IN_VAIN:
+        if found is None or found.record.state == "ended" or self._in_vain[path] < _LOOKS_IN_VAIN:
             return
         with suppress(SinkChanged):
-            found.put_ends(b"")
+            # No ends are put: another process may just be putting those that it has found.
             found.change(state="ended", status="gone")
 
 

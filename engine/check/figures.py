@@ -67,6 +67,8 @@ class Cached:
 class ToolShare:
     """How tool calls came."""
 
+    answered: Share
+    """Requests that offer tools and were answered at all, with or without a call; notes: what was said in place."""
     calls: Share
     """Calls by a declared name with arguments that follow its schema, of all calls."""
     forced: Share
@@ -114,10 +116,12 @@ def tool_share(answers: Sequence[Answered]) -> ToolShare:
     tool's JSON Schema (MoonshotAI/K2-Vendor-Verifier, tool_calls_eval.py).
     """
     notes: dict[str, None] = {}
+    notes_of_none: dict[str, None] = {}
     counts = {True: [0, 0], False: [0, 0]}
     num_right = num_calls = num_cut = 0
     for one in answers:
         if one.reply is None:
+            notes_of_none[one.error or "no answer came"] = None
             continue
         called = one.reply.tool_calls
         num_cut += one.reply.finish_reason == "length"
@@ -137,6 +141,11 @@ def tool_share(answers: Sequence[Answered]) -> ToolShare:
         num_calls += len(leaked)
     forced, free = counts[True], counts[False]
     return ToolShare(
+        answered=Share(
+            num_right=sum(one.reply is not None for one in answers),
+            num_all=len(answers),
+            notes=tuple(notes_of_none),
+        ),
         calls=Share(num_right=num_right, num_all=num_calls, notes=tuple(notes)),
         forced=Share(num_right=forced[0], num_all=forced[1]),
         free=Share(num_right=free[0], num_all=free[1]),

@@ -66,6 +66,13 @@ class Figures:
     structured: Share
     tools: ToolShare | None
     """None where the profile says that the host takes no tools."""
+
+    @property
+    def takes_no_tools(self) -> bool:
+        """Tell whether none of the requests that offer tools was answered, and others were."""
+        tools = self.tools
+        return tools is not None and not tools.answered.num_right and self.num_answered > 0
+
     first_alone_s: float | None
     """Seconds to the first token of a long prompt with nothing beside it."""
     first_token: Seconds | None
@@ -122,6 +129,7 @@ class Report:
             "tools": None
             if figures.tools is None
             else {
+                "answered": _share(figures.tools.answered),
                 "calls": _share(figures.tools.calls),
                 "called_when_forced": _share(figures.tools.forced),
                 "called_when_asked": _share(figures.tools.free),

@@ -119,8 +119,13 @@ class _Check:
         # One that is refused alone is refused beside others too.
         refused = first.reply is None and not first.is_lost
         for kind, calls, number in phases[1:] if refused else phases:
-            if number and self._gone is None:
+            if number and self._gone is None and not self._is_mute(kind):
                 await self._phase(sending, kind, calls)
+
+    def _is_mute(self, kind: str) -> bool:
+        """Tell whether so many were lost before this kind that others would be too, each after its tries."""
+        sent = [one for found in self._answered.values() for one in found]
+        return kind != "long" and len(sent) > 1 and all(one.is_lost for one in sent)
 
     async def _phase(self, sending: Sending, kind: str, calls: Iterable[Asked]) -> None:
         self._notify(f"{kind} requests: sending")

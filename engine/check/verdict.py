@@ -72,13 +72,19 @@ def _alive(figures: Figures, plan: CheckPlan, gone: Gone | None) -> Iterator[Jud
             check="server", status="fail", says="it was restarted during the check: its counters began anew",
             change="read the engine's log; " + _smaller(plan),
         )  # fmt: skip
-    num_failed = figures.num_sent - figures.num_answered
-    says = f"{figures.num_answered:,} of {figures.num_sent:,} requests were answered"
+    num_sent, errors, which = figures.num_sent, figures.errors, "requests"
+    if figures.tools is not None and figures.takes_no_tools:
+        # A finding of its own: stages without tools may do well.
+        refused = figures.tools.answered
+        num_sent, which = num_sent - refused.num_all, "requests without tools"
+        errors = tuple(one for one in errors if one not in refused.notes) or errors
+    num_failed = num_sent - figures.num_answered
+    says = f"{figures.num_answered:,} of {num_sent:,} {which} were answered"
     if num_failed:
         none_long = not figures.num_long_answered
-        grave = none_long or num_failed / figures.num_sent > FAILED_LIMIT
+        grave = none_long or num_failed / num_sent > FAILED_LIMIT
         yield Judged(
-            check="requests", status="fail" if grave else "limit", says=f"{says}; {figures.errors[0]}",
+            check="requests", status="fail" if grave else "limit", says=f"{says}; {errors[0]}",
             change="mend what the host says; a run counts such requests as failed",
         )  # fmt: skip
     elif figures.num_retries:
@@ -190,6 +196,15 @@ def _structured(endpoint: Endpoint, figures: Figures) -> Iterator[Judged]:
 def _tools(endpoint: Endpoint, figures: Figures) -> Iterator[Judged]:
     tools = figures.tools
     if tools is None:
+        return
+    if figures.takes_no_tools:
+        answered = tools.answered
+        yield Judged(
+            check="tool calls", status="fail",
+            says=f"0 of {answered.num_all:,} requests that offer tools were answered; {answered.notes[0]}",
+            change="start vLLM with --enable-auto-tool-choice and --tool-call-parser; or set capabilities.tools to"
+            " false, and only stages with tools need another engine",
+        )  # fmt: skip
         return
     calls, value = tools.calls, tools.calls.value
     says = (

@@ -10,7 +10,7 @@ from engine.modes.mode import Ending, Means
 from engine.modes.sight import Sight
 from engine.prompt import answer_text
 from engine.request import ModeName, Request
-from engine.wire import Message, answering, opening
+from engine.wire import Message, answering, opening, thinks_aloud
 
 
 class Thinking:
@@ -19,7 +19,7 @@ class Thinking:
     async def carry_out(self, request: Request, endpoint: Endpoint, means: Means) -> Ending:
         """Think, answer, check; where thinking eats the budget, double it once, then go Instant."""
         talk = Dialogue(request, endpoint, means.send)
-        if endpoint.profile.modes["thinking"].by == "prompt":
+        if thinks_aloud(request.mode, endpoint.profile):
             return await _by_prompt(talk, request, endpoint)
         first = opening(request, endpoint)
         sight = await talk.ask(first)

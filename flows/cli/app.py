@@ -1,7 +1,7 @@
 """What commands share: the application, arguments and options, errors as one message, exit codes, JSON.
 
-Exit codes: 0 all inputs have an outcome; 1 did not complete; 2 wrong usage or configuration; 3
-complete, but over the failure limit; 4 stopped by its budget; 130 interrupted; 143 terminated.
+Exit codes: 0 all inputs have an outcome; 1 did not complete, or the verdict asked for is no; 2 wrong usage or
+configuration; 3 complete, but over the failure limit; 4 stopped by its budget; 130 interrupted; 143 terminated.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -170,9 +172,39 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Print a command's result for a person."""
+    """Print a command's result for a person, each line as it is: some are to be copied."""
     for line in lines:
         Console(highlight=False).print(line, markup=False, soft_wrap=True)
+
+
+def print_verdict(lines: Sequence[str]) -> None:
+    """Print sentences behind labels: on a terminal broken between words, the rest below where each began.
+
+    Into a file or a pipe each goes as one line, for tools that look for it.
+    """
+    console = Console(highlight=False)
+    if console.is_terminal:
+        lines = [part for line in lines for part in hanging(line, console.width)]
+    print_lines(lines)
+
+
+def hanging(line: str, width: int) -> list[str]:
+    """Return a line of labels and a sentence as lines of a width; labels end with two blanks."""
+    labels = re.match(r"(?: {2,}|[^ ]+(?: [^ ]+)* {2,}){1,3}", line[: width // 2])
+    indent = " " * (labels.end() if labels is not None else 2)
+    return textwrap.wrap(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ) or [line]
+
+
+def end_on_no(*, is_no: bool) -> None:
+    """End a command that gives a verdict, once it is printed; apart, since a command's docstring is its help.
+
+    Raises:
+        Exit: With 1 where the verdict is no, for scripts that ask before they go on.
+    """
+    if is_no:
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from flows.cli.app import (
     exit_codes,
     note,
     print_json,
+    print_verdict,
 )
 from flows.cli.preview import NO_SINK, pilot_of
 
@@ -38,7 +39,8 @@ def cost(
         list[str] | None,
         typer.Option(
             "--host",
-            help="Profile or address to compare; as often as needed. Else moonshot and kimi-k2.5.",
+            help="Profile or address to compare; as often as needed. Else moonshot and kimi-k2.5, or what"
+            " policy.on_premises names where all documents are sensitive.",
             autocompletion=complete_profiles,
         ),
     ] = None,
@@ -53,7 +55,11 @@ def cost(
         ),
     ] = None,
     gpus: Annotated[
-        str | None, typer.Option("--gpus", help="Own GPUs, such as 8xH200; else the profile's.")
+        str | None,
+        typer.Option(
+            "--gpus",
+            help="Own GPUs, such as 8xH200; `found`: those of this machine. Else the profile's.",
+        ),
     ] = None,
     throughput: Annotated[
         str | None,
@@ -107,7 +113,7 @@ def cost(
             prompt, output = _pace(throughput)
             pace = Throughput(prompt_tokens_per_s=prompt, output_tokens_per_s=output)
         asked = Asked(
-            hosts=host or ["moonshot", "kimi-k2.5"],
+            hosts=tuple(host or ()),
             modes=tuple(mode or ()),
             rent=Rent(gpu_hour_usd=gpu_hour, throughput=pace),
             gpus=gpus,
@@ -168,11 +174,13 @@ def _print(found: Mapping[str, Any]) -> None:
             _number(None if each is None else 1_000 * each),
         )
     console.print(table)
-    lines = [f"{one['mode']}: {one['verdict']}" for one in found["break_even"]]
-    lines += found["left_out"]
+    lines = [*found["left_out"]]
+    evens: dict[str, list[str]] = {}
+    for one in found["break_even"]:
+        evens.setdefault(one["verdict"], []).append(one["mode"])
+    lines += [f"{', '.join(dict.fromkeys(modes))}: {told}" for told, modes in evens.items()]
     lines += _assumed(found["rows"])
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+    print_verdict(lines)
 
 
 def _assumed(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import AsJson, app, complete_profiles, exit_codes, print_json, print_lines
+from flows.cli.app import (
+    AsJson,
+    app,
+    complete_profiles,
+    end_on_no,
+    exit_codes,
+    print_json,
+    print_verdict,
+)
 
 
 @app.command(rich_help_panel="Prepare")
@@ -27,13 +35,15 @@ def decide(
     sensitive: Annotated[
         str | None, typer.Option("--sensitive", help="Documents that must stay: none, some or all.")
     ] = None,
-    require: Annotated[
+    certification: Annotated[
         list[str] | None,
-        typer.Option("--require", help="Certificate of whoever runs the engine, such as SOC 2."),
+        typer.Option(
+            "--certification", help="Certificate of whoever runs the engine, such as SOC 2."
+        ),
     ] = None,
-    own_certificate: Annotated[
+    own_certification: Annotated[
         list[str] | None,
-        typer.Option("--own-certificate", help="What your own operations are certified for."),
+        typer.Option("--own-certification", help="What your own operations are certified for."),
     ] = None,
     engine: Annotated[
         str | None,
@@ -87,14 +97,14 @@ def decide(
 ) -> None:
     """Say which model to run where, by hardware, compliance, budget, latency and crew, with the reasons.
 
-    What is left out counts as not known. Nothing is sent.
+    What is left out counts as not known. Nothing is sent. Exits with 1 where the verdict is no or contradiction.
 
     Examples:
       headrace decide --work agents --sensitive some --gpus 8xH200 --operators 2 --on-call
 
       headrace decide answers.yaml --budget-usd 5000
 
-      headrace decide --require "SOC 2" --hosting self_hosted --json
+      headrace decide --certification "SOC 2" --hosting self_hosted --json
     """
     from config.answers import load_answers
     from flows.decision.verdict import as_lines
@@ -104,8 +114,8 @@ def decide(
         options = {
             "work": work,
             "sensitive": sensitive,
-            "certifications": require,
-            "own_certifications": own_certificate,
+            "certifications": certification,
+            "own_certifications": own_certification,
             "engine": engine,
             "hosts": host,
             "gpus": gpus,
@@ -124,4 +134,5 @@ def decide(
         if as_json:
             print_json(found)
         else:
-            print_lines(as_lines(found))
+            print_verdict(as_lines(found))
+        end_on_no(is_no=found["verdict"] in {"no", "contradiction"})

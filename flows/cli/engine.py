@@ -12,10 +12,12 @@ from flows.cli.app import (
     AsJson,
     app,
     complete_profiles,
+    end_on_no,
     exit_codes,
     note,
     print_json,
     print_lines,
+    print_verdict,
 )
 from flows.cli.capacity_options import (
     ConcurrencyOption,
@@ -122,7 +124,8 @@ def plan_capacity(
 
     By formula from what is published of the model; nothing is started. Where the profile's server
     runs, its own count of cache tokens stands beside the planned one. With --emit, the files of a
-    deployment on Clarifai are written, with the planned limits; refused where it does not fit.
+    deployment on Clarifai are written, with the planned limits; refused where it does not fit. Exits with 1
+    where it does not fit.
 
     Examples:
       headrace engine plan kimi-k2.5 --gpus 8xH200
@@ -170,7 +173,8 @@ def plan_capacity(
         if as_json:
             print_json(shown)
         else:
-            print_lines(plan_lines(shown))
+            print_verdict(plan_lines(shown))
+        end_on_no(is_no=found.fits is False)
 
 
 def _write(file: Path, text: str) -> None:

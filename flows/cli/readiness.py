@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import (
-    EXIT_INCOMPLETE,
     AsJson,
     BudgetUsdOption,
     complete_profiles,
+    end_on_no,
     exit_codes,
     note,
     print_json,
-    print_lines,
+    print_verdict,
 )
 from flows.cli.engine import engine_app
 
@@ -79,15 +79,5 @@ def check_readiness(
         if as_json:
             print_json(shown)
         else:
-            print_lines(check_lines(shown))
-        _end(is_ready=found.report.is_ready)
-
-
-def _end(*, is_ready: bool) -> None:
-    """End with the exit code; apart, since a command's docstring is its help.
-
-    Raises:
-        Exit: With 1 where a batch should not start.
-    """
-    if not is_ready:
-        raise typer.Exit(EXIT_INCOMPLETE)
+            print_verdict(check_lines(shown))
+        end_on_no(is_no=not found.report.is_ready)

@@ -54,7 +54,7 @@ def compliance(answers: Answers, profile: Profile) -> list[Finding]:
                 holds=not everything,
                 reason=f"{answers.sensitive} documents are sensitive and may not go to"
                 f" {profile.hosted_by or profile.name}",
-                todo="an engine of your own"
+                todo="an engine of your own, for what may not leave"
                 if everything
                 else "policy.sensitive in the pipeline, and an engine of your own for those",
             )

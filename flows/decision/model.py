@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from config.answers import Answers, ModelChoice
+from engine.profile import Profile
 from flows.decision.finding import Finding
 
 K25_CONTEXT_TOKENS = 262_144
@@ -10,6 +11,9 @@ K25_CONTEXT_TOKENS = 262_144
 
 SMALL_CONTEXT_TOKENS = 32_768
 """What small dense models are commonly trained for: a rule of this project."""
+
+CUT = "let documents be cut (stages over chunks and documents do)"
+"""What to do where nothing sees so much at once."""
 
 _SIMPLE = frozenset({"extraction", "classification"})
 
@@ -27,7 +31,7 @@ def choose_model(answers: Answers) -> tuple[ModelChoice, Finding]:
             holds=None,
             reason=f"a question must see {context:,} tokens at once, Kimi K2.5 takes"
             f" {K25_CONTEXT_TOKENS:,} (config.json)",
-            todo="let documents be cut (stages over chunks and documents do), or try kimi-k3 with 1,048,576",
+            todo=f"{CUT}, or try kimi-k3 with 1,048,576",
         )
     if not answers.work:
         return "kimi-k2.5", Finding(
@@ -50,3 +54,19 @@ def choose_model(answers: Answers) -> tuple[ModelChoice, Finding]:
         reason=f"{', '.join(hard) or f'{context:,} tokens at once'}: Kimi K2.5 has vision, tool calls and"
         " 262,144 tokens of context with open weights (README of moonshotai/Kimi-K2.5)",
     )
+
+
+def sees_enough(answers: Answers, profile: Profile) -> list[Finding]:
+    """Return whether the profile's model sees at once what a question must; nothing where either is not known."""
+    wanted, taken = answers.context_tokens, profile.context_tokens
+    if wanted is None or taken is None:
+        return []
+    enough = wanted <= taken
+    return [
+        Finding(
+            topic="model",
+            holds=enough,
+            reason=f"a question must see {wanted:,} tokens at once, {profile.name} takes {taken:,}",
+            todo="" if enough else CUT,
+        )
+    ]

@@ -31,9 +31,13 @@ def hardware(answers: Answers, profile: Profile) -> Finding:
             topic="hardware",
             holds=False,
             reason=f"there are no GPUs, and {profile.name} needs some",
-            todo=f"headrace engine plan {profile.name} --gpus 8xH200",
+            todo=f"GPUs that hold it: headrace engine plan {profile.name} --gpus 8xH200",
         )
-    wish = Wish(context_tokens=answers.context_tokens)
+    context = answers.context_tokens
+    if context is not None and profile.context_tokens is not None:
+        # More is the model's affair: the GPUs are asked about what it takes.
+        context = min(context, profile.context_tokens)
+    wish = Wish(context_tokens=context)
     try:
         found = capacity(profile, Asked(gpus=answers.gpus, wish=wish))
     except SetUpImpossible as exc:

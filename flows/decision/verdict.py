@@ -11,7 +11,7 @@ from config.load import load_profile
 from engine.profile import Profile
 from flows.decision import host, own
 from flows.decision.finding import Finding, worst
-from flows.decision.model import choose_model
+from flows.decision.model import CUT, choose_model, sees_enough
 from flows.run.routes import missing_certifications
 
 Rung = Literal["pilot", "hybrid", "autonomous", "agentic"]
@@ -100,6 +100,7 @@ def _host_way(answers: Answers, profile: Profile) -> Way:
         engines=(profile.name,),
         findings=(
             host.hardware(profile),
+            *sees_enough(answers, profile),
             *host.compliance(answers, profile),
             host.budget(answers, profile),
             *host.latency(answers, profile),
@@ -119,6 +120,7 @@ def _own_way(answers: Answers, profile: Profile) -> Way:
         engines=(profile.name,),
         findings=(
             own.hardware(answers, profile),
+            *sees_enough(answers, profile),
             *own.compliance(answers, profile),
             own.budget(answers, profile),
             own.latency(answers),
@@ -150,7 +152,7 @@ def _small_way(answers: Answers) -> Way:
         holds=not has_none,
         reason=f"a dense model of 8 billion weights in 16 bits takes {_SMALL_GB} GB, so one GPU of 24 GB holds"
         " it" + (", and there is none" if has_none else ""),
-        todo="one GPU"
+        todo="a GPU of 24 GB, for a small dense model"
         if has_none
         else "vLLM with a model of yours, then --engine http://HOST:8000/v1",
     )
@@ -255,6 +257,19 @@ def _contradictions(answers: Answers, ways: Sequence[Way]) -> list[Finding]:
                 todo="hosting self_hosted, or mark only those that are (policy.sensitive)",
             )
         )
+    looked = [answers.engine, *answers.hosts]
+    takes = [tokens for one in looked if (tokens := load_profile(one).context_tokens) is not None]
+    # A profile that does not tell its context may do.
+    most = max(takes) if len(takes) == len(looked) else None
+    if answers.model == "kimi-k2.5" and most is not None and (answers.context_tokens or 0) > most:
+        found.append(
+            Finding(
+                topic="model",
+                holds=False,
+                reason=f"Kimi K2.5, and {answers.context_tokens:,} tokens at once: it takes {most:,}",
+                todo=f"{CUT}, or leave the model open",
+            )
+        )
     if answers.gpus == NO_GPUS and answers.hosting == "self_hosted":
         found.append(
             Finding(
@@ -331,7 +346,7 @@ def as_lines(found: Mapping[str, Any]) -> list[str]:
         if way["way"] == found["choice"]:
             lines += ["", way["title"]]
             lines += [
-                f"  {_MARKS[one['holds']]} {one['topic']:<10} {one['reason']}"
+                f"  {_MARKS[one['holds']]} {one['topic']:<11} {one['reason']}"
                 for one in way["checklist"]
             ]
     others = [way for way in found["ways"] if way["way"] != found["choice"]]

@@ -17,8 +17,9 @@ from connectors.control_marks import disarm
 from connectors.document import Chunk, Document, Segment
 from connectors.masking import in_texts
 from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
-from engine.prompt import instructions, user_text
+from engine.prompt import instructions
 from engine.request import Request, content_key, request_key
+from engine.wire import opening_text
 from flows.run.labels import Line
 from flows.run.lines import DocumentLines
 from flows.run.masked import Mask
@@ -389,15 +390,14 @@ class Asker:
     ) -> Request:
         """Return the question in the stage's own way of asking."""
         stage = prepared.config
-        is_agent = bool(stage.tools)
         schema = prepared.binding.to(shown.segments)
-        enforced = self.endpoint.profile.capabilities.structured_output
-        tail = user_text("", question, None if enforced and not is_agent else schema)
+        mode = prepared.way.mode
+        tail = opening_text("", question, schema, mode=mode, profile=self.endpoint.profile)
         own_tokens = self._weigh_tail(tail) + TEMPLATE_MARGIN_TOKENS
         return Request(
             request_key=key,
             stage=stage.name,
-            mode=prepared.way.mode,
+            mode=mode,
             max_reasoning_tokens=prepared.way.max_reasoning_tokens,
             instructions=self.instructions,
             material=shown.material,
@@ -409,7 +409,7 @@ class Asker:
             temperature=stage.temperature,
             adapter=stage.adapter,
             prompt_tokens=self.instructions_tokens + shown.tokens + own_tokens,
-            limits=stage.limits.for_engine(stage.on_drift) if is_agent else None,
+            limits=stage.limits.for_engine(stage.on_drift) if stage.tools else None,
             batch_api=stage.batch_api.for_engine() if stage.batch_api else None,
         )
 

@@ -148,17 +148,18 @@ def _remembered(job: Job, started: datetime, progress: Progress) -> Iterator[Non
 
 
 class _Keeper:
-    """Writes a run's counts into this machine's entry of it, not more than once a second."""
+    """Writes a run's counts into this machine's entry of it, once a second at most within a phase."""
 
     def __init__(self, entry: RunEntry) -> None:
         self.entry = entry
         self._told_s = -1.0
+        self._phase = ""
 
     def __call__(self, snapshot: Snapshot) -> None:
-        """Write the counts, if the last ones are old enough."""
-        if snapshot.elapsed_s - self._told_s < 1.0 and snapshot.phase != "done":
+        """Write the counts, if the last ones are old enough, or of another phase: a wait may last for days."""
+        if snapshot.elapsed_s - self._told_s < 1.0 and snapshot.phase == self._phase:
             return
-        self._told_s = snapshot.elapsed_s
+        self._told_s, self._phase = snapshot.elapsed_s, snapshot.phase
         self.entry = registry.update(self.entry, progress=asdict(snapshot))
 
 

@@ -217,6 +217,8 @@ def usage_row(inquiry: Inquiry, result: Result) -> dict[str, Any]:
         "cached_tokens": result.usage.cached_tokens,
         "completion_tokens": result.usage.completion_tokens,
         "reasoning_tokens": result.usage.reasoning_tokens,
+        "later_prompt_tokens": result.usage.later_prompt_tokens,
+        "later_cached_tokens": result.usage.later_cached_tokens,
         "usage_guessed": result.usage.num_guessed > 0,
         "cost_usd": result.cost_usd,
         # Of agents; null where there were none.

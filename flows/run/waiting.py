@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from flows.run.bench import Bench
 from flows.run.counts import ShardReport
@@ -16,8 +18,8 @@ class Waits:
 
     bench: Bench
     _plans: dict[str, ShardPlan] = field(default_factory=dict)
-    _until_s: float | None = None
-    _is_begun: bool = False
+    _begun: dict[str, float] = field(default_factory=dict)
+    """When each stage was seen to wait for the first time, by `time.monotonic`."""
     _was_idle: bool = False
     """Whether nothing was out when shards were asked about the last time."""
 
@@ -35,27 +37,34 @@ class Waits:
         bench, desk = self.bench, self.bench.desk
         if desk is None or not self._plans or bench.hopeless.is_set() or bench.budget.is_reached:
             return []
-        if not self._is_begun:
-            self._is_begun = True
-            limit_s = _most_s(bench)
-            self._until_s = None if limit_s is None else time.monotonic() + limit_s
         # What the budget was set aside for has come back by then: what does not fit now fits in no later round.
         was_idle, self._was_idle = self._was_idle, desk.is_idle
         if was_idle and self._was_idle:
             return []
         names = desk.wait(
             list(self._plans),
-            until_s=self._until_s,
+            until_s=self._until_s(desk.waiting()),
             is_cancelled=bench.cancelled.is_set,
             tell=lambda words: bench.progress.wait_for(words, desk.waiting()),
         )
         bench.progress.enter("processing")
         return [self._plans.pop(name) for name in names]
 
+    def _until_s(self, waiting: Sequence[Mapping[str, Any]]) -> float | None:
+        """Return when to give up what waits; None: never.
 
-def _most_s(bench: Bench) -> float | None:
-    """Return how long the run waits at most; None for as long as it takes."""
-    terms = [stage.batch_api for stage in bench.job.pipeline.stages]
-    limits = [one.max_wait_s for one in terms if one is not None]
-    known = [limit for limit in limits if limit is not None]
-    return max(known) if limits and len(known) == len(limits) else None
+        A stage that has nothing out keeps the run from nothing: what it needs may be what is waited for.
+        """
+        terms = {
+            stage.name: stage.batch_api
+            for stage in self.bench.job.pipeline.stages
+            if stage.batch_api is not None
+        }
+        now = time.monotonic()
+        ends = []
+        for name in {one["stage"] for one in waiting} & set(terms) or set(terms):
+            limit_s = terms[name].max_wait_s
+            if limit_s is None:
+                return None
+            ends.append(self._begun.setdefault(name, now) + limit_s)
+        return max(ends, default=None)

@@ -97,6 +97,14 @@ def test_files_are_read_relative_to_the_pipeline_when_named(tmp_path):
             ("    prompt", "    mode: swarms\n    prompt"),
             r"stages\[0\]\.mode: Input should be 'instant'",
         ),
+        (
+            ("stages:", 'include: "*.txt"\nstages:'),
+            r'include: should be a list, such as \["\*\.txt"\]$',
+        ),
+        (
+            ("stages:", "budget: 5\nstages:"),
+            "budget: should be keys with values; known keys: gpu_s",
+        ),
         (("stages:", "stages: ["), "is not YAML"),
         (("name: invoices", "- 1"), "is not YAML|expected keys and values"),
     ],

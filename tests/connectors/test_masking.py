@@ -24,6 +24,15 @@ FOUND = [
     ("PHONE", "+49 30 123\u201145\u201367"),
     ("EMAIL", "..ada.lind@example.org"),
     ("EMAIL", f"{'a' * 70}@example.org"),
+    ("EMAIL", "anna(at)firm.example"),
+    ("EMAIL", "anna.lind [AT] mail [dot] firm (punkt) example"),
+    ("EMAIL", "anna\uff20firm\uff0eexample"),
+    ("PHONE", "\uff0b\uff14\uff19 \uff13\uff10 \uff11\uff12\uff13\uff14\uff15\uff16\uff17"),
+    ("PHONE", "\uff10\uff13\uff10\uff0d\uff11\uff12\uff13\uff14\uff15\uff16\uff17"),
+    ("PHONE", "\u0660\u0663\u0660 \u0661\u0662\u0663\u0664\u0665\u0666\u0667"),
+    ("IBAN", "DE89 3704 0044 0532 0130 \uff10\uff10"),
+    ("CARD", "\uff14111 1111 1111 1111"),
+    ("IP", "\uff11\uff10.0.0.\uff17"),
 ]
 
 GLUED = [
@@ -47,6 +56,8 @@ LEFT = [
     "3.0301234567",
     "AZ-030-1234567",
     "example.org/0301234567",
+    "a stop (at) midnight",
+    "row \uff11\uff12 of x\u00b2",
 ]
 
 
@@ -77,12 +88,34 @@ def test_value_becomes_a_placeholder_when_its_name_stands_close_before_it(masker
 
 @pytest.mark.parametrize(
     "name",
-    ["Zoë Lind", "Zoe\u0308 Lind", "Zoë\u00a0Lind", "ZOË\nLind", "zoë_lind", "by_Zoë Lind_2"],
+    [
+        "Zoë Lind",
+        "Zoe\u0308 Lind",
+        "Zoë\u00a0Lind",
+        "ZOË\nLind",
+        "zoë_lind",
+        "by_Zoë Lind_2",
+        "Lind, Zoë",
+        "LIND,Zoë",
+        "Lind,\nZoe\u0308",
+        "Zoë \uff2cind",
+    ],
     ids=ascii,
 )
 def test_name_becomes_a_placeholder_when_it_is_written_otherwise(name):
     masked = Masker(MaskRules(words=["Zoë Lind"]), KEY).masked(f"It is {name} here")
     assert "lind" not in masked.lower()
+
+
+def test_middle_names_stay_with_the_first_when_the_last_comes_first():
+    masked = Masker(MaskRules(words=["Ada Maria Lind"]), KEY).masked("from Lind, Ada Maria, here")
+    assert masked.startswith("from WORD_")
+    assert masked.endswith(", here")
+
+
+def test_patterns_find_what_they_say_when_digits_are_of_another_script():
+    masker = Masker(MaskRules(kinds=(), patterns={"wide": "\uff11+"}), KEY)
+    assert masker.masked("11 \uff11\uff11").startswith("11 WIDE_")
 
 
 def test_iban_ends_where_its_check_digits_say(masker):

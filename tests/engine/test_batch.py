@@ -172,7 +172,19 @@ def test_answer_is_repaired_once_with_the_error_when_it_breaks_the_schema():
     repair = engine.calls[1]["messages"]
     assert [m["role"] for m in repair] == ["system", "user", "assistant", "user"]
     assert "'z' is not one of" in repair[-1]["content"]
-    assert result.usage.prompt_tokens > len(str(repair)) // 5
+    usage = result.usage
+    assert usage.later_prompt_tokens > len(str(repair)) // 5
+    assert usage.prompt_tokens - usage.later_prompt_tokens < usage.later_prompt_tokens
+    assert 0 < usage.later_cached_tokens <= usage.cached_tokens
+
+
+def test_no_token_is_of_a_later_call_when_the_first_was_only_put_off():
+    busy = Fault(status=503)
+    with FakeEngine(script=lambda number, _: busy if number == 0 else None) as engine:
+        (result,) = carry_out(engine, [request(0)])
+    assert result.attempts > 1
+    assert result.usage.prompt_tokens > result.usage.later_prompt_tokens == 0
+    assert result.usage.later_cached_tokens is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from engine.batch import Amount, Budget, Caps
 from engine.batch_api.limits import BatchLimits, window_s
 from engine.errors import EngineMisconfigured
 from engine.profile import Prices
-from tests.engine.batch_rounds import MemoryStore, Rounds, request, spent
+from tests.engine.batch_rounds import SHARD, MemoryStore, Rounds, request, spent
 from tests.fakes.batch_host import BatchHostServer
 
 NUM = 9
@@ -304,6 +304,36 @@ def test_a_later_process_takes_up_what_waits_and_sends_nothing(host, tmp_path):
     results = second.carry_out(requests)
     check_all_answered(second, host, results)
     assert len(host.kept.submitted) == 1
+
+
+class SlowStore(MemoryStore):
+    """Something happens just before the ends of lines are put for the first time."""
+
+    meanwhile = None
+
+    def put(self, path, data):
+        happens, self.meanwhile = self.meanwhile, None
+        if happens is not None and path.endswith(".ends.jsonl"):
+            happens()
+        super().put(path, data)
+
+
+def test_nothing_is_left_in_the_sink_when_two_processes_collect_one_batch(host, tmp_path):
+    store = SlowStore()
+    host.set(takes_to_end=False)
+    requests = [request(number) for number in range(NUM)]
+    first = Rounds(url=host.url, store=store, folder=tmp_path / "first")
+    second = Rounds(url=host.url, store=store, folder=tmp_path / "second")
+    ended = []
+    endpoint, desk = open_desk(first)
+    with desk:
+        desk.begin([])
+        first._round(desk, endpoint, requests, SHARD)
+        host.set(takes_to_end=True)
+        store.meanwhile = lambda: ended.append(second.carry_out(requests))
+        desk.wait([SHARD], until_s=None, is_cancelled=lambda: False, tell=lambda _: None)
+        assert desk.waiting() == []
+    check_all_answered(second, host, ended[0])
 
 
 def open_desk(rounds):

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 
 import pytest
 
@@ -311,6 +310,32 @@ def test_tools_fail_when_the_host_has_no_parser(host):
     assert "--tool-call-parser" in one(report, "free calls").change
 
 
+def test_tools_fail_alone_when_the_host_refuses_all_requests_with_tools(host):
+    refusal = Fault(status=400, body=b'{"error": {"message": "no parser of tool calls"}}')
+    host.script = lambda number, body: refusal if "tools" in body else good(number, body)
+    report = check(host)
+    assert report.verdict == "not ready"
+    assert [one.check for one in report.judged if one.status == "fail"] == ["tool calls"]
+    judged = one(report, "tool calls")
+    assert judged.says.startswith("0 of 8 requests that offer tools were answered; ")
+    assert judged.says.endswith("no parser of tool calls")
+    assert "--enable-auto-tool-choice" in judged.change
+    told = one(report, "requests")
+    assert (told.status, " requests without tools were answered" in told.says) == ("ok", True)
+    assert report.as_json()["tools"]["answered"]["share"] == 0
+
+
+def test_requests_and_tools_fail_each_when_others_are_refused_too(host):
+    refusal = Fault(status=400, body=b'{"error": {"message": "not today"}}')
+    host.script = lambda number, body: (
+        refusal if "tools" in body or number % 2 else good(number, body)
+    )
+    report = check(host)
+    told = one(report, "requests")
+    assert (told.status, told.says.endswith("not today")) == ("fail", True)
+    assert one(report, "tool calls").status == "fail"
+
+
 def test_calls_that_are_cut_are_told_in_one_line_when_they_are_long(host):
     broken = call("search", '{"words": [' + '"fuel",\n\t ' * 90)
     host.script = lambda number, body: (
@@ -356,7 +381,7 @@ def test_server_that_dies_is_a_verdict_with_the_end_of_its_log(tmp_path):
             if number == 4:
                 with log.open("a", encoding="utf-8") as file:
                     file.write("key-123 torch.OutOfMemoryError: CUDA out of memory\n")
-                threading.Thread(target=engine._server.die, daemon=True).start()
+                engine._server.die()
                 return Fault(cut=True)
             return good(number, body)
 
@@ -400,6 +425,18 @@ def test_refused_calls_are_a_limit_when_they_go_through_later(host):
     report = check(host)
     assert report.verdict == "ready with limits"
     assert "2 calls were refused" in one(report, "requests").says
+
+
+def test_check_ends_after_the_long_prompts_when_all_of_them_are_turned_away(host):
+    host.script = lambda number, body: Fault(
+        status=429, body=b'{"error": {"message": "no quota is left"}}'
+    )
+    report = check(host)
+    assert report.verdict == "not ready"
+    judged = one(report, "requests")
+    assert judged.says.startswith(f"0 of {report.plan.num_requests} requests were answered")
+    assert "no quota is left" in judged.says
+    assert not any("tools" in body for body in host.calls)
 
 
 def test_tier_is_kept_when_the_profile_has_one(host):

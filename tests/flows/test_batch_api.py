@@ -11,6 +11,7 @@ from flows.estimate import estimate
 from flows.run.core import run_job
 from flows.run.job import Options
 from flows.run.progress import Progress
+from flows.run.registry import known_runs
 from flows.run.resume import reopen
 from flows.terminal import summary_lines
 from tests.fakes.batch_host import BatchHostServer
@@ -113,6 +114,19 @@ def test_a_run_that_does_not_wait_says_what_it_waits_for_and_goes_on_later(host,
     check_paid_once(tmp_path, host, last)
 
 
+def test_a_run_leaves_when_only_stages_wait_that_are_not_waited_for(host, tmp_path):
+    host.set(takes_to_end=False)
+    write_world(tmp_path, host.url)
+    # `title` could be waited for, but has nothing at the host yet.
+    first = run_in(tmp_path, "stages.kind.batch_api.max_wait_s=0")
+    assert first["verdict"] == "awaiting_batch"
+    assert {one["stage"] for one in first["batches"]} == {"kind"}
+    host.set(takes_to_end=True)
+    more = Options(settings=("stages.kind.batch_api.max_wait_s=null",))
+    last = run_job(reopen(first["run_id"], str(tmp_path / "lake"), "resume", more))
+    check_paid_once(tmp_path, host, last)
+
+
 def test_the_command_tells_what_waits_and_that_the_run_can_go_on(host, tmp_path):
     from typer.testing import CliRunner
 
@@ -142,6 +156,22 @@ def test_the_run_page_shows_the_batches_while_the_run_waits(host, tmp_path):
     assert any("| batch batch-" in page and "of stage kind" in page for page in waiting)
     # What was asked about twice is counted once.
     assert f"{2 * NUM_FILES + 1} of {2 * NUM_FILES + 1} asked" in pages[-1]
+
+
+def test_the_status_is_that_of_the_wait_as_soon_as_the_run_waits(host, tmp_path):
+    host.set(num_looks=4)
+    write_world(tmp_path, host.url)
+    phases, kept = ["starting"], []
+
+    def look(snapshot):
+        if phases[-1].startswith("waiting"):
+            kept.append(known_runs()[0].progress)
+        phases.append(snapshot.phase)
+
+    run_job(job_in(tmp_path), progress=Progress(look, interval_s=0.0))
+    assert {one["phase"].split()[0] for one in kept} == {"waiting"}
+    # What the host has not answered is no answer.
+    assert (kept[0]["num_results"], len(kept[0]["batches"])) == (0, 2)
 
 
 def test_what_is_cancelled_at_the_host_fails_and_is_sent_anew_by_a_retry(host, tmp_path):

@@ -105,7 +105,15 @@ def test_no_break_even_is_made_up_without_a_price():
     api, own = ({"mode": "instant"} | price(LOAD, one, Rent(), documents=5) for one in (SOLD, OWN))
     even = break_even(api, own, Rent(), documents=5)
     assert even["documents_a_month"] is None
-    assert "cannot be told" in even["verdict"]
+    # Throughput and number are in the profile.
+    assert even["verdict"] == "cannot be told without the price of a GPU-hour (--gpu-hour)"
+
+
+def test_everything_that_keeps_from_a_break_even_is_named():
+    bare = Profile(name="bare", base_url="http://h/v1", modes={"instant": ModeSettings()})
+    api, own = ({"mode": "instant"} | price(LOAD, one, Rent(), documents=5) for one in (SOLD, bare))
+    told = break_even(api, own, Rent(), documents=5)["verdict"]
+    assert [name in told for name in ("--throughput", "--gpus", "--gpu-hour")] == [True] * 3
 
 
 PIPELINE = """
@@ -229,3 +237,65 @@ def test_modes_are_not_forced_on_agents(here):
     result = cost("--mode", "thinking")
     assert result.exit_code == 2
     assert "call tools" in " ".join(result.output.split())
+
+
+POLICY = """
+policy:
+  sensitive: {sensitive}
+  on_premises: [own.yaml]
+  mask: {{words: [Ada]}}
+"""
+
+
+def with_policy(here, sensitive):
+    hosted = (here / "priced.yaml").read_text(encoding="utf-8") + "hosted_by: Somebody\n"
+    (here / "priced.yaml").write_text(hosted, encoding="utf-8")
+    text = (
+        PIPELINE
+        + "  - {name: all, over: corpus, needs: [kind], prompt: 'And?', output: {first: string}}\n"
+    )
+    (here / "notes.yaml").write_text(text + POLICY.format(sensitive=sensitive), encoding="utf-8")
+
+
+def test_sensitive_documents_are_told_when_no_row_is_about_them(here):
+    with_policy(here, '["1.txt", "2.txt"]')
+    found = costs("--mode", "instant", "--all", "--gpu-hour", "2")
+    assert found["documents"] == 4
+    (told,) = found["left_out"]
+    assert told.startswith("not in these rows: 2 sensitive documents")
+    assert "stages that rest on all of them (all); they stay on own, and" in told
+    assert told in cost("--mode", "instant").stdout
+
+
+def test_own_engines_are_compared_when_nothing_may_leave(here):
+    with_policy(here, "true")
+    arguments = ["cost", "notes.yaml", "--engine", "own.yaml", "--mode", "instant", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert [row["host"] for row in found["rows"]] == ["own"]
+    assert found["left_out"] == []
+    refused = CliRunner().invoke(app, [*arguments, "--host", "priced.yaml"])
+    assert refused.exit_code == 2
+    assert "--host priced.yaml: engine: 'priced.yaml' would be sent" in refused.output
+
+
+def test_assumptions_are_the_same_when_a_masked_corpus_is_priced_again(here):
+    with_policy(here, '["1.txt"]')
+    first, second = (costs("--all", "--mode", "instant", "--mode", "thinking") for _ in range(2))
+    assert first == second
+    assert "tokens counted by estimate, with a margin" in first["rows"][0]["assumed"]
+
+
+def test_gpus_of_this_machine_are_priced_when_asked_for(here, monkeypatch):
+    (here / "bin").mkdir()
+    listing = here / "bin" / "nvidia-smi"
+    line = "NVIDIA H200, 143771, 9.0, 590.10"
+    listing.write_text(f"#!/bin/sh\nfor i in 1 2 3 4; do echo '{line}'; done\n", encoding="utf-8")
+    listing.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{here / 'bin'}:{os.environ['PATH']}")
+    own = costs("--mode", "instant", "--gpus", "found")["rows"][1]
+    assert own["gpus"] == 4
+    monkeypatch.setenv("PATH", str(here))
+    result = cost("--gpus", "found")
+    assert (result.exit_code, "nvidia-smi lists no GPU" in result.output) == (2, True)

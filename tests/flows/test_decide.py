@@ -1,8 +1,11 @@
 """`headrace decide`: one clear verdict, with its reasons, whatever is asked for."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -82,6 +85,7 @@ CONTRADICTIONS = [
     ),
     ({"sensitive": "all", "hosting": "api"}, "nothing may leave, and everything would"),
     ({"gpus": "none", "hosting": "self_hosted"}, "self-hosted, and no GPUs"),
+    ({"model": "kimi-k2.5", "context_tokens": 400_000}, "400,000 tokens at once: it takes 262,144"),
 ]
 
 
@@ -92,6 +96,25 @@ def test_contradicting_requirements_get_one_verdict_and_what_to_give_up(answers,
     assert sentence in found["sentence"]
     assert found["choice"] is None
     assert all(found["next"])
+
+
+def test_engines_that_see_too_little_at_once_are_none():
+    found = decided(work=("reasoning",), sensitive="none", context_tokens=400_000)
+    assert found["choice"] == "proprietary"
+    held = {way["way"]: way["holds"] for way in found["ways"]}
+    assert [held[name] for name in ("moonshot", "clarifai", "kimi-k2.5")] == [False] * 3
+    (told,) = checks(found, "moonshot", "model")
+    assert told["reason"].endswith("400,000 tokens at once, moonshot takes 262,144")
+
+
+def test_engines_of_longer_context_are_found_when_they_are_named():
+    found = decided(
+        sensitive="none", context_tokens=400_000, engine="kimi-k3", hosts=("moonshot-k3",)
+    )
+    assert checks(found, "moonshot-k3", "model")[0]["holds"] is True
+    assert checks(found, "kimi-k3", "model")[0]["holds"] is True
+    asked = {"model": "kimi-k2.5", "hosts": ("moonshot", "moonshot-k3")}
+    assert decided(context_tokens=400_000, sensitive="none", **asked)["choice"] == "moonshot-k3"
 
 
 def test_certified_and_self_hosted_is_none_when_ones_own_operations_are_certified():
@@ -173,6 +196,36 @@ def test_answers_come_from_a_file_with_options_on_top(tmp_path):
         load_answers(file, {})
 
 
+def test_sentences_hang_below_their_labels_on_a_terminal_and_are_whole_in_a_pipe():
+    command = [HEADRACE, "decide", "--work", "agents", "--sensitive", "all", "--gpus", "4xH200"]
+    piped = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    assert max(map(len, piped.splitlines())) > 120
+    lead, follow = pty.openpty()
+    env = os.environ | {"COLUMNS": "60", "TERM": "xterm"}
+    shown = b""
+    with subprocess.Popen(command, stdout=follow, stderr=follow, env=env):
+        os.close(follow)
+        with suppress(OSError):
+            while data := os.read(lead, 65_536):
+                shown += data
+    os.close(lead)
+    lines = shown.decode().replace("\r", "").splitlines()
+    assert max(map(len, lines)) <= 60
+    verdict = next(number for number, line in enumerate(lines) if line.startswith("verdict  "))
+    assert lines[verdict + 1].startswith(" " * 9)
+    assert " ".join(shown.decode().split()) == " ".join(piped.split())
+
+
+def test_options_are_named_as_the_keys_of_certificates():
+    told = subprocess.run(
+        [HEADRACE, "decide", "--certification", "SOC 2", "--own-certification", "SOC 2 Type 2", "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    answers = json.loads(told.stdout)["answers"]
+    assert answers["certifications"] == ["SOC 2"]
+    assert answers["own_certifications"] == ["SOC 2 Type 2"]
+
+
 def test_command_prints_one_object_or_says_what_is_wrong():
     def run(*options):
         return subprocess.run(
@@ -180,8 +233,12 @@ def test_command_prints_one_object_or_says_what_is_wrong():
         )
 
     told = run("--gpus", "none", "--hosting", "self_hosted", "--json")
-    assert told.returncode == 0, told.stderr
+    assert told.returncode == 1, told.stderr
     assert json.loads(told.stdout)["verdict"] == "contradiction"
+    refused = run("--sensitive", "all", "--gpus", "none")
+    assert (refused.returncode, refused.stdout.startswith("verdict  no")) == (1, True)
+    undecided = run()
+    assert (undecided.returncode, undecided.stdout.startswith("verdict  open")) == (0, True)
     wrong = run("--work", "dancing")
     assert wrong.returncode == 2
     assert "work[0]" in wrong.stderr

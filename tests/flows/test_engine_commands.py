@@ -88,9 +88,24 @@ def test_plan_is_one_object_when_json_is_asked_for(tmp_path):
 
 def test_verdict_comes_first_when_a_person_asks():
     result = call("plan", "kimi-k2.5", "--gpus", "4xH200")
-    assert result.exit_code == 0
     assert result.stdout.startswith("does not fit  4xH200 do not hold Kimi K2.5 in INT4")
     assert "option        --gpus 8xH200" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fits", "code"),
+    [
+        (("kimi-k2.5", "--gpus", "8xH200"), True, 0),
+        (("kimi-k2.5", "--gpus", "4xH200"), False, 1),
+        (("kimi-k2.5", "--gpus", "8xH200", "--concurrency", "20"), False, 1),
+        # Nobody knows is no refusal: `fits` tells it from a yes.
+        (("kimi-k2.6", "--gpus", "8xH200"), None, 0),
+    ],
+)
+def test_exit_code_is_1_only_when_it_does_not_fit(arguments, fits, code):
+    result = call("plan", *arguments, "--json")
+    assert (json.loads(result.stdout)["fits"], result.exit_code) == (fits, code)
+    assert call("plan", *arguments).exit_code == code
 
 
 def test_profiles_own_hardware_is_planned_when_none_is_here():

@@ -252,6 +252,33 @@ def test_every_kind_of_stage_is_expected_as_measured_when_answers_are_there(here
     assert plan["total"]["output_tokens_expected"] is not None
 
 
+TWO_TURNS = """
+name: notes
+source: ./papers
+sink: ./lake
+stages:
+  - {name: kind, prompt: "What is it?", output: {kind: log|table}, mode: thinking, reasoning: summary}
+"""
+
+
+def test_calls_after_the_first_are_expected_as_measured_when_thinking_takes_a_turn_of_its_own(here):
+    profile = (here / "priced.yaml").read_text("utf-8")
+    by_prompt = profile.replace("thinking: {}", "thinking: {by: prompt}")
+    (here / "priced.yaml").write_text(by_prompt, encoding="utf-8")
+    (here / "notes.yaml").write_text(TWO_TURNS, encoding="utf-8")
+    before = planned()["stages"][0]
+    run()
+    usage = load_usage(make_job("notes.yaml", Options(engine="priced.yaml")).open_lake())
+    later, whole = usage["later_prompt_tokens"].sum(), usage["prompt_tokens"].sum()
+    # The answer is asked for with the thinking in front of it, which is summed up after it.
+    assert whole > 2 * (whole - later)
+    after = planned("--all")["stages"][0]
+    # The first prompt was planned before.
+    times = after["prompt_tokens_expected"] / before["prompt_tokens"]
+    assert times == pytest.approx(whole / (whole - later), rel=0.01)
+    assert after["planned_cached_tokens_expected"] > before["planned_cached_tokens"]
+
+
 def test_groups_are_expected_by_their_size_when_only_a_part_of_the_records_is_looked_at(here):
     (here / "notes.yaml").write_text(PIPELINE.rstrip() + MORE, encoding="utf-8")
     for name in ("x", "y", "z"):
