@@ -213,7 +213,9 @@ class StageConfig(Model):
     """What is done when an agent goes round in circles, learns nothing new or loses its goal, the first time,
     the second, and so on: `reorient` reminds it, `smaller_profile` hands its work to the next engine of
     `fallback`, `stop` has it answer with what it has. The last one holds from then on."""
-    approval: tuple[str, ...] = ()
+    approval: Literal["required"] | None = None
+    """`required`: none of its requests goes out before a person has agreed to it in this run; None: at once."""
+    approve_calls: tuple[str, ...] = ()
     """Tools whose every call waits until a person has agreed to it."""
     prompt: str = ""
     """The question, a Jinja2 template; `upstream.<stage>.<field>` are the answers of `needs`
@@ -319,9 +321,9 @@ class StageConfig(Model):
             raise ValueError(
                 f"there is no tool {unknown[0]!r}{nearest(unknown[0], [*TOOLS])}; tools: {', '.join(TOOLS)}"
             )
-        strange = sorted(set(self.approval) - set(self.tools))
+        strange = sorted(set(self.approve_calls) - set(self.tools))
         if strange:
-            raise ValueError(f"approval names {strange[0]!r}, which is none of `tools`")
+            raise ValueError(f"approve_calls names {strange[0]!r}, which is none of `tools`")
 
     def _check_computed(self) -> None:
         fields = type(self).model_fields
@@ -341,8 +343,8 @@ class StageConfig(Model):
             raise ValueError("a stage with `compute` needs at least one stage in `needs`")
 
     def asked(self) -> dict[str, Any]:
-        """Return what the stage's records follow from: all of it but what it may spend and how it is sent."""
-        return self.model_dump(mode="json", exclude={"budget", "batch_api"})
+        """Return what the stage's records follow from: not what it may spend, nor when and how it is sent."""
+        return self.model_dump(mode="json", exclude={"budget", "batch_api", "approval"})
 
     @property
     def is_gathered(self) -> bool:

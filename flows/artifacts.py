@@ -26,7 +26,15 @@ from config.load import load_surroundings
 from engine.errors import EngineError
 from engine.status import map_errors
 from flows.report.took import took
-from flows.report.words import batch_story, cached_share, counted, mode_story, route_story
+from flows.report.words import (
+    batch_story,
+    cached_share,
+    counted,
+    mode_story,
+    outcome_word,
+    outcome_words,
+    route_story,
+)
 from flows.run.progress import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -195,6 +203,12 @@ def _publish(manifest: Mapping[str, Any]) -> None:
             key="batches",
             description="Batches at the host that answers are to come from",
         )
+    if manifest["approvals"]:
+        create_table_artifact(
+            table=[dict(one) for one in manifest["approvals"]],
+            key="approvals",
+            description="What a person was asked to agree to, and who decided what",
+        )
     if manifest["failures"] or manifest["rejected"]:
         create_table_artifact(
             table=_failures(manifest), key="failures", description="What has no answer, by class"
@@ -248,7 +262,7 @@ def _outcomes(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     return documents + [
         {"of": f"stage {name}", "outcome": outcome, "count": count}
         for name, stage in manifest["stages"].items()
-        for outcome, count in stage["outcomes"].items()
+        for outcome, count in outcome_words(stage).items()
     ]
 
 
@@ -266,7 +280,7 @@ def _failures(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rejected + [
         {
             "where": f"stage {failure['stage']}",
-            "outcome": failure["outcome"],
+            "outcome": outcome_word(failure["outcome"], failure["error_class"]),
             "class": failure["error_class"],
             "count": failure["count"],
             "such as": failure["example"],

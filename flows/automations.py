@@ -37,7 +37,8 @@ that a run which crashes again is left to a person."""
 
 def mark_dead(missing_s: float = MISSING_S) -> dict[str, Any]:
     """Return the automation that ends a flow run whose process and worker are gone."""
-    ends = ("Completed", "Failed", "Cancelled", "Crashed", *STATE_NAMES.values())
+    # A suspended run has no process, and no heart to beat.
+    ends = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", *STATE_NAMES.values())
     return {
         "name": MARK_DEAD,
         "description": f"No heartbeat for {missing_s:.0f} s: process and worker were killed.",

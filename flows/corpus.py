@@ -32,10 +32,12 @@ from connectors.errors import ConnectorError
 from engine.errors import EngineError, PrerequisiteError
 from engine.status import map_errors
 from flows import parameters as p
+from flows.approval_form import RUN_LABEL, SINK_LABEL, suspend, take_answer
 from flows.artifacts import RunPage, report_address
 from flows.automations import HEARTBEAT_S, STATE_NAMES
 from flows.report.build import rebuild
 from flows.report.words import batch_words
+from flows.run.approvals import Ask
 from flows.run.bench import NUM_SHARDS_AT_ONCE
 from flows.run.core import run_job
 from flows.run.job import Job, Options, make_job, new_run_id
@@ -49,8 +51,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PIPELINE = "demo"
 
-RUN_LABEL, SINK_LABEL = "headrace.run", "headrace.sink"
-"""Labels of a flow run that tell which run it works on; they outlive a killed process."""
+APPROVAL_HOURS = 24.0
+"""Longest time that a flow run is suspended for a person, by itself: until the next night's run."""
 
 _KEPT = (
     "engine",
@@ -60,6 +62,7 @@ _KEPT = (
     "budget_gpu_seconds",
     "failure_limit",
     "secret_blocks",
+    "approval_hours",
 )
 """Parameters that hold for what is left of a run, too."""
 
@@ -110,6 +113,7 @@ def process_corpus(
     secret_blocks: p.SecretBlocks = None,
     run_id: p.NewRunId = None,
     resume: p.Resume = None,
+    approval_hours: p.ApprovalHours = APPROVAL_HOURS,
 ) -> State[str]:
     """Read a corpus, ask every stage of the pipeline about it and write records and a report.
 
@@ -144,6 +148,8 @@ def process_corpus(
             settings are that run's; engine, budgets (a stage's by settings, such as
             stages.kind.budget.usd=5), failure_limit, cache and secret_blocks may be new.
             Empty: a new run.
+        approval_hours: Longest time that the flow run is suspended, without a process, where a stage or a
+            call waits for a person; 0: it ends as AwaitingApproval at once. Either way the run can be gone on with.
     """
     options = Options(
         source=source or None,
@@ -160,9 +166,11 @@ def process_corpus(
         settings=tuple(settings or ()),
     )
     if resume:
-        return _conduct(lambda: _go_on(resume, pipeline, run_id, options), secret_blocks)
+        return _conduct(
+            lambda: _go_on(resume, pipeline, run_id, options), secret_blocks, approval_hours
+        )
     name = run_id or new_run_id()
-    return _conduct(lambda: make_job(pipeline, options, run_id=name), secret_blocks)
+    return _conduct(lambda: make_job(pipeline, options, run_id=name), secret_blocks, approval_hours)
 
 
 def _go_on(resume: str, pipeline: str, run_id: str | None, options: Options) -> Job:
@@ -210,6 +218,7 @@ def retry_failed(
     budget_gpu_seconds: p.BudgetGpuSeconds = None,
     failure_limit: p.FailureLimit = None,
     secret_blocks: p.SecretBlocks = None,
+    approval_hours: p.ApprovalHours = APPROVAL_HOURS,
 ) -> State[str]:
     """Ask again what a run left unanswered, and go on where it was cancelled or out of budget.
 
@@ -226,6 +235,7 @@ def retry_failed(
             run's own.
         failure_limit: Share of requests, 0 to 1, that may end unanswered. Empty: the run's own.
         secret_blocks: Names of Prefect Secret blocks, as for process-corpus.
+        approval_hours: Longest time that the flow run is suspended for a person, as for process-corpus.
     """
     options = Options(
         engine=engine_url or engine or None,
@@ -234,7 +244,9 @@ def retry_failed(
         budget_gpu_seconds=budget_gpu_seconds,
         failure_limit=failure_limit,
     )
-    return _conduct(lambda: reopen(run or None, sink or None, "retry", options), secret_blocks)
+    return _conduct(
+        lambda: reopen(run or None, sink or None, "retry", options), secret_blocks, approval_hours
+    )
 
 
 @flow(
@@ -273,7 +285,7 @@ def _parameters_to_go_on(crashed: FlowRun) -> dict[str, Any]:
     if open_sink(str(sink)).find_json(job_path(str(run_id))) is None:
         # It died before its first question, so there is nothing to go on with.
         return {**crashed.parameters, "run_id": str(run_id)}
-    kept = {name: crashed.parameters.get(name) for name in _KEPT}
+    kept = {name: crashed.parameters[name] for name in _KEPT if name in crashed.parameters}
     return {"resume": str(run_id), "sink": str(sink), **kept}
 
 
@@ -304,6 +316,7 @@ class _Caller:
     """Who called a flow in this process: is shown its progress and learns how it ended."""
 
     listener: Listener
+    ask: Ask | None
     error: Exception | None = None
     signal: signal.Signals | None = None
 
@@ -311,8 +324,17 @@ class _Caller:
 _caller: ContextVar[_Caller | None] = ContextVar("_caller", default=None)
 
 
-def run_here(pipeline: str, options: Options, run_id: str, listener: Listener) -> None:
+def run_here(
+    pipeline: str, options: Options, run_id: str, listener: Listener, ask: Ask | None = None
+) -> None:
     """Run process-corpus in this process, as a flow run of the configured Prefect server.
+
+    Args:
+        pipeline: By name or file.
+        options: What is given with it.
+        run_id: Of the run.
+        listener: Is shown the progress.
+        ask: Asks whoever looks on to agree; None where nobody does, and what needs it waits.
 
     Raises:
         ConfigError: As run_job.
@@ -321,7 +343,7 @@ def run_here(pipeline: str, options: Options, run_id: str, listener: Listener) -
         PrerequisiteError: The Prefect server does not answer.
         KeyboardInterrupt: The run was interrupted.
     """
-    caller = _Caller(listener)
+    caller = _Caller(listener, ask)
     token = _caller.set(caller)
     try:
         # The engine's map of HTTP errors serves for Prefect's client too: it uses the same one.
@@ -359,13 +381,23 @@ def run_here(pipeline: str, options: Options, run_id: str, listener: Listener) -
         signal.raise_signal(caller.signal)
 
 
-def _conduct(start: Callable[[], Job], secret_blocks: Sequence[str] | None) -> State[str]:
-    """Run the job that `start` makes, and return the state that says how it ended."""
+def _conduct(
+    start: Callable[[], Job], secret_blocks: Sequence[str] | None, approval_hours: float
+) -> State[str]:
+    """Run the job that `start` makes, and return the state that says how it ended.
+
+    A flow run that was suspended for a person goes on with its run instead.
+    """
     caller, job = _caller.get(), None
     try:
         _load_secrets(secret_blocks)
-        job = start()
-        return _state(_run(job, caller), job)
+        suspended = take_answer()
+        job = reopen(*suspended, "resume") if suspended else start()
+        manifest = _run(job, caller)
+        if manifest["verdict"] == "awaiting_approval" and approval_hours:
+            report = report_address(manifest)
+            suspend(job.run_id, job.sink, hours=approval_hours, report=report)
+        return _state(manifest, job)
     except (ConfigError, ConnectorError, EngineError) as exc:
         if caller is not None:
             caller.error = exc
@@ -392,7 +424,13 @@ def _run(job: Job, caller: _Caller | None) -> Mapping[str, Any]:
         progress.listen(caller.listener)
     try:
         dispatch = as_tasks(job.pipeline.name)
-        manifest = run_job(job, dispatch=dispatch, progress=progress, notify=logger.info)
+        manifest = run_job(
+            job,
+            dispatch=dispatch,
+            progress=progress,
+            notify=logger.info,
+            ask=caller.ask if caller else None,
+        )
     finally:
         page.close()
     page.conclude(manifest)

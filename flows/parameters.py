@@ -31,6 +31,7 @@ BudgetUsd = Annotated[float | None, Field(gt=0, examples=[5.0])]
 BudgetTokens = Annotated[int | None, Field(gt=0, examples=[1_000_000])]
 BudgetGpuSeconds = Annotated[float | None, Field(gt=0, examples=[3600.0])]
 FailureLimit = Annotated[float | None, Field(ge=0, le=1, examples=[0.05])]
+ApprovalHours = Annotated[float, Field(ge=0, examples=[8.0])]
 Settings = Annotated[list[str] | None, Field(examples=[["chunk.max_tokens=500"]])]
 SecretBlocks = Annotated[
     list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]] | None,

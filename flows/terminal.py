@@ -11,13 +11,24 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from flows.report.took import Took, took
-from flows.report.words import batch_story, cached_share, counted, mode_story, route_story
+from flows.report.words import (
+    approval_story,
+    batch_story,
+    cached_share,
+    counted,
+    failure_words,
+    mode_story,
+    outcome_words,
+    route_story,
+    waits,
+)
 from flows.run.progress import Snapshot
 
 NON_TERMINAL_INTERVAL_S = 10.0
 """Seconds between lines where the output is no terminal and cannot redraw a bar."""
 
 _MOST_BATCHES = 5
+_MOST_APPROVALS = 5
 _OPTIONS = {f"budget.{name.replace('-', '_')}": name for name in ("usd", "tokens", "gpu-seconds")}
 """Limits of a run that have an option of their own."""
 
@@ -123,7 +134,7 @@ def print_summary(manifest: Mapping[str, Any]) -> None:
     for name in ("stage", "inputs", "outcomes"):
         table.add_column(name, justify="right" if name == "inputs" else "left")
     for name, stage in manifest["stages"].items():
-        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in stage["outcomes"].items())
+        outcomes = ", ".join(f"{count} {word}" for word, count in outcome_words(stage).items())
         table.add_row(name, f"{stage['inputs']:,}", outcomes)
     console.print(table)
     _print_took(console, took(manifest))
@@ -177,10 +188,13 @@ def summary_lines(manifest: Mapping[str, Any]) -> dict[str, str]:
     # Manifests of before there were batches have none.
     for batch in manifest.get("batches", ())[:_MOST_BATCHES]:
         lines[f"batch {batch['batch_id'] or 'not begun'}"] = batch_story(batch)
+    for number, asked in enumerate(manifest.get("approvals", ())[:_MOST_APPROVALS]):
+        lines[f"approval {number + 1}"] = approval_story(asked)
     lines |= route_story(manifest)
     for number, failure in enumerate(manifest["failures"][:3]):
-        text = f"{failure['count']} {failure['outcome']} ({failure['error_class']}) in stage"
-        lines[f"failure {number + 1}"] = f"{text} {failure['stage']}, such as {failure['example']}"
+        text = f"{failure['count']} {failure_words(failure)} in stage {failure['stage']}"
+        name = "waiting" if waits(failure) else "failure"
+        lines[f"{name} {number + 1}"] = f"{text}, such as {failure['example']}"
     if manifest["rejected"]:
         where = "\"status = 'rejected'\""
         lines["rejected"] = f"headrace records {run_id} documents --where {where}"

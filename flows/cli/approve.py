@@ -1,4 +1,4 @@
-"""`headrace approve`: what agents want to do and a person has to agree to."""
+"""`headrace approve`: the stages and calls of agents that a person has to agree to."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 def approve(
     run: RunArgument = None,
     ids: Annotated[
-        list[str] | None, typer.Option("--id", help="Only these calls; all that wait if left out.")
+        list[str] | None,
+        typer.Option("--id", help="Only these stages and calls; all that wait if left out."),
     ] = None,
     yes: Annotated[
         bool | None, typer.Option("--yes/--no", help="Agree, or refuse; asks each if left out.")
     ] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Told to the agent.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", help="Kept with the decision; an agent is told it.")
+    ] = "",
     sink: RunSinkOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decide on the calls of a run that wait for a person, then go on with `headrace run --resume`.
+    """Decide on stages and calls of a run that wait for a person, then go on with `headrace run --resume`.
 
     Examples:
       headrace approve 4f2a
@@ -38,9 +41,10 @@ def approve(
 
       headrace approve 4f2a --json
     """
+    from flows.report.words import report_place
     from flows.run.approvals import decide, questions
     from flows.run.registry import open_sink
-    from flows.run.resume import locate
+    from flows.run.resume import locate, manifest_path
 
     with exit_codes():
         run_id, place = locate(run, sink)
@@ -50,32 +54,27 @@ def approve(
             for question, decision in questions(lake, run_id)
             if decision is None and (not ids or question.approval_id in ids)
         ]
-        ask = ask_person()
+        report = report_place(lake.find_json(manifest_path(run_id)))
+        console, ask = Console(), ask_person()
+        if waiting and report and not as_json:
+            console.print(f"report so far: {report}", markup=False, soft_wrap=True)
         for question in waiting if yes is not None or not as_json else ():
             is_approved, why = (yes, reason) if yes is not None else ask(question)
             decide(lake, run_id, question, is_approved=is_approved, reason=why)
         if as_json:
             print_json({
                 "run_id": run_id,
-                "calls": [
+                "report": report,
+                "questions": [
                     {**asdict(question), "decision": asdict(decision) if decision else None}
                     for question, decision in questions(lake, run_id)
                 ],
             })
             return
-        console = Console()
         if not waiting:
             console.print("nothing waits for approval")
         else:
             console.print(f"go on: headrace run --resume {run_id}", soft_wrap=True)
-
-
-def shown_arguments(arguments: str) -> str:
-    """Return arguments as a person can trust what is seen: what a terminal would obey or hide is written out."""
-    return "".join(
-        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
-        for char in arguments
-    )
 
 
 def ask_person() -> Ask:
@@ -83,12 +82,23 @@ def ask_person() -> Ask:
     console = Console(stderr=True)
 
     def ask(question: Question) -> tuple[bool, str]:
-        console.print(
-            f"\nStage [bold]{escape(question.stage)}[/] wants to call [bold]{escape(question.tool)}[/]"
-            f" ({question.approval_id}):\n{escape(shown_arguments(question.arguments))}"
-        )
+        console.print(f"\n{_told(question)}", soft_wrap=True)
         if Confirm.ask("Agree?", console=console, default=False):
             return True, ""
-        return False, Prompt.ask("Why not (told to the agent)", console=console, default="")
+        return False, Prompt.ask("Why not (kept with the run)", console=console, default="")
 
     return ask
+
+
+def _told(question: Question) -> str:
+    """Return what is asked, as markup."""
+    from flows.report.words import shown_arguments, waiting_words
+
+    stage, call_id = f"[bold]{escape(question.stage)}[/]", question.approval_id
+    if question.tool is not None:
+        tool = f"[bold]{escape(question.tool)}[/]"
+        arguments = escape(shown_arguments(question.arguments))
+        return f"Stage {stage} wants to call {tool} ({call_id}):\n{arguments}"
+    lines = [f"Stage {stage} waits for you ({call_id}): {waiting_words(question.waiting)}"]
+    lines += [f"it builds on {escape(place)}" for place in question.builds_on]
+    return "\n".join(lines)

@@ -38,7 +38,9 @@ from flows.cli.app import (
 )
 
 if TYPE_CHECKING:
+    from flows.run.approvals import Ask
     from flows.run.job import Job, Options
+    from flows.terminal import ProgressBar
 
 Manifest = Mapping[str, Any]
 
@@ -286,15 +288,20 @@ def _how_to_resume(run_id: str) -> Callable[[], str]:
 
 
 def _in_process(job: Job, *, as_json: bool) -> Manifest:
-    from flows.cli.approve import ask_person
     from flows.run.core import run_job
     from flows.run.progress import Progress
     from flows.terminal import ProgressBar
 
     with ProgressBar(stderr(), enabled=not as_json) as bar:
-        # Somebody who looks on is asked at once; else what needs a decision waits for it.
-        ask = bar.asking(ask_person()) if sys.stdin.isatty() and not as_json else None
+        ask = _asking(bar, as_json=as_json)
         return run_job(job, progress=Progress(bar.show), notify=bar.note, ask=ask)
+
+
+def _asking(bar: ProgressBar, *, as_json: bool) -> Ask | None:
+    """Return what asks somebody who looks on; None where nobody does, and what needs a decision waits."""
+    from flows.cli.approve import ask_person
+
+    return bar.asking(ask_person()) if sys.stdin.isatty() and not as_json else None
 
 
 def _reports_to_prefect(*, wanted: bool) -> bool:
@@ -355,7 +362,8 @@ def _in_prefect(job: Job, pipeline: str, options: Options, *, as_json: bool) -> 
         bar.note(f"reporting to the Prefect server, see {url}/runs")
         from flows.corpus import run_here
 
-        run_here(str(find_pipeline(pipeline).resolve()), options, job.run_id, bar.show)
+        path, ask = str(find_pipeline(pipeline).resolve()), _asking(bar, as_json=as_json)
+        run_here(path, options, job.run_id, bar.show, ask)
     manifest = job.open_lake().find_json(manifest_path(job.run_id))
     if manifest is None:
         raise ConfigError(f"run {job.run_id} left no manifest; its flow run says why")

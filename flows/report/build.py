@@ -25,10 +25,13 @@ from flows.report.sources import backing, top_field
 from flows.report.templates import TemplateFailed
 from flows.report.took import SPAN_COLUMNS, took
 from flows.report.words import (
+    approval_story,
     batch_story,
     claim_verdict,
     counted,
     mode_story,
+    outcome_word,
+    outcome_words,
     route_story,
     unit_name,
 )
@@ -39,6 +42,7 @@ from flows.run.resume import load_job, manifest_path
 Row = Mapping[str, Any]
 
 _MAX_BATCHES = 20
+_MAX_APPROVALS = 20
 
 
 def write_report(room: Room, manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -129,7 +133,7 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
         ),
         took=took(manifest, {name: _quantiles(told) for name, told in seconds.items()}),
         planned_cached_ratio=_planned_ratio(manifest),
-        notes=(*pipeline.report.notes, *_batch_notes(manifest)),
+        notes=(*pipeline.report.notes, *_approval_notes(manifest), *_batch_notes(manifest)),
         previews=pictures.jpegs,
         versions={name: str(value) for name, value in manifest["versions"].items()},
         corpus=corpus,
@@ -140,6 +144,12 @@ def gather(room: Room, manifest: Mapping[str, Any]) -> ReportData:
         routes=route_story(manifest),
         throughput=throughput(manifest, documents.num_pages),
     )
+
+
+def _approval_notes(manifest: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on each decision of a person, and on what waits for one."""
+    asked = manifest.get("approvals", ())
+    return [f"Approval, {approval_story(one)}." for one in asked[:_MAX_APPROVALS]]
 
 
 def _batch_notes(manifest: Mapping[str, Any]) -> list[str]:
@@ -220,7 +230,7 @@ def _stage(stage: StageConfig, told: Mapping[str, Any], seconds: Sequence[float]
         over=stage.over,
         mode="computed" if computed else str(told.get("mode", stage.mode)),
         modes=mode_story(told) if "modes_observed" in told and not computed else {},
-        outcomes=told.get("outcomes", {}),
+        outcomes=outcome_words(told),
         prompt_tokens=told.get("prompt_tokens") or 0,
         cached_tokens=told.get("cached_tokens"),
         completion_tokens=told.get("completion_tokens") or 0,
@@ -291,7 +301,7 @@ def _answer(
         stage=stage.name,
         over=stage.over,
         unit=units.get(str(row["unit"]), str(row["unit"])),
-        outcome=str(row["outcome"]),
+        outcome=outcome_word(row["outcome"], row["error_class"]),
         error=row["error"],
         saw=str(row["saw"]),
         fields=tuple(

@@ -22,7 +22,7 @@ from flows.report.data import (
 )
 from flows.report.evidence import Context, Pictures, Row
 from flows.report.sources import Backing, backing, leaves
-from flows.report.words import shown
+from flows.report.words import outcome_word, shown
 from flows.run.bench import Room
 from flows.run.graph import stage_shard
 
@@ -185,7 +185,7 @@ def _gathered(row: Row, references: References) -> GatheredAnswer:
     unit = str(row["unit"])
     return GatheredAnswer(
         label=label.get(unit, unit.removeprefix("group-")),
-        outcome=str(row["outcome"]),
+        outcome=outcome_word(row["outcome"], row["error_class"]),
         error=row["error"],
         findings=tuple(
             _finding(name, value, found, references)
@@ -249,7 +249,10 @@ def _table(
     bad = frame.filter(pl.col("outcome") != "succeeded")
     good = frame.filter(pl.col("outcome") == "succeeded")
     rows = good.head(MAX_TABLE_ROWS).to_dicts()
-    problem = f"{bad['outcome'][0]}: {bad['error'][0] or bad['error_class'][0]}" if len(bad) else ""
+    problem = ""
+    if len(bad):
+        outcome, error_class, error = bad.select("outcome", "error_class", "error").row(0)
+        problem = f"{outcome_word(outcome, error_class)}: {error or error_class}"
     return ComputedTable(
         stage=stage.name,
         columns=columns,

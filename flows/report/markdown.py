@@ -7,6 +7,7 @@ from typing import Any
 from config.pipeline import ReportTemplate
 from flows.report.data import ReportData, StageSummary
 from flows.report.templates import render
+from flows.report.words import skip_word
 
 
 def render_markdown(data: ReportData, own: ReportTemplate | None = None) -> str:
@@ -26,7 +27,7 @@ def _stage(stage: StageSummary) -> dict[str, Any]:
         "outcomes": ", ".join(f"{count} {name}" for name, count in stage.outcomes.items()),
         "modes": _modes(stage),
         "claims": ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in stage.claims.items()),
-        "skipped": ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in stage.skipped.items()),
+        "skipped": ", ".join(f"{n:,} {skip_word(why)}" for why, n in stage.skipped.items()),
     }
 
 

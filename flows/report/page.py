@@ -112,7 +112,7 @@ def _stage(data: ReportData, index: int) -> dict[str, Any]:
         "stage": stage,
         "outcomes": _counts(stage.outcomes),
         "claims": _claims(stage.claims),
-        "skipped": ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in stage.skipped.items()),
+        "skipped": ", ".join(f"{n:,} {words.skip_word(why)}" for why, n in stage.skipped.items()),
         "outcome_bar": Markup(charts.outcome_bar(stage.outcomes)),
         "token_bar": Markup(
             charts.token_bar(stage.cached_tokens, stage.prompt_tokens, stage.completion_tokens)

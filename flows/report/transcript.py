@@ -38,6 +38,8 @@ class Ended:
     """How the request ended, as its record says."""
 
     outcome: str = "no record yet"
+    word: str = "no record yet"
+    """The outcome as a reader is told it."""
     error: str | None = None
     question: str = ""
     """The stage's."""

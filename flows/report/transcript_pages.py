@@ -13,13 +13,14 @@ import polars as pl
 from config.errors import ConfigError
 from connectors.sinks.lake import Lake
 from flows.report.transcript import Ended, render_page
+from flows.report.words import outcome_word
 from flows.run.commits import PARTIAL
 from flows.run.job import Job
 from flows.run.record_tables import find_record_tables
 from flows.run.resume import load_job, manifest_path
 from flows.run.transcripts import Figures, figures, list_figures, read_transcripts
 
-_COLUMNS = ("request_key", "outcome", "error")
+_COLUMNS = ("request_key", "outcome", "error_class", "error")
 _ODD_IN_NAME = re.compile(r"[^0-9A-Za-z_-]")
 
 
@@ -104,7 +105,10 @@ def _ends(job: Job, lake: Lake, stage: str, request: str) -> dict[str, Ended]:
     for table in _tables(tables.get(stage)):
         for row in _records(lake, table, request):
             found[row["request_key"]] = Ended(
-                outcome=row["outcome"], error=row["error"], question=_question(job, stage)
+                outcome=row["outcome"],
+                word=outcome_word(row["outcome"], row["error_class"]),
+                error=row["error"],
+                question=_question(job, stage),
             )
     return found
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connectors.document import Span, clock
+
+if TYPE_CHECKING:
+    from flows.run.approvals import Waiting
 
 _VERDICTS = {
     "complete": "Complete",
@@ -70,6 +74,53 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+_WAITING = {
+    "awaiting_approval": "waiting for approval",
+    "awaiting_batch": "waiting for a batch",
+}
+"""What is `over_budget` by its outcome, and waits for something else, by error class."""
+
+_SKIPPED = {
+    "upstream_over_budget": "waiting for an earlier stage",
+    "refused": "refused by a person",
+}
+
+
+def outcome_word(outcome: str, error_class: str | None) -> str:
+    """Return how a request ended, in a reader's words: what waits for a person or a batch is not over budget."""
+    return _WAITING.get(error_class or "", outcome) if outcome == "over_budget" else outcome
+
+
+def outcome_words(stage: Mapping[str, Any]) -> dict[str, int]:
+    """Return the records of a stage's entry in the manifest by `outcome_word`."""
+    # Manifests of before there were words for it do not tell what records wait for.
+    waiting: Mapping[str, int] = stage.get("waiting") or {}
+    found: Counter[str] = Counter()
+    for outcome, count in stage.get("outcomes", {}).items():
+        if outcome != "over_budget" or not waiting:
+            found[outcome] += count
+            continue
+        for error_class, number in waiting.items():
+            found[outcome_word(outcome, error_class)] += number
+    return dict(found)
+
+
+def failure_words(failure: Mapping[str, Any]) -> str:
+    """Return how requests of a manifest's failure ended: by outcome and class, or what they wait for."""
+    outcome, error_class = failure["outcome"], failure["error_class"]
+    return outcome_word(outcome, error_class) if waits(failure) else f"{outcome} ({error_class})"
+
+
+def waits(failure: Mapping[str, Any]) -> bool:
+    """Tell whether requests of a manifest's failure wait for a person or a batch, and not for a budget."""
+    return failure["outcome"] == "over_budget" and failure["error_class"] in _WAITING
+
+
+def skip_word(error_class: str) -> str:
+    """Return why something was not asked, in a reader's words."""
+    return _SKIPPED.get(error_class, error_class.replace("_", " "))
+
+
 def batch_story(batch: Mapping[str, Any]) -> str:
     """Return how far one of the host's batches is that a run waits for."""
     since = f" since {batch['since']}" if batch["since"] else ""
@@ -78,6 +129,40 @@ def batch_story(batch: Mapping[str, Any]) -> str:
         f"{batch['status']}{since}, {batch['answered']:,} of {counted(batch['lines'], 'request')} of"
         f" stage {batch['stage']} answered{expires}"
     )
+
+
+def waiting_words(waiting: Waiting | None) -> str:
+    """Return what a stage is about to ask, in words."""
+    if waiting is None:
+        return "its requests are still being counted"
+    about = f" about {counted(waiting.documents, 'document')}" if waiting.documents else ""
+    tokens = f"{waiting.prompt_tokens:,} prompt tokens, answers up to {waiting.max_output_tokens:,}"
+    price = "" if waiting.max_usd is None else f", at most {waiting.max_usd:.4f} USD"
+    return f"{counted(waiting.requests, 'request')}{about}, {tokens}{price}"
+
+
+def shown_arguments(arguments: str) -> str:
+    """Return arguments as a person can trust what is seen: what a terminal would obey or hide is written out."""
+    return "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in arguments
+    )
+
+
+def approval_story(one: Mapping[str, Any]) -> str:
+    """Return one line on what a person was asked to agree to, and what was decided."""
+    what = f"stage {one['stage']}"
+    if one["tool"] is not None:
+        what += f", {counted(one['count'], 'call')} of {one['tool']}"
+    if one["decision"] == "waiting":
+        return f"{what}: waiting since {one['last_at']}"
+    reason = f": {one['reason']}" if one["reason"] else ""
+    return f"{what}: {one['decision']} by {one['by']} at {one['last_at']}{reason}"
+
+
+def report_place(manifest: Mapping[str, Any] | None) -> str | None:
+    """Return where a run's report lies; None where it has none yet."""
+    return str(manifest["report"]["html"]) if manifest else None
 
 
 def batch_words(batches: Sequence[Mapping[str, Any]]) -> str:

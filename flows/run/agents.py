@@ -114,7 +114,7 @@ class ShardAgents:
             stage = inquiry.stage
             # One that its server does not offer is left out, as the log has said.
             names = [name for name in stage.tools if "__" not in name or name in self._others]
-            found = Tools(names, scope, others=self._others, approval=stage.approval)
+            found = Tools(names, scope, others=self._others, approval=stage.approve_calls)
             self._boxes[inquiry.stage.name, path] = found
         return found
 

@@ -1,7 +1,8 @@
-"""Calls that wait until a person has agreed to them: asked and decided by way of the sink.
+"""What waits until a person has agreed to it, calls of agents and stages: asked and decided by way of the sink.
 
 The question lies at `runs/<run>/approvals/<id>.json`, the decision is put beside it; both outlast every process,
 so whoever decides need not be where the run is. Decisions are part of the run: an audit finds who agreed to what.
+The first decision stands. (flows.run.stage_approval holds back stages)
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import asyncio
 import getpass
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from connectors.sinks.lake import Lake
 from engine.modes.mode import AwaitingApproval
@@ -21,23 +24,45 @@ from engine.request import Request, content_key
 from engine.steps import AskedCall, Decided
 from engine.tool import ToolSpec
 
-_ID_CHARS = 10
+ID_CHARS = 10
 _NUM_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What a stage is about to ask, as far as it is known."""
+
+    requests: int
+    documents: int
+    """0 where they are about answers from many documents."""
+    prompt_tokens: int
+    """Of an agent those of its first turn."""
+    max_output_tokens: int
+    """Thinking included; of an agent those of one turn."""
+    max_usd: float | None
+    """Price of the tokens without any cache; None where the profile has no prices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A call that somebody has to decide on."""
+    """A call, or a stage, that somebody has to decide on."""
 
     approval_id: str
     stage: str
-    request_key: str
-    call_id: str
-    tool: str
+    tool: str | None
+    """What is to be called; None where it is about the stage itself."""
     description: str
-    arguments: str
-    """As the model wrote them."""
+    """The tool's; of a stage its prompt."""
     asked_at: str
+    request_key: str = ""
+    """Of a call: whose it is."""
+    call_id: str = ""
+    arguments: str = ""
+    """Of a call: as the model wrote them."""
+    waiting: Waiting | None = None
+    """Of a stage; None until its first requests have been counted."""
+    builds_on: tuple[str, ...] = ()
+    """Of a stage: globs of the records that it needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +109,8 @@ class SinkApproval:
         return await loop.run_in_executor(self._threads, self._decide, question)
 
     def _decide(self, question: Question) -> Decided:
-        path = f"{folder(self._run_id)}/{question.approval_id}"
-        self._lake.claim(f"{path}.json", asdict(question))
-        found = self._lake.find_json(f"{path}.decision.json")
+        self._lake.claim(question_path(self._run_id, question.approval_id), asdict(question))
+        found = find_decision(self._lake, self._run_id, question.approval_id)
         if found is None and self._ask is not None:
             with self._asking:
                 is_approved, reason = self._ask(question)
@@ -99,9 +123,9 @@ class SinkApproval:
             )
         return Decided(
             call_id=question.call_id,
-            is_approved=found["is_approved"],
-            by=found["by"],
-            reason=found["reason"],
+            is_approved=found.is_approved,
+            by=found.by,
+            reason=found.reason,
         )
 
 
@@ -110,45 +134,105 @@ def folder(run_id: str) -> str:
     return f"runs/{run_id}/approvals"
 
 
+def question_path(run_id: str, approval_id: str) -> str:
+    """Return where a question lies."""
+    return f"{folder(run_id)}/{approval_id}.json"
+
+
+def _decision_path(run_id: str, approval_id: str) -> str:
+    return f"{folder(run_id)}/{approval_id}.decision.json"
+
+
 def _question(request: Request, call: AskedCall, spec: ToolSpec, written_at: float) -> Question:
     asked = request.request_key, call.call_id, call.name, call.arguments, written_at
-    key = content_key("approval", *asked)
     return Question(
-        approval_id=key[:_ID_CHARS],
+        approval_id=content_key("approval", *asked)[:ID_CHARS],
         stage=request.stage,
         request_key=request.request_key,
         call_id=call.call_id,
         tool=call.name,
         description=spec.description,
         arguments=call.arguments,
-        asked_at=_now(),
+        asked_at=now(),
     )
 
 
+def question_from_json(value: dict[str, Any]) -> Question:
+    """Return the question that `asdict` wrote."""
+    waiting = Waiting(**value["waiting"]) if value["waiting"] else None
+    return Question(**{**value, "waiting": waiting, "builds_on": tuple(value["builds_on"])})
+
+
 def questions(lake: Lake, run_id: str) -> Iterator[tuple[Question, Decision | None]]:
-    """Yield all calls of a run that a person was asked about, oldest first, with what was decided."""
+    """Yield all that a person was asked about in a run, oldest first, with what was decided."""
     paths = {item.path for item in lake.storage.list(folder(run_id))}
     found = []
     for path in sorted(paths):
         if path.endswith(".decision.json"):
             continue
-        question = Question(**json.loads(lake.storage.get(path)))
-        decided = f"{path.removesuffix('.json')}.decision.json"
+        question = question_from_json(json.loads(lake.storage.get(path)))
+        decided = _decision_path(run_id, question.approval_id)
         decision = Decision(**json.loads(lake.storage.get(decided))) if decided in paths else None
         found.append((question, decision))
     yield from sorted(found, key=lambda pair: pair[0].asked_at)
 
 
+def find_decision(lake: Lake, run_id: str, approval_id: str) -> Decision | None:
+    """Return what was decided; None where nobody has yet."""
+    found = lake.find_json(_decision_path(run_id, approval_id))
+    return None if found is None else Decision(**found)
+
+
 def decide(
-    lake: Lake, run_id: str, question: Question, *, is_approved: bool, reason: str
-) -> dict[str, object]:
-    """Put a decision into the sink, and return the one that stands: the first."""
+    lake: Lake,
+    run_id: str,
+    question: Question,
+    *,
+    is_approved: bool,
+    reason: str,
+    by: str | None = None,
+) -> Decision:
+    """Put a decision into the sink, and return the one that stands: the first.
+
+    Args:
+        lake: The run's sink.
+        run_id: The run.
+        question: What was asked.
+        is_approved: Whether somebody agrees.
+        reason: Why, in their words.
+        by: Who; None for the user of this process.
+    """
     decision = Decision(
-        is_approved=is_approved, by=getpass.getuser(), reason=reason, decided_at=_now()
+        is_approved=is_approved, by=by or getpass.getuser(), reason=reason, decided_at=now()
     )
-    path = f"{folder(run_id)}/{question.approval_id}.decision.json"
-    return dict(lake.claim(path, asdict(decision)))
+    held = lake.claim(_decision_path(run_id, question.approval_id), asdict(decision))
+    return Decision(**held)
 
 
-def _now() -> str:
+def summary(found: Sequence[tuple[Question, Decision | None]]) -> list[dict[str, Any]]:
+    """Return what was asked and decided, equal decisions on calls of one tool in one entry, oldest first."""
+    times: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for question, decision in found:
+        verdict = "waiting"
+        if decision is not None:
+            verdict = "approved" if decision.is_approved else "refused"
+        said = (decision.by, decision.reason) if decision else (None, None)
+        key = (question.stage, question.tool, verdict, *said)
+        times[key].append(decision.decided_at if decision else question.asked_at)
+    return [
+        {
+            "stage": stage,
+            "tool": tool,
+            "decision": verdict,
+            "by": by,
+            "reason": reason,
+            "count": len(at),
+            "last_at": max(at),
+        }
+        for (stage, tool, verdict, by, reason), at in times.items()
+    ]
+
+
+def now() -> str:
+    """Return the time as questions and decisions have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -278,7 +278,7 @@ class Asker:
             None,
             unit=unit.name,
             error_class=UPSTREAM_OVER_BUDGET,
-            error="not all answers it needs are there yet: over budget, or in a batch",
+            error="not all answers it needs are there yet: over budget, in a batch, or waiting for approval",
         )
         return replace(inquiry, num_inputs=num_inputs, num_answered=0)
 
@@ -477,7 +477,7 @@ def _missing(upstream: Mapping[str, Answered]) -> tuple[str, str] | None:
     missing = [name for name, answered in upstream.items() if answered.output is None]
     unpaid = [name for name in missing if upstream[name].result.error_class in UNPAID]
     if unpaid:
-        why = f"stage {unpaid[0]!r} has no answer yet: over budget, or in a batch"
+        why = f"stage {unpaid[0]!r} has no answer yet: over budget, in a batch, or waiting for approval"
         return UPSTREAM_OVER_BUDGET, why
     return ("upstream_unanswered", f"stage {missing[0]!r} has no answer") if missing else None
 

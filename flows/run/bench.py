@@ -46,6 +46,7 @@ from flows.run.routes import Passage, Routes, routes_of
 from flows.run.served import Served, as_sent, serve
 from flows.run.shift import Shift
 from flows.run.slices import Slices
+from flows.run.stage_approval import StageApproval
 from flows.run.vectors import Vectors, open_vectors, rule_of, vectors_engine
 
 NUM_READERS = 2
@@ -142,6 +143,8 @@ class Bench(ServedRoom):
     copies: Copies
     approval: SinkApproval
     """Decides on calls of agents that need a person's approval."""
+    stage_approval: StageApproval
+    """Decides on stages that need it."""
     desk: Desk | None
     """Sends the stages with `batch_api` to the host; None where there are none."""
     cache: AnswerCache | None
@@ -310,7 +313,7 @@ def open_bench(
         progress: Counters that the shards add to.
         spent: What earlier attempts of the run have taken from its budget, by stage.
         at_once: Shards that may be asked about at the same time.
-        ask: Asks a person whether an agent may make a call; None where nobody is there.
+        ask: Asks a person whether a stage or a call may go out; None where nobody is there.
         notify: Called with a line whenever something slow begins, such as the engine's start.
 
     Raises:
@@ -385,6 +388,13 @@ def open_bench(
             flights=Flights(),
             copies=Copies(room.lake),
             approval=SinkApproval(room.lake, job.run_id, ask),
+            stage_approval=StageApproval(
+                room.lake,
+                job.run_id,
+                ask,
+                record_tables=record_tables,
+                prices=served[0].route.endpoint.profile.prices,
+            ),
             cache=cache if served[0].is_shared else None,
             desk=desk,
             vectors=vectors,

@@ -31,6 +31,7 @@ from flows.run.plan import ShardPlan
 from flows.run.resume import marker_path
 from flows.run.rows import Answered, record_row, usage_row
 from flows.run.transcripts import transcripts_of, write_transcripts
+from flows.run.units import REFUSED
 
 if TYPE_CHECKING:
     from flows.run.reading import ReadDocument
@@ -54,6 +55,8 @@ class Done:
     documents: Sequence[Document] = ()
     transcripts: Sequence[Mapping[str, Any]] = ()
     """Rows of what agents did."""
+    is_refused: bool = False
+    """Whether a person has refused some of it, so that the next run asks again."""
 
 
 def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport:
@@ -89,6 +92,7 @@ def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport
             work_key=bench.work_key,
             documents=[read.document for read in documents],
             transcripts=transcripts_of(ends.all(), shard.ledger.steps.by_request()),
+            is_refused=any(end.result.error_class == REFUSED for end in ends.all()),
         ),
     )
     bench.copies.add(name, (read.document.document_key for read in documents))
@@ -226,7 +230,8 @@ def _put_commit(shard: Shard, done: Done, parts: Mapping[str, PartInfo]) -> None
         signature=commits.signature(document.source for document in done.documents),
         document_keys=tuple(document.document_key for document in done.documents),
         outcomes=dict(done.outcomes),
-        again=any(document.error_class in READ_AGAIN for document in done.documents),
+        again=done.is_refused
+        or any(document.error_class in READ_AGAIN for document in done.documents),
         parts={**kept, **parts},
     )
     path, data = commits.commit_path(shard.plan.shard), commits.as_bytes(commit)

@@ -42,7 +42,7 @@ class Commit:
     outcomes: Mapping[str, int]
     """Records by outcome, all stages together."""
     again: bool
-    """Whether some of its documents may be read with better luck."""
+    """Whether some of its documents may be read with better luck, or a person has refused a stage."""
     parts: Mapping[str, PartInfo]
     """By path in the sink."""
 

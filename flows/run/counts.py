@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from engine.batch import AWAITING_BATCH, Amount
 from engine.profile import Prices
-from engine.request import Result
+from engine.request import Outcome, Result
 from flows.run.rows import Answered
+from flows.run.units import AWAITED
 
 
 class CountMismatch(RuntimeError):
@@ -81,6 +82,10 @@ class StageCount:
     """Claims by verdict."""
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Skipped units by error class."""
+    waiting: Mapping[str, int] = field(default_factory=dict)
+    """Units that are `over_budget` by error class: what each waits for."""
+    held: Mapping[str, int] = field(default_factory=dict)
+    """What is held back until a person agrees: `requests`, `documents`, `prompt_tokens`, `max_output_tokens`."""
     failures: tuple[Failure, ...] = ()
 
 
@@ -120,14 +125,17 @@ class ShardReport:
     def is_to_go_on(self) -> bool:
         """Tell whether some of its requests are asked for again when the run goes on."""
         return any(stage.outcomes.get("over_budget") for stage in self.stages.values()) or (
-            self.awaits_batch
+            self._has_failures(AWAITED)
         )
 
     @property
     def awaits_batch(self) -> bool:
         """Tell whether some of its requests wait for a batch of the host."""
+        return self._has_failures({AWAITING_BATCH})
+
+    def _has_failures(self, classes: Set[str]) -> bool:
         return any(
-            failure.error_class == AWAITING_BATCH
+            failure.error_class in classes
             for stage in self.stages.values()
             for failure in stage.failures
         )
@@ -224,11 +232,32 @@ def count_stage(
         num_from_cache=len(bill.cached),
         num_parts=len(parts),
         claims=dict(Counter(claim.verdict for answered in answers for claim in answered.claims)),
-        skipped=dict(
-            Counter(a.result.error_class or "" for a in answers if a.result.outcome == "skipped")
-        ),
+        skipped=_classes(answers, "skipped"),
+        waiting=_classes(answers, "over_budget"),
+        held=_held(every),
         failures=_failures(_failure_of(a) for a in every if a.result.outcome in UNANSWERED),
     )
+
+
+def _classes(answers: Sequence[Answered], outcome: Outcome) -> dict[str, int]:
+    """Return the answers with an outcome by their error class."""
+    return dict(Counter(a.result.error_class or "" for a in answers if a.result.outcome == outcome))
+
+
+def _held(every: Sequence[Answered]) -> dict[str, int]:
+    """Return what is held back; nothing where that is nothing."""
+    held = [end.inquiry for end in every if end.inquiry.held]
+    requests = [request for inquiry in held for request in inquiry.held]
+    if not requests:
+        return {}
+    return {
+        "requests": len(requests),
+        "documents": len({one.document.source.path for one in held if one.document}),
+        "prompt_tokens": sum(request.prompt_tokens for request in requests),
+        "max_output_tokens": sum(
+            request.max_output_tokens + request.max_reasoning_tokens for request in requests
+        ),
+    }
 
 
 def route_label(route: str, result: Result) -> str:
@@ -342,6 +371,8 @@ def _add_stage(counts: Sequence[StageCount]) -> StageCount:
         num_parts=sum(count.num_parts for count in counts),
         claims=_add([count.claims for count in counts]),
         skipped=_add([count.skipped for count in counts]),
+        waiting=_add([count.waiting for count in counts]),
+        held=_add([count.held for count in counts]),
         failures=_failures(failure for count in counts for failure in count.failures),
     )
 

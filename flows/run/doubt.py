@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.pipeline import EscalateConfig, StageConfig
-from engine.batch import AWAITING_BATCH
 from engine.request import Result
+from flows.run.units import AWAITED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +29,11 @@ def settle(stage: StageConfig, results: Sequence[Result]) -> Settled:
     """Return what the samples of one question come to.
 
     The first of the largest group of equal answers counts; samples without an answer agree with
-    nobody. As long as one waits for a batch, so does the question.
+    nobody. As long as one waits for a batch or a person, so does the question.
     """
     if len(results) == 1:
         return Settled(result=results[0], results=results)
-    waiting = [result for result in results if result.error_class == AWAITING_BATCH]
+    waiting = [result for result in results if result.error_class in AWAITED]
     if waiting:
         return Settled(result=waiting[0], results=results, agreement=0.0)
     groups: dict[str, list[Result]] = {}
@@ -83,7 +83,7 @@ def decide(settled: Settled, again: Result, reason: str) -> Settled:
     Its answer does, where there is one; else the first answer stands, if there was one. As long as it
     waits for a batch, so does the question.
     """
-    waits = again.error_class == AWAITING_BATCH
+    waits = again.error_class in AWAITED
     keeps = again.outcome != "succeeded" and settled.result.outcome == "succeeded" and not waits
     return Settled(
         result=settled.result if keeps else again,

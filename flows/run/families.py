@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from engine.batch import AWAITING_BATCH
 from engine.batch import run as run_batch
 from engine.request import Request, Result, content_key
 from flows.run.agents import ShardAgents
@@ -34,6 +33,8 @@ from flows.run.held import fetch_images
 from flows.run.leaders import Sent
 from flows.run.ledger import load_answers
 from flows.run.rows import Answered, Inquiry, close
+from flows.run.stage_approval import hold
+from flows.run.units import AWAITED
 
 if TYPE_CHECKING:
     from flows.run.shard import Shard
@@ -99,13 +100,33 @@ class Scheduler:
 
     async def ask(self, inquiry: Inquiry, family: int) -> Answered:
         """Return the end of an inquiry, without what is asked where it is doubtful."""
+        if inquiry.stage.approval and inquiry.requests:
+            inquiry = await self._agreed(inquiry)
         if not inquiry.requests:
-            return close(inquiry, None)
+            return self._unsent(inquiry)
         asked = (self._result(inquiry, request, family) for request in inquiry.requests)
         results = await asyncio.gather(*asked)
         if inquiry.stage.tools:
             inquiry = await asyncio.to_thread(self._agents.with_cited, inquiry, results)
         return close(inquiry, settle(inquiry.stage, results))
+
+    async def _agreed(self, inquiry: Inquiry) -> Inquiry:
+        """Return the inquiry as it is asked, without requests where nobody has agreed to its stage."""
+        shard, keys = self._shard, [request.request_key for request in inquiry.requests]
+        if all(shard.ledger.find(key, fresh=inquiry.is_fresh) for key in keys):
+            # Nothing goes out.
+            return inquiry
+        decision = await shard.bench.stage_approval.look(inquiry.stage)
+        if decision is not None and decision.is_approved:
+            return inquiry
+        return hold(inquiry, decision, shard.bench.job.run_id)
+
+    def _unsent(self, inquiry: Inquiry) -> Answered:
+        end, progress = close(inquiry, None), self._shard.bench.progress
+        progress.add(requests=len(inquiry.held))
+        for _ in inquiry.held:
+            progress.add_repeated(end.result)
+        return end
 
     def wait_for_earlier(self, family: int) -> None:
         """Let later families begin, while this one waits for what an earlier one asks."""
@@ -329,9 +350,9 @@ class Scheduler:
 def _doubts(ends: Sequence[Answered]) -> dict[int, str]:
     """Return which ends are asked again and why; no more than their stages allow.
 
-    Which of a stage's are most in doubt is known when none of its answers waits for a batch any more.
+    Which of a stage's are most in doubt is known when none of its answers waits for a batch or a person any more.
     """
-    waiting = {end.inquiry.stage.name for end in ends if end.result.error_class == AWAITING_BATCH}
+    waiting = {end.inquiry.stage.name for end in ends if end.result.error_class in AWAITED}
     asked = Counter(end.inquiry.stage.name for end in ends if end.inquiry.requests)
     doubts: dict[int, str] = {}
     taken: Counter[str] = Counter()

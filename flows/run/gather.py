@@ -40,7 +40,7 @@ from flows.run.rows import Answered, given_of_row, record_row
 from flows.run.shard import open_shard, send_batches, until_cancelled
 from flows.run.spool import Group, Spool
 from flows.run.transcripts import transcripts_of
-from flows.run.units import CORPUS, UNPAID, Reply, Subject, inputs_of, upstream_of
+from flows.run.units import CORPUS, REFUSED, UNPAID, Reply, Subject, inputs_of, upstream_of
 
 if TYPE_CHECKING:
     from flows.run.bench import Bench
@@ -77,6 +77,7 @@ def to_gather(bench: Bench, stages: Iterable[StageConfig]) -> list[ShardPlan]:
             commit is not None
             and name not in in_work
             and commit.work_key == _work_key(bench, stage)
+            and not commit.again
             and not again & commit.outcomes.keys()
         )
         if not is_current:
@@ -221,6 +222,7 @@ class _Ends:
             ),
             usage=usage_rows(every, shard.ledger),
             transcripts=transcripts_of(every, shard.ledger.steps.by_request()),
+            is_refused=any(end.result.error_class == REFUSED for end in every),
             results={"": [result for end in every for result in end.results]},
             outcomes=Counter(end.result.outcome for end in every),
             work_key=work_key,
@@ -229,8 +231,12 @@ class _Ends:
 
 def _slim(end: Answered) -> Answered:
     """Return the end without the material that was sent."""
-    requests = tuple(replace(one, material="", schema={}) for one in end.inquiry.requests)
-    return replace(end, inquiry=replace(end.inquiry, requests=requests, again=None, lines=()))
+    requests, held = (
+        tuple(replace(one, material="", schema={}) for one in every)
+        for every in (end.inquiry.requests, end.inquiry.held)
+    )
+    inquiry = replace(end.inquiry, requests=requests, held=held, again=None, lines=())
+    return replace(end, inquiry=inquiry)
 
 
 def _fill(spool: Spool, shard: Shard, stage: StageConfig) -> int:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from engine.batch import AWAITING_BATCH, Amount
+from flows.run.approvals import questions, summary
 from flows.run.bench import Bench
 from flows.run.counts import ShardReport, StageCount, failures
 from flows.run.plan import Planner, Retry
@@ -106,6 +107,7 @@ def manifest(
                 "parts": stage.num_parts,
                 "claims": dict(stage.claims),
                 "skipped": dict(stage.skipped),
+                "waiting": dict(stage.waiting),
                 **_mode(bench, name),
                 "modes_observed": dict(stage.modes),
                 "mode_notes": dict(stage.mode_notes),
@@ -117,6 +119,7 @@ def manifest(
             for name, stage in stages.items()
         },
         "batches": bench.desk.waiting() if bench.desk else [],
+        "approvals": _approvals(bench),
         "failures": [
             {"stage": name, **asdict(failure)}
             for name, stage in total.stages.items()
@@ -153,6 +156,14 @@ def _amount(bench: Bench, amount: Amount) -> dict[str, Any]:
         "usd": round(amount.usd, 6) if profile.prices else None,
         "gpu_seconds": round(amount.gpu_seconds, 3) if timed else None,
     }
+
+
+def _approvals(bench: Bench) -> list[dict[str, Any]]:
+    """Return what a person was asked to agree to in this run, and who decided what."""
+    stages = bench.job.pipeline.stages
+    if not any(stage.approval or stage.approve_calls for stage in stages):
+        return []
+    return summary([*questions(bench.lake, bench.job.run_id)])
 
 
 def _mode(bench: Bench, name: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.request import Result
+from flows.report.words import outcome_word
 
 MIN_RESULTS = 8
 """Results from which the time left is estimated; the first ones wait for the first documents."""
@@ -31,7 +32,7 @@ class Snapshot:
     """None where no endpoint has told it."""
     completion_tokens: int
     outcomes: Mapping[str, int]
-    """Results by outcome."""
+    """Results by outcome, what waits for a person or a batch apart: see flows.report.words.outcome_word."""
     num_expected: int
     """Requests to expect of the documents read so far."""
     cost_usd: float | None
@@ -131,7 +132,7 @@ class Progress:  # noqa: PLR0904 - all that is counted of a run
         self.count(
             _Tally(
                 counts=Counter(counts),
-                outcomes=Counter([result.outcome]),
+                outcomes=Counter([outcome_word(result.outcome, result.error_class)]),
                 cost_usd=result.cost_usd,
                 gpu_seconds=result.gpu_seconds,
                 cached_tokens=usage.cached_tokens,
@@ -140,7 +141,8 @@ class Progress:  # noqa: PLR0904 - all that is counted of a run
 
     def add_repeated(self, result: Result) -> None:
         """Count the result of a question that has been asked already; it took no tokens."""
-        self.count(_Tally(counts=Counter(_ended(result)), outcomes=Counter([result.outcome])))
+        word = outcome_word(result.outcome, result.error_class)
+        self.count(_Tally(counts=Counter(_ended(result)), outcomes=Counter([word])))
 
     def count(self, more: _Tally, sign: int = 1) -> None:
         """Add what was counted; `sign` -1: take it back."""

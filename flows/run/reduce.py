@@ -13,11 +13,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from engine.batch import AWAITING_BATCH
 from flows.run.lines import lines_of, relabelled
 from flows.run.rows import Answered, Inquiry, close
 from flows.run.tree import cut, marks_of
-from flows.run.units import Input, Subject
+from flows.run.units import AWAITED, Input, Subject
 
 if TYPE_CHECKING:
     from flows.run.shard import Shard
@@ -150,7 +149,7 @@ def _take(ended: _Level, node: _Node, end: Answered, part: Callable[[int, Answer
         if len(ended.inputs) == 1:
             part(node.number, ended.first)
         part(node.number, end)
-    ended.waits |= end.result.error_class == AWAITING_BATCH
+    ended.waits |= end.result.error_class in AWAITED
     inquiry, given = end.inquiry, end.given
     assert inquiry.num_inputs is not None
     ended.marks.append(node.mark)

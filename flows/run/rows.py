@@ -34,6 +34,8 @@ class Inquiry:
     """What is asked about, unique in the document, or in the stage where there is none."""
     requests: tuple[Request, ...] = ()
     """One per sample; none where nothing is asked: `unasked` says why."""
+    held: tuple[Request, ...] = ()
+    """Those that go out once a person has agreed to the stage."""
     again: Request | None = None
     """What is asked where the answer is doubtful; None where the stage does not escalate."""
     lines: Sequence[Line] = ()

@@ -22,9 +22,15 @@ UPSTREAM_OVER_BUDGET = "upstream_over_budget"
 """Error class of what needs an answer that the budget did not cover: a run with more will ask it."""
 
 AWAITING_APPROVAL = "awaiting_approval"
-"""Error class of a request whose agent waits for a person's decision."""
+"""Error class of a request that waits for a person's decision, on its stage or on a call of its agent."""
 
-UNPAID = frozenset({"budget_reached", UPSTREAM_OVER_BUDGET, AWAITING_APPROVAL, AWAITING_BATCH})
+REFUSED = "refused"
+"""Error class of what a person has refused to let go out; the next run asks again."""
+
+AWAITED = frozenset({AWAITING_APPROVAL, AWAITING_BATCH})
+"""Error classes of what is answered by and by, whatever the budget is."""
+
+UNPAID = frozenset({"budget_reached", UPSTREAM_OVER_BUDGET, *AWAITED})
 """Error classes of what is missing only until there is a larger budget, a decision, or a batch's end."""
 
 DOCUMENT, CORPUS = "document", "corpus"

@@ -242,7 +242,7 @@ def lake(corpus):
     return Lake(str(corpus / "lake"))
 
 
-NEEDS_APPROVAL = REVIEW.replace("    prompt:", "    approval: [table_query]\n    prompt:")
+NEEDS_APPROVAL = REVIEW.replace("    prompt:", "    approve_calls: [table_query]\n    prompt:")
 
 
 def test_call_that_needs_approval_waits_for_it_beyond_the_end_of_the_run(corpus):
@@ -279,7 +279,7 @@ def test_approve_command_lists_what_waits_and_decides_it(corpus):
         first = run_job(job(corpus, server, NEEDS_APPROVAL))
         sink = str(corpus / "lake")
         result = CliRunner().invoke(app, ["approve", first["run_id"], "--sink", sink, "--json"])
-        (call,) = json.loads(result.stdout)["calls"]
+        (call,) = json.loads(result.stdout)["questions"]
         assert call["decision"] is None
         CliRunner().invoke(app, ["approve", first["run_id"], "--sink", sink, "--yes"])
         done = run_job(reopen(first["run_id"], None, "resume"))

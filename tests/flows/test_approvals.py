@@ -12,7 +12,7 @@ from engine.modes.mode import AwaitingApproval
 from engine.request import Request
 from engine.steps import AskedCall
 from engine.tool import ToolSpec
-from flows.cli.approve import shown_arguments
+from flows.report.words import shown_arguments
 from flows.run.approvals import SinkApproval, decide, questions
 
 REQUEST = Request(

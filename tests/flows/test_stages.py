@@ -14,7 +14,9 @@ import polars as pl
 import pytest
 
 from config.load import set_environment
+from connectors.sinks.lake import Lake
 from flows.run import in_order
+from flows.run.approvals import decide, questions
 from flows.run.bench import Bench
 from flows.run.core import run_job
 from flows.run.families import Scheduler
@@ -286,6 +288,25 @@ def test_shards_that_wait_for_each_other_go_on_when_the_cache_holds_one_chunk(
         assert Counter(engine.tasks())["facts"] == 8
     (row,) = rows(tmp_path, "all")
     assert row["num_answered"] == 16
+
+
+def test_parts_of_a_stage_wait_together_until_a_person_has_agreed(corpus, tmp_path):
+    held = PIPELINE.replace("name: all\n", "name: all\n    approval: required\n")
+    with Engine(max_model_len=SMALL) as engine:
+        first = run(tmp_path, engine, held)
+        assert "all" not in asked(engine)
+        assert first["verdict"] == "awaiting_approval"
+        assert [row["error_class"] for row in rows(tmp_path, "all")] == ["upstream_over_budget"]
+        lake = Lake(f"{tmp_path}/lake")
+        ((question, _),) = questions(lake, first["run_id"])
+        assert question.waiting is not None
+        num_parts = len(rows(tmp_path, "all", "partial"))
+        assert question.waiting.requests == num_parts > 2
+        decide(lake, first["run_id"], question, is_approved=True, reason="")
+        manifest = run_job(reopen(first["run_id"], None, "resume"))
+    assert manifest["verdict"] == "complete"
+    (answer,) = rows(tmp_path, "all")
+    assert answer["total"] == total_of(range(NUM_FILES))
 
 
 def test_nothing_is_asked_when_nothing_has_changed(corpus, tmp_path):
