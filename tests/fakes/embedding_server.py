@@ -119,7 +119,7 @@ class EmbeddingServer:
         texts = body["input"]
         fault = self.fault(number, texts)
         if fault == "hang":
-            await asyncio.sleep(3600)
+            await self._end.wait()
         if fault == "busy":
             return _error(429, "slow down", {"Retry-After": "0"})
         if fault == "error":
