@@ -120,6 +120,7 @@ class EmbeddingServer:
         fault = self.fault(number, texts)
         if fault == "hang":
             await self._end.wait()
+            return _error(503, "shutting down")
         if fault == "busy":
             return _error(429, "slow down", {"Retry-After": "0"})
         if fault == "error":
