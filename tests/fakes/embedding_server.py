@@ -120,10 +120,9 @@ class EmbeddingServer:
         fault = self.fault(number, texts)
         if fault == "hang":
             await self._end.wait()
-            return _error(503, "shutting down")
         if fault == "busy":
             return _error(429, "slow down", {"Retry-After": "0"})
-        if fault == "error":
+        if fault in {"error", "hang"}:
             return _error(500, "internal error")
         if fault == "refused":
             return _error(400, "the model does not support Embeddings API")
