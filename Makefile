@@ -72,6 +72,7 @@ bench: install ## measure against peers in one run, about half an hour; benchmar
 	@$(BIN)/python -m benchmarks.sheet_reading
 	@$(BIN)/python -m benchmarks.video_reading
 	@$(BIN)/python -m benchmarks.citation_check
+	@$(BIN)/python -m benchmarks.vector_search
 	@$(BIN)/python -m benchmarks.memory_growth
 	@$(BIN)/python -m benchmarks.corpus_answer
 	@$(BIN)/python -m benchmarks.one_group

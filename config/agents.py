@@ -11,6 +11,15 @@ from config.model import Model
 from engine.request import AgentLimits, DriftAction
 
 
+class SearchConfig(Model):
+    """How the tool `search` finds passages."""
+
+    vectors: str | None = None
+    """Engine that makes vectors of passages and queries, so that what means the same is found in other words too:
+    a URL that serves `/v1/embeddings`, or a profile with `embeddings`. It sees what agents may search. Vectors are
+    kept in the sink and paid for once. None: words only."""
+
+
 class LimitsConfig(Model):
     """Limits of one request; what it has found by then is its answer, and the record says why it stopped."""
 

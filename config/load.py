@@ -298,6 +298,10 @@ def _resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
         data["cache"] = resolve_folder(data["cache"], folder)
     if isinstance(data.get("engine"), str):
         data["engine"] = resolve_engine(data["engine"], folder, f"{where}: engine")
+    search = data.get("search")
+    if isinstance(search, dict) and isinstance(search.get("vectors"), str):
+        where_vectors = f"{where}: search.vectors"
+        search["vectors"] = resolve_engine(search["vectors"], folder, where_vectors)
     _resolve_engines(data, "fallback", folder, f"{where}: fallback")
     policy = data.get("policy")
     if isinstance(policy, dict):

@@ -14,7 +14,7 @@ import jinja2
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from config.agents import LimitsConfig
+from config.agents import LimitsConfig, SearchConfig
 from config.batch_api import BatchApiConfig
 from config.graph import Problem, problems
 from config.model import Model
@@ -427,6 +427,7 @@ class PipelineConfig(Model):
     reader: ReaderConfig = Field(default_factory=ReaderConfig)
     chunk: ChunkConfig = Field(default_factory=ChunkConfig)
     rows: RowsConfig = Field(default_factory=RowsConfig)
+    search: SearchConfig = Field(default_factory=SearchConfig)
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     documents_per_shard: int = Field(default=16, ge=1)

@@ -51,6 +51,8 @@ class Passage:
     text: str
     about: str
     """Words that are not in the lines themselves: path and heading."""
+    heading: str = ""
+    """That which its lines stand under, or the names of a table's columns; empty: none."""
     across: str = ""
     """Its last line and the one behind it, since a quoted phrase may run over the end."""
 
@@ -95,12 +97,17 @@ def passages_of(document: int, path: str, lines: Iterable[Segment]) -> Iterator[
     for number, line in enumerate(lines, start=1):
         if line.kind == "heading" or run.is_full:
             behind = "" if line.kind == "heading" else line.text
-            yield from run.passage(document, f"{path} {heading}", behind)
+            yield from run.passage(document, path, heading, behind)
             run = _Run()
         if line.kind == "heading":
             heading = line.text[:_HEADING_CHARS]
         run.add(number, line.text)
-    yield from run.passage(document, f"{path} {heading}")
+    yield from run.passage(document, path, heading)
+
+
+def has_quotes(query: str) -> bool:
+    """Tell whether a query has words in quotes, which must stand in a passage word by word."""
+    return any(phrase.strip() for phrase in _QUOTED.findall(query))
 
 
 class _Run:
@@ -120,14 +127,17 @@ class _Run:
         self._chars += len(text)
         self._texts.append(text)
 
-    def passage(self, document: int, about: str, behind: str = "") -> Iterator[Passage]:
+    def passage(
+        self, document: int, path: str, heading: str, behind: str = ""
+    ) -> Iterator[Passage]:
         if self._texts:
             yield Passage(
                 document=document,
                 first=self._first,
                 last=self._last,
                 text="\n".join(self._texts),
-                about=about,
+                about=f"{path} {heading}",
+                heading=heading,
                 across=f"{self._texts[-1]}\n{behind}" if behind else "",
             )
 

@@ -1,4 +1,4 @@
-"""One call to `/chat/completions`: streamed, watched, and read into a Reply.
+"""One call to `/chat/completions`, streamed, watched, and read into a Reply; or one to `/embeddings`.
 
 The only place that speaks to a model. A call that goes wrong raises one of our errors, by status and
 kind of failure; whether and when it is sent again is engine.batch's to decide.
@@ -10,7 +10,7 @@ import asyncio
 import io
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace, TracebackType
 from typing import Any, Protocol, Self
@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 import aiohttp
 import orjson
 
+from engine.embeddings import Vectors, read_vectors
 from engine.errors import EngineMisconfigured, EngineUnavailable
 from engine.load import Load, read_load
 from engine.reply import ABORTED, Assembly, Reply
@@ -103,17 +104,58 @@ class Client:
                 'later'.
             EngineMisconfigured: The endpoint refuses all requests of this kind.
             RequestRejected: The endpoint refuses this request.
-            status_error: One of these, by the status.
         """
-        assert self._http is not None, "entered before use"
         streamed = bool(body.get("stream"))
         wait = patience or Patience.of(prompt_tokens, body["max_tokens"], streamed=streamed)
         started = time.monotonic()
+        async with self._posted("chat/completions", body, wait.first_s, watch) as (answer, clock):
+            if answer.content_type != "text/event-stream":
+                return self._whole(await answer.read())
+            reader = _Reader(self._base_url, self._api_key, wait, started)
+            return await reader.read(answer.content, clock)
+
+    async def embed(
+        self, body: Mapping[str, Any], *, prompt_tokens: int, watch: Watch | None = None
+    ) -> Vectors:
+        """Return the vectors of the texts in `body["input"]`.
+
+        Args:
+            body: The request's JSON.
+            prompt_tokens: Tokens of all texts, about; the time-out grows with them.
+            watch: Is told how far the call has come.
+
+        Raises:
+            EngineUnavailable: No answer, a broken one or one for other texts, or a status that says
+                'later'.
+            EngineMisconfigured: The endpoint refuses all requests of this kind.
+            RequestRejected: The endpoint refuses this request.
+        """
+        wait = Patience.of(prompt_tokens, 0, streamed=False)
+        async with self._posted("embeddings", body, wait.first_s, watch) as (answer, _):
+            data = await answer.read()
+        try:
+            return read_vectors(orjson.loads(data), len(body["input"]))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as exc:
+            raise EngineUnavailable(
+                f"{self._base_url} answered 200 to /embeddings, but not with the vectors of the"
+                f" {len(body['input'])} texts that were sent: {exc or type(exc).__name__}"
+            ) from exc
+
+    @asynccontextmanager
+    async def _posted(
+        self, path: str, body: Mapping[str, Any], first_s: float, watch: Watch | None
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, asyncio.Timeout]]:
+        """Send a body and yield the answer, a good one, while it is read.
+
+        Raises:
+            status_error: What belongs to another status.
+        """
+        assert self._http is not None, "entered before use"
         with _map_errors(self._base_url):
             async with (
-                asyncio.timeout(wait.first_s) as clock,
+                asyncio.timeout(first_s) as clock,
                 self._http.post(
-                    f"{self._base_url}/chat/completions",
+                    f"{self._base_url}/{path}",
                     data=_payload(body),
                     headers=_JSON,
                     trace_request_ctx=watch,
@@ -129,10 +171,7 @@ class Client:
                         retry_after=answer.headers.get("Retry-After"),
                         secret=self._api_key,
                     )
-                if answer.content_type != "text/event-stream":
-                    return self._whole(await answer.read())
-                reader = _Reader(self._base_url, self._api_key, wait, started)
-                return await reader.read(answer.content, clock)
+                yield answer, clock
 
     async def load(self) -> Load | None:
         """Return what the server says of its load; None where it does not answer, or is no vLLM."""

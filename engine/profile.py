@@ -64,6 +64,17 @@ class Capabilities(_Model):
     (0.32)."""
 
 
+class EmbeddingRule(_Model):
+    """How the host's `/embeddings` is asked for vectors of texts, for `search.vectors` of a pipeline."""
+
+    texts_per_call: int = Field(default=32, ge=1, le=2048)
+    """Most texts of one call. Hugging Face's TEI takes 32 unless told otherwise, OpenAI 2,048."""
+    passage_prefix: str = ""
+    """Put in front of each passage, where the model was trained so: `"passage: "` for E5."""
+    query_prefix: str = ""
+    """Put in front of each query: `"query: "` for E5, an instruction for Qwen3-Embedding."""
+
+
 class ImageRule(_Model):
     """How many tokens an image takes."""
 
@@ -216,6 +227,9 @@ class Profile(_Model):
     capabilities: Capabilities = Field(default_factory=Capabilities)
     image_rule: ImageRule = Field(default_factory=ImageRule)
     """How many tokens an image takes, where the model takes images."""
+    embeddings: EmbeddingRule | None = None
+    """How vectors of texts are asked for; None: the host gives none. `context_tokens` is then the longest text,
+    and a longer one is cut there. A host for nothing else has `modes: {}`."""
     tokenizer: TokenizerSource = Field(default_factory=TokenizerSource)
     """Where exact token counts come from; without any of it they are estimated, with a margin."""
     refuses: tuple[str, ...] = ()
@@ -307,7 +321,7 @@ def _without_secret(url: str) -> str:
 def profile_for_url(url: str) -> Profile:
     """Return the profile of a plain OpenAI-compatible endpoint, of which only the address is known.
 
-    Structured output is asked for, as vLLM, SGLang and llama.cpp offer it; temperature 0 makes
+    Structured output and vectors are asked for, as vLLM, SGLang and llama.cpp offer them; temperature 0 makes
     answers repeatable as far as the host allows. Thinking is by prompt: how a model of its own
     switches is not known.
     """
@@ -322,6 +336,7 @@ def profile_for_url(url: str) -> Profile:
         api_key_env="OPENAI_API_KEY",
         capabilities=Capabilities(structured_output=True),
         tokenizer=TokenizerSource(tokenize=True),
+        embeddings=EmbeddingRule(),
         modes={
             "instant": ModeSettings(sampling=greedy),
             "thinking": ModeSettings(sampling=greedy, by="prompt"),

@@ -114,6 +114,19 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """Texts have been made into vectors for a tool, which keeps them itself."""
+
+    kind: ClassVar[str] = "embedded"
+    num_texts: int
+    usage: Usage
+    cost_usd: float | None = None
+    gpu_seconds: float | None = None
+    engine: str
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
     """A person has decided on a call."""
 
@@ -125,12 +138,13 @@ class Decided:
     at: float = field(default_factory=time.time)
 
 
-Paid = Turned | Compacted | Answered
+Paid = Turned | Compacted | Answered | Embedded
 """Events that a call to the model was paid for."""
-Event = Turned | Begun | Returned | Compacted | Nudged | Answered | Decided
+Event = Turned | Begun | Returned | Compacted | Nudged | Answered | Embedded | Decided
 
 _KINDS: Mapping[str, type[Any]] = {
-    event.kind: event for event in (Turned, Begun, Returned, Compacted, Nudged, Answered, Decided)
+    event.kind: event
+    for event in (Turned, Begun, Returned, Compacted, Nudged, Answered, Embedded, Decided)
 }
 
 

@@ -28,6 +28,8 @@ class ToolSpec:
     unknown after a kill; the model is told that it may have happened."""
     keeps_own_time: bool = False
     """Whether it may take as long as it takes, since it has limits of its own."""
+    is_own_agent: bool = False
+    """Whether a sub-agent is behind it and no foreign code: what it cannot handle, nobody here can."""
     needs_approval: bool = False
     """Whether a person has to agree before each call."""
 
@@ -69,6 +71,19 @@ class Aside(Protocol):
 
         Raises:
             ToolError: The model has no images, or gave no answer.
+            EngineError: The call could not be made; passes through the tool.
+        """
+
+    async def embed(
+        self, texts: Sequence[str], *, are_queries: bool = False
+    ) -> Sequence[Sequence[float]]:
+        """Return the vectors of some texts, in their order; paid for each time, so the tool keeps them.
+
+        Args:
+            texts: As many as one call may have; what of one is too long for the model is cut off its end.
+            are_queries: Whether they are looked for, and not looked in.
+
+        Raises:
             EngineError: The call could not be made; passes through the tool.
         """
 

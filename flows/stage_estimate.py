@@ -19,6 +19,7 @@ from flows.row_estimate import RowTokens
 from flows.run.ask import Asker
 from flows.run.labels import bind_labels
 from flows.run.prepare import PreparedStage
+from flows.run.vectors import vectors_of
 
 QUOTED_TOKENS = 40
 """Tokens that one answer adds to a later stage's prompt: a quoted line with its label, about."""
@@ -33,6 +34,10 @@ _COMPUTED = f"one row per {ANSWERS_PER_GROUP} records"
 _BY_BATCH = (
     "sent through the host's batch API at its price: answers come within {window}, at no pace that is known,"
     " and whether its cache lowers the price there is not known either"
+)
+_VECTORS = (
+    "vectors are not counted: about {tokens:,.0f} tokens for the engine that makes them where an agent searches"
+    " all of it, once for the sink"
 )
 _ALL_PASS = "`when` holds for all"
 
@@ -117,6 +122,8 @@ def estimate_stages(
         )
         if stage.over == "rows" and material.num_rows:
             found[-1]["assumed"].append(_row_order(pipeline.rows.order, material.row_tokens))
+        if vectors_of(pipeline, stage) is not None:
+            found[-1]["assumed"].append(_VECTORS.format(tokens=material.chunk_tokens))
     return found
 
 

@@ -235,3 +235,14 @@ def _word_tokenizer(folder: Path) -> Path:
     tokenizer.train_from_iterator([words, "[L1] | :"], WordLevelTrainer(special_tokens=["[UNK]"]))
     tokenizer.save(str(folder / "words.json"))
     return folder / "words.json"
+
+
+def test_vector_search_finds_the_nearest_when_run_in_small():
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.vector_search", "--passages=2000", "--dims=64"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    arms = json.loads(result.stdout.splitlines()[-1])["arms"]
+    assert [arm["arm"] for arm in arms] == ["200 passages", "2,000 passages"]
+    assert all(arm["same_of_ten"] >= 0.95 for arm in arms)

@@ -1,4 +1,4 @@
-"""Full-text search over the documents of a request."""
+"""Search over the documents of a request: by words, and by meaning where the pipeline has `search.vectors`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from weakref import WeakValueDictionary
 from pydantic import Field
 
 from connectors.document import Segment
-from connectors.index import Hit, Index, Passage, TantivyIndex, passages_of
+from connectors.index import Hit, Index, Passage, TantivyIndex, has_quotes, passages_of
 from engine.tool import Aside, ToolAnswer, ToolSpec
 from tools.corpus import Corpus
 from tools.labels import find_documents, shown_line, shown_place
+from tools.meaning import DEPTH, Found, Meanings, fused
 from tools.tool import Arguments, Scope, spec_of
 
 _MOST_LINE_CHARS = 700
@@ -39,15 +40,28 @@ class SearchArguments(Arguments):
     """Most passages."""
 
 
-class Search:
-    """Finds the passages that fit a query best, by BM25."""
-
-    spec: ToolSpec = spec_of(
+_BY_WORDS = spec_of(
+    "search",
+    "Finds passages in the documents by their words, best first, and gives their lines with labels"
+    " and places. Try other words, or fewer, where it finds nothing.",
+    SearchArguments,
+)
+_BY_BOTH = replace(
+    spec_of(
         "search",
-        "Finds passages in the documents by their words, best first, and gives their lines with labels"
-        " and places. Try other words, or fewer, where it finds nothing.",
+        "Finds passages in the documents by their words and by their meaning, best first, and gives their"
+        " lines with labels and places, and which of the two found them. Something is always near in"
+        " meaning: read whether it is what you look for. A query with words in double quotes is looked"
+        " for by words only.",
         SearchArguments,
-    )
+    ),
+    # Vectors of a large corpus take minutes the first time; each call for them has a time-out of its own.
+    keeps_own_time=True,
+)
+
+
+class Search:
+    """Finds the passages that fit a query best: by BM25, and with vectors by those as well."""
 
     def __init__(self, scope: Scope, *, open_index: Callable[[Path], Index] = TantivyIndex) -> None:
         """Make the tool; documents are read when it is first called.
@@ -60,35 +74,63 @@ class Search:
         self._scratch = scope.scratch
         self._open_index = open_index
         self._index: Index | None = None
+        self._meanings: Meanings | None = None
+        if scope.vectors is not None:
+            self._meanings = Meanings(scope.vectors, lambda: _passages(self._corpus))
 
-    async def call(self, arguments: Mapping[str, Any], aside: Aside) -> ToolAnswer:  # noqa: ARG002
+    @property
+    def spec(self) -> ToolSpec:
+        """Return what the model is told of it."""
+        return _BY_WORDS if self._meanings is None else _BY_BOTH
+
+    async def call(self, arguments: Mapping[str, Any], aside: Aside) -> ToolAnswer:
         """Return the passages.
 
         Raises:
             ToolError: No document is called so.
         """
-        return await asyncio.to_thread(self._search, SearchArguments.of(arguments))
+        asked = SearchArguments.of(arguments)
+        among = await asyncio.to_thread(self._among, asked)
+        # What stands in quotes must stand in the passage: no vector can promise that.
+        is_near = self._meanings is not None and not has_quotes(asked.query)
+        depth = max(DEPTH, asked.limit) if is_near else asked.limit
+        by_words = await asyncio.to_thread(self._by_words, asked.query, depth, among)
+        if self._meanings is None or not is_near:
+            found = [Found(hit, "") for hit in by_words]
+        else:
+            by_meaning = await self._meanings.nearest(asked.query, aside, among=among)
+            found = fused(by_words, by_meaning, asked.limit)
+        return await asyncio.to_thread(self._answer, asked, found, among)
 
-    def _search(self, asked: SearchArguments) -> ToolAnswer:
-        among = None
-        if asked.document is not None and asked.document.strip():
-            labels = {entry.label for entry in find_documents(self._corpus, asked.document)}
-            entries = self._corpus.entries
-            among = {n for n, entry in enumerate(entries) if entry.label in labels}
+    def _among(self, asked: SearchArguments) -> set[int] | None:
+        """Return the numbers of the documents to look in; None for all."""
+        if asked.document is None or not asked.document.strip():
+            return None
+        labels = {entry.label for entry in find_documents(self._corpus, asked.document)}
+        return {n for n, entry in enumerate(self._corpus.entries) if entry.label in labels}
+
+    def _by_words(self, query: str, limit: int, among: set[int] | None) -> list[Hit]:
         if self._index is None:
             self._index = _opened(self._corpus, self._scratch, self._open_index)
-        hits = self._index.search(asked.query, limit=asked.limit, among=among)
-        if not hits:
+        return self._index.search(query, limit=limit, among=among)
+
+    def _answer(
+        self, asked: SearchArguments, found: Sequence[Found], among: set[int] | None
+    ) -> ToolAnswer:
+        if not found:
             return ToolAnswer(
                 text="Nothing found. Try other words, fewer words, or none in quotes."
                 + (" It was looked for in the named documents only." if among is not None else "")
             )
-        head = f"{len(hits)} passages, best first:" if len(hits) > 1 else "1 passage:"
+        head = f"{len(found)} passages, best first:" if len(found) > 1 else "1 passage:"
+        if self._meanings is not None and self._meanings.has_too_many:
+            head = f"{head.removesuffix(':')}, by words only, since the corpus is too large for vectors:"
         return ToolAnswer(
-            text="\n\n".join([head, *(self._shown(hit, asked.query) for hit in hits)])
+            text="\n\n".join([head, *(self._shown(one, asked.query) for one in found)])
         )
 
-    def _shown(self, hit: Hit, query: str) -> str:
+    def _shown(self, found: Found, query: str) -> str:
+        hit = found.hit
         entry = self._corpus.entries[hit.document]
         segments = self._corpus.lines(entry.label)[hit.first - 1 : hit.last]
         words = {_begin(word) for word in _WORD.findall(query)}
@@ -96,7 +138,8 @@ class Search:
             shown_line(f"{entry.label}L{number}", _around(segment, words))
             for number, segment in enumerate(segments, start=hit.first)
         ]
-        return "\n".join([shown_place(entry, [segment.span for segment in segments]), *lines])
+        place = shown_place(entry, [segment.span for segment in segments])
+        return "\n".join([f"{place}, found by {found.by}" if found.by else place, *lines])
 
 
 def _around(segment: Segment, words: set[str]) -> Segment:

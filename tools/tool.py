@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from connectors.vectors import VectorStore
 from engine.tool import Aside, ToolAnswer, ToolError, ToolSpec
 from tools.corpus import Corpus
 
@@ -42,6 +43,8 @@ class Scope:
     corpus: Corpus
     scratch: Path
     """A folder of their own for indexes and temporary files; gone after the run."""
+    vectors: VectorStore | None = None
+    """Where the vectors of passages are; None where nothing is searched by meaning."""
 
 
 class Tool(Protocol):

@@ -4,6 +4,7 @@ from engine.batch.amount import Amount
 from engine.batch.breaker import BreakerRule
 from engine.batch.budget import Budget, Caps, unknown_unit
 from engine.batch.call import RetryRule
+from engine.batch.embedding import Embedder, num_dims
 from engine.batch.hosted import AWAITING_BATCH, BatchDesk
 from engine.batch.ledger import WINDOW, Log
 from engine.batch.pace import Limits, Pace
@@ -18,12 +19,14 @@ __all__ = [
     "BreakerRule",
     "Budget",
     "Caps",
+    "Embedder",
     "Limits",
     "Line",
     "Log",
     "Pace",
     "RetryRule",
     "Route",
+    "num_dims",
     "route_to",
     "run",
     "unknown_unit",

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from engine.batch.amount import (
     Amount,
@@ -17,13 +17,16 @@ from engine.batch.amount import (
     cost_usd,
     gpu_seconds,
     usage_of,
+    usage_of_texts,
     worst_prompt_tokens,
     worst_usage,
+    worst_usage_of_texts,
 )
 from engine.batch.budget import Budget
 from engine.batch.pace import Place
 from engine.batch.route import Line
 from engine.client import Client
+from engine.embeddings import Vectors
 from engine.errors import BudgetReached, EngineUnavailable, RequestRejected
 from engine.reply import Reply
 from engine.request import Request, Usage, add_usage, as_later
@@ -123,6 +126,21 @@ class CircuitOpen(EngineUnavailable):
     """The endpoint is left alone for a while; nothing was sent."""
 
 
+_Answer = TypeVar("_Answer", Reply, Vectors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call(Generic[_Answer]):
+    """One call as it is sent again and again, until it is answered."""
+
+    send: Callable[[Place], Awaitable[_Answer]]
+    tokens: int
+    """Of prompt and answer, for the host's limits."""
+    request_key: str
+    priority: int
+    waits: bool
+
+
 class Caller:
     """Makes calls to one endpoint of a route."""
 
@@ -159,7 +177,19 @@ class Caller:
             reserved = await self.budget.reserve(request.stage, worst, profile)
         used = Amount()
         try:
-            reply = await self._retried(body, request, account, priority=priority, waits=waits)
+            tokens = _prompt_tokens(body, request, account)
+
+            async def send(place: Place) -> Reply:
+                return await self._client.complete(body, prompt_tokens=tokens, watch=place)
+
+            call = _Call(
+                send=send,
+                tokens=tokens + body["max_tokens"],
+                request_key=request.request_key,
+                priority=priority,
+                waits=waits,
+            )
+            reply = await self._retried(call, account)
             usage = usage_of(reply, body, worst)
             used = amount_of(usage, profile)
         finally:
@@ -169,26 +199,56 @@ class Caller:
         account.first_token_s, account.decoding_s = reply.first_token_s, reply.decoding_s
         return replace(reply, usage=usage, cost_usd=cost, gpu_seconds=time_s)
 
-    async def _retried(
-        self,
-        body: Mapping[str, Any],
-        request: Request,
-        account: Account,
-        *,
-        priority: int,
-        waits: bool,
-    ) -> Reply:
-        """Return the reply, after as many calls as the retry rule allows.
+    async def embed(self, body: Mapping[str, Any], request: Request, account: Account) -> Vectors:
+        """Return the vectors of the texts in `body["input"]`, their usage filled in.
+
+        It waits while the circuit is open.
+
+        Raises:
+            EngineUnavailable: It failed as often as the retry rule allows, or the circuit is open for good.
+            RequestRejected: The endpoint refuses it.
+            BudgetReached: The budget does not cover it.
+            EngineMisconfigured: A limit is in a unit of which the profile knows nothing.
+        """
+        profile = self.line.endpoint.profile
+        worst = worst_usage_of_texts(body["input"])
+        with account.queueing():
+            reserved = await self.budget.reserve(request.stage, worst, profile)
+        used = Amount()
+        try:
+
+            async def send(place: Place) -> Vectors:
+                return await self._client.embed(
+                    body, prompt_tokens=worst.prompt_tokens, watch=place
+                )
+
+            call = _Call(
+                send=send,
+                tokens=worst.prompt_tokens,
+                request_key=request.request_key,
+                priority=request.priority or 0,
+                waits=True,
+            )
+            found = await self._retried(call, account)
+            usage = usage_of_texts(found.usage, body["input"], worst)
+            used = amount_of(usage, profile)
+        finally:
+            self.budget.settle(reserved, used)
+        cost, time_s = cost_usd(usage, profile.prices), gpu_seconds(usage, profile)
+        account.add(usage, cost, time_s)
+        return replace(found, usage=usage, cost_usd=cost, gpu_seconds=time_s)
+
+    async def _retried(self, call: _Call[_Answer], account: Account) -> _Answer:
+        """Return the answer, after as many calls as the retry rule allows.
 
         Raises:
             EngineUnavailable: The last call failed as well.
             CircuitOpen: It is not to be called now.
             AssertionError: Never.
         """
-        tokens = _prompt_tokens(body, request, account)
         for attempt in range(1, self._retry.max_attempts + 1):
             try:
-                return await self._once(body, tokens, account, priority=priority, waits=waits)
+                return await self._once(call, account)
             except CircuitOpen:
                 raise
             except EngineUnavailable as exc:
@@ -199,7 +259,7 @@ class Caller:
                 delay_s = 0.0 if held else self._retry.delay_s(attempt, exc.retry_after_s)
                 logger.debug(
                     "request_id=%s attempt=%d: %s; again in %.1f s",
-                    request.request_key,
+                    call.request_key,
                     attempt,
                     exc,
                     delay_s,
@@ -207,26 +267,17 @@ class Caller:
                 await asyncio.sleep(delay_s)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _once(
-        self,
-        body: Mapping[str, Any],
-        prompt_tokens: int,
-        account: Account,
-        *,
-        priority: int,
-        waits: bool,
-    ) -> Reply:
-        """Return the reply of one call, sent when breaker and gate both let it.
+    async def _once(self, call: _Call[_Answer], account: Account) -> _Answer:
+        """Return the answer to one call, sent when breaker and gate both let it.
 
         Raises:
             BudgetReached: The budget's time is over by then.
         """
-        tokens = prompt_tokens + body["max_tokens"]
         while True:
             async with AsyncExitStack() as stack:
                 with account.queueing():
-                    await self._admitted(waits=waits)
-                    place = self.line.pace.place(tokens, priority)
+                    await self._admitted(waits=call.waits)
+                    place = self.line.pace.place(call.tokens, call.priority)
                     await stack.enter_async_context(place)
                 try:
                     self.budget.require_time()
@@ -236,14 +287,14 @@ class Caller:
                 # Asked again: the circuit may have opened while the call waited for its place.
                 if self.line.breaker.admit() == "go":
                     account.attempts += 1
-                    return await self._send(body, prompt_tokens, place)
+                    return await self._send(call, place)
                 place.withdraw()
 
-    async def _send(self, body: Mapping[str, Any], prompt_tokens: int, place: Place) -> Reply:
+    async def _send(self, call: _Call[_Answer], place: Place) -> _Answer:
         breaker = self.line.breaker
         told = False
         try:
-            reply = await self._client.complete(body, prompt_tokens=prompt_tokens, watch=place)
+            answer = await call.send(place)
         except EngineUnavailable as exc:
             told = True
             # 'Busy' is an answer: the endpoint is alive.
@@ -260,8 +311,8 @@ class Caller:
         else:
             told = True
             self._lives()
-            place.wait_s = reply.first_token_s
-            return reply
+            place.wait_s = answer.first_token_s
+            return answer
         finally:
             if not told:
                 breaker.withdrawn()

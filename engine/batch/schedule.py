@@ -17,10 +17,12 @@ from urllib.parse import urlsplit
 
 from engine.batch.budget import Budget
 from engine.batch.call import Account, Caller, CircuitOpen, RetryRule
+from engine.batch.embedding import Embedder, TextEmbedding
 from engine.batch.hosted import AWAITING_BATCH, AwaitingBatch, BatchDesk, HostedTurns
 from engine.batch.ledger import Log, on_record
 from engine.batch.route import Line, Route
 from engine.client import Client
+from engine.embeddings import Vectors
 from engine.endpoint import Endpoint
 from engine.errors import (
     BudgetAwaited,
@@ -54,6 +56,7 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
     log: Log | None = None,
     workshop: Workshop | None = None,
     desk: BatchDesk | None = None,
+    embedder: Embedder | None = None,
 ) -> AsyncGenerator[Result, None]:
     """Yield exactly one result per request, as they finish.
 
@@ -68,6 +71,7 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
         log: Has each request before its first call goes out, and each result before it is yielded.
         workshop: What agents work with; None where no request is for one.
         desk: Takes the requests that may go through the host's batch API; None: all are sent at once.
+        embedder: Gives the vectors that tools ask for; None where none does.
 
     Raises:
         EngineMisconfigured: The endpoint refuses every request of this kind.
@@ -85,7 +89,16 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
             Caller(line, client, retry, budget or Budget())
             for line, client in zip(route.lines, clients, strict=True)
         ]
-        sender = _Sender(route, callers, workshop or Workshop(), desk)
+        embedding = None
+        if embedder is not None:
+            line = embedder.line
+            client = Client(
+                line.endpoint.base_url, api_key=line.endpoint.api_key, max_connections=limit
+            )
+            await stack.enter_async_context(client)
+            caller = Caller(line, client, retry, budget or Budget())
+            embedding = TextEmbedding(embedder, caller)
+        sender = _Sender(route, callers, workshop or Workshop(), desk, embedding=embedding)
         feeder = asyncio.create_task(_feed(requests, sender, done, limit=limit, log=log))
         try:
             while (item := await done.get()) is not _END:
@@ -157,8 +170,11 @@ class _Sender:
         callers: Sequence[Caller],
         workshop: Workshop,
         desk: BatchDesk | None,
+        *,
+        embedding: TextEmbedding | None,
     ) -> None:
         self._route, self._callers, self._workshop, self._desk = route, callers, workshop, desk
+        self._embedding = embedding
         self._asides = Asides()
 
     async def result(self, request: Request, priority: int) -> Result:
@@ -310,6 +326,10 @@ class _Sender:
                 line.cannot_take(request) is None and line.breaker.look() == "go" for line in others
             )
 
+        async def embed(texts: Sequence[str], *, are_queries: bool) -> Vectors:
+            assert self._embedding is not None, "tools are made for what the run has"
+            return await self._embedding.vectors(texts, request, account, are_queries=are_queries)
+
         def aside(call_id: str) -> OneAside:
             return OneAside(
                 call_id=call_id,
@@ -318,6 +338,7 @@ class _Sender:
                 endpoint=caller.line.endpoint,
                 send=send,
                 steps=steps,
+                embed_texts=embed,
             )
 
         return Means(

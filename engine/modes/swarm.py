@@ -55,6 +55,7 @@ _ASSIGN = ToolSpec(
         "additionalProperties": False,
     },
     keeps_own_time=True,
+    is_own_agent=True,
 )
 SWARM_RULES = f"""\
 {RULES}

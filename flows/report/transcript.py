@@ -66,6 +66,7 @@ def render_page(run_id: str, rows: Sequence[Row], ended: Ended) -> str:
         "timeline": Markup(timeline(page.lanes(agents))),
         "agents": agents,
         "asides": page.asides(),
+        "vectors": page.vectors(),
     })
 
 
@@ -107,6 +108,10 @@ def _facts(rows: Sequence[Row]) -> dict[str, str]:
     return facts
 
 
+_ASIDE = frozenset({"answered", "embedded"})
+"""Kinds of rows that tell what tools asked models for: any of the agents may have led to one."""
+
+
 class _Page:
     """The rows of one request, put together as the page shows them."""
 
@@ -122,7 +127,7 @@ class _Page:
         """Return the request's own agent and its sub-agents."""
         by_agent: dict[str, list[Row]] = {}
         for row in self._rows:
-            if row["kind"] != "answered":
+            if row["kind"] not in _ASIDE:
                 by_agent.setdefault(row["agent"], []).append(row)
         tasks = {
             call_number(row["call_id"]): arguments_of(row["arguments"] or "")[0] or {}
@@ -138,6 +143,13 @@ class _Page:
             for row in self._rows
             if row["kind"] == "answered"
         ]
+
+    def vectors(self) -> str:
+        """Return what vectors took; empty where none were made."""
+        made = [row for row in self._rows if row["kind"] == "embedded"]
+        tokens = sum(row["prompt_tokens"] for row in made)
+        calls = "1 call" if len(made) == 1 else f"{len(made):,} calls"
+        return f"{calls} for vectors took {tokens:,} tokens." if made else ""
 
     def _agent(
         self, agent: str, rows: Sequence[Row], tasks: Mapping[str, Mapping[str, Any]]

@@ -105,7 +105,12 @@ class ShardAgents:
             scratch = self._shard.bench.scratch / self._shard.plan.shard / "tools"
             scratch /= content_key(inquiry.stage.name, path)[:16]
             scratch.mkdir(parents=True, exist_ok=True)
-            scope = Scope(corpus=self._corpus(inquiry), scratch=scratch)
+            vectors = self._shard.bench.vectors
+            scope = Scope(
+                corpus=self._corpus(inquiry),
+                scratch=scratch,
+                vectors=vectors.store if vectors else None,
+            )
             stage = inquiry.stage
             # One that its server does not offer is left out, as the log has said.
             names = [name for name in stage.tools if "__" not in name or name in self._others]

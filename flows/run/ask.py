@@ -23,7 +23,7 @@ from engine.wire import opening_text
 from flows.run.labels import Line
 from flows.run.lines import DocumentLines
 from flows.run.masked import Mask
-from flows.run.prepare import PreparedStage, Way, prepare
+from flows.run.prepare import PreparedStage, Way, prepare_all
 from flows.run.routes import RouteName
 from flows.run.rows import Answered, Inquiry
 from flows.run.units import UNPAID, UPSTREAM_OVER_BUDGET, WHEN, Input, Row, Subject, chunk_unit
@@ -85,11 +85,7 @@ class Asker:
         # Neighbours of many rows begin alike.
         self._weigh_beginning = lru_cache(maxsize=4096)(lambda t: endpoint.counter.weigh([t])[0])
         key = "" if route == "open" else f"{route}:{mask.key if mask else ''}"
-        self.stages = {
-            stage.name: prepare(stage, endpoint, self.instructions, route_key=key)
-            for stage in pipeline.stages
-            if stage.compute is None
-        }
+        self.stages = prepare_all(pipeline, endpoint, self.instructions, route_key=key)
         # By the question: a stage that shares it with a fresh one has the same answer.
         self._fresh = {
             prepared.way.fingerprint for prepared in self.stages.values() if prepared.config.fresh

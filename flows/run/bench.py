@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from connectors.document import SourceRef
 from connectors.reader_pool import ReaderPool
 from connectors.sinks.lake import Lake
 from connectors.storage import STATE_PREFIX, Source
-from engine.batch import Amount, Budget, Caps, Route, unknown_unit
+from engine.batch import Amount, Budget, Caps, Line, Route, unknown_unit
 from engine.batch_api.desk import Desk, Keeping
 from engine.endpoint import Endpoint, open_endpoint, plan_endpoint
 from engine.profile import Prices, Profile
@@ -47,6 +47,7 @@ from flows.run.served import Served, as_sent, serve
 from flows.run.shift import Shift
 from flows.run.slices import Slices
 from flows.run.stage_approval import StageApproval
+from flows.run.vectors import Vectors, open_vectors, rule_of, vectors_engine
 
 NUM_READERS = 2
 """Reader processes; one per core of the smallest machine this runs on."""
@@ -148,6 +149,8 @@ class Bench(ServedRoom):
     """Sends the stages with `batch_api` to the host; None where there are none."""
     cache: AnswerCache | None
     """Answers that other sinks share; None where the pipeline names no cache."""
+    vectors: Vectors | None
+    """What is searched by meaning with; None where nothing is."""
     family_numbers: Iterator[int] = field(default_factory=itertools.count)
     """Numbers of prefix families, in the order in which the shards begin them: the earlier goes first."""
     leaders: Leaders = field(default_factory=Leaders)
@@ -322,10 +325,14 @@ def open_bench(
     cache = open_cache(job)
     for passage in routes.passages:
         _check_engines(job, passage)
+    maker = _checked_maker(job)
     with ExitStack() as stack:
         room = stack.enter_context(open_room(job))
-        names = dict.fromkeys(engine for one in routes.passages for engine in one.engines)
-        opened = {name: stack.enter_context(open_engine(name, notify)) for name in names}
+        names = [engine for one in routes.passages for engine in one.engines]
+        names += [maker] if maker else []
+        opened = {
+            one: stack.enter_context(open_engine(one, notify)) for one in dict.fromkeys(names)
+        }
         budget = Budget(
             _caps(job.pipeline.budget),
             stages={stage.name: _caps(stage.budget) for stage in job.pipeline.stages},
@@ -334,10 +341,14 @@ def open_bench(
         )
         mask = open_mask(job.pipeline.policy, room.lake)
         served: list[Served] = []
+        lines: list[Line] = []
         for passage in routes.passages:
-            lines = [line for one in served for line in one.route.lines]
             endpoints = [opened[engine] for engine in passage.engines]
             served.append(serve(room, passage, endpoints, mask=mask, beside=lines, notify=notify))
+            lines += served[-1].route.lines
+        folder = room.scratch / "vectors"
+        vectors = open_vectors(opened[maker], room.lake, folder, beside=lines) if maker else None
+        lines += [vectors.embedder.line] if vectors else []
         at_once = min(at_once, served[0].route.max_in_flight)
         cancelled, in_work = threading.Event(), Shift(at_once)
         claims = stack.enter_context(Claims(room.lake.storage, job.run_id))
@@ -347,12 +358,9 @@ def open_bench(
         )
         if mask is not None:
             claim_key(room.lake, mask)
-        gates = {id(line.pace): line for one in served for line in one.route.lines}
-        for line in gates.values():
-            # Without a tier no limit of the host is known that several runs could exceed.
-            if line.endpoint.profile.tier is not None:
-                slices = Slices(room.lake.storage, line, run_id=job.run_id, notify=notify)
-                stack.enter_context(slices)
+        for line in _with_limits(lines):
+            slices = Slices(room.lake.storage, line, run_id=job.run_id, notify=notify)
+            stack.enter_context(slices)
         desk = open_desk(job, served[0].route, room, budget)
         if desk is not None:
             stack.enter_context(desk)
@@ -389,6 +397,7 @@ def open_bench(
             ),
             cache=cache if served[0].is_shared else None,
             desk=desk,
+            vectors=vectors,
         )
         for one in served[1:]:
             sensitive = replace(
@@ -402,6 +411,13 @@ def open_bench(
             )
             bench = replace(bench, sensitive=sensitive)
         yield bench
+
+
+def _with_limits(lines: Sequence[Line]) -> list[Line]:
+    """Return a line for each gate that keeps a tier's limits, which several runs have to share."""
+    gates = {id(line.pace): line for line in lines}
+    # Without a tier no limit of the host is known that they could exceed.
+    return [line for line in gates.values() if line.endpoint.profile.tier is not None]
 
 
 def open_desk(job: Job, route: Route, room: Room, budget: Budget) -> Desk | None:
@@ -419,16 +435,39 @@ def _check_engines(job: Job, passage: Passage) -> None:
     Raises:
         ConfigError: One lacks a key, prices, the time of its GPUs, or what a stage wants.
     """
-    budgets = {f"stages.{stage.name}.budget": stage.budget for stage in job.pipeline.stages}
     for number, engine in enumerate(passage.engines):
         profile, _ = _profile_and_key(engine)
-        for key, budget in {"budget": job.pipeline.budget, **budgets}.items():
-            problem = unknown_unit(key, _caps(budget), profile)
-            if problem is not None:
-                raise ConfigError(problem)
+        _check_budgets(job, profile)
         for stage in as_sent(job, passage, profile).pipeline.stages if number == 0 else ():
             if stage.compute is None:
                 check_fit(stage, profile)
+
+
+def _checked_maker(job: Job) -> str | None:
+    """Return the engine that makes vectors; None where nothing is searched by meaning.
+
+    Raises:
+        ConfigError: It lacks a key, prices, or gives no vectors as far as its profile says.
+    """
+    maker = vectors_engine(job.pipeline)
+    if maker is not None:
+        profile, _ = _profile_and_key(maker)
+        rule_of(profile)
+        _check_budgets(job, profile)
+    return maker
+
+
+def _check_budgets(job: Job, profile: Profile) -> None:
+    """Check that an engine's profile knows the units of the job's budgets.
+
+    Raises:
+        ConfigError: It lacks prices, or the time of its GPUs.
+    """
+    budgets = {f"stages.{stage.name}.budget": stage.budget for stage in job.pipeline.stages}
+    for key, budget in {"budget": job.pipeline.budget, **budgets}.items():
+        problem = unknown_unit(key, _caps(budget), profile)
+        if problem is not None:
+            raise ConfigError(problem)
 
 
 def _caps(budget: StageBudgetConfig) -> Caps:

@@ -85,6 +85,7 @@ class Scheduler:
             budget=bench.budget,
             log=self._shard.ledger,
             workshop=self._agents.workshop(),
+            embedder=bench.vectors.embedder if bench.vectors else None,
             desk=self._shard.desk,
         )
         try:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
 from config.errors import ConfigError
 from config.graph import compile_when
-from config.pipeline import REDUCES, StageConfig
+from config.pipeline import REDUCES, PipelineConfig, StageConfig
 from config.templates import ENVIRONMENT
 from connectors.document import Segment, Span
 from connectors.sinks.parquet import LABEL_FORMAT
@@ -20,6 +20,7 @@ from engine.modes.spectrum import Choice, Shape, choose
 from engine.profile import Profile
 from engine.request import ModeName, stage_fingerprint
 from flows.run.labels import Binding, bind_labels
+from flows.run.vectors import vectors_key
 
 AS_GIVEN = "as the pipeline says"
 """Reason of a mode that the pipeline names itself."""
@@ -61,16 +62,37 @@ class PreparedStage:
         return self.config.max_output_tokens + max(way.max_reasoning_tokens for way in ways)
 
 
-def prepare(
-    stage: StageConfig, endpoint: Endpoint, instructions: str, *, route_key: str = ""
-) -> PreparedStage:
-    """Return the stage, ready to ask on the endpoint.
+class _Around(NamedTuple):
+    """What the answers of a stage follow from besides itself."""
 
-    Args:
-        stage: The stage.
-        endpoint: Who is asked.
-        instructions: The text in front of every request.
-        route_key: Of the route, whose answers count for no other one; empty for the open route.
+    instructions: str
+    route_key: str
+    """Of the route, whose answers count for no other one; empty for the open route."""
+    vectors_key: Sequence[str]
+    """Of what makes vectors for its searches; empty where they are by words only."""
+
+
+def prepare_all(
+    pipeline: PipelineConfig, endpoint: Endpoint, instructions: str, *, route_key: str
+) -> dict[str, PreparedStage]:
+    """Return the stages of a pipeline that ask something, by name, ready to ask on the endpoint.
+
+    Raises:
+        ConfigError: A prompt is no template, or the engine cannot do what a stage wants.
+    """
+    return {
+        stage.name: _prepare(
+            stage,
+            endpoint,
+            _Around(instructions, route_key, vectors_key(pipeline, stage)),
+        )
+        for stage in pipeline.stages
+        if stage.compute is None
+    }
+
+
+def _prepare(stage: StageConfig, endpoint: Endpoint, around: _Around) -> PreparedStage:
+    """Return a stage, ready to ask.
 
     Raises:
         ConfigError: The prompt is no template, or the engine cannot do what the stage wants.
@@ -82,10 +104,10 @@ def prepare(
         raise ConfigError(f"stage {stage.name!r}: prompt line {exc.lineno}: {exc.message}") from exc
     check_fit(stage, endpoint.profile)
     choice = choose_mode(stage, endpoint.profile)
-    way = _way(stage, choice.mode, endpoint, (instructions, route_key))
+    way = _way(stage, choice.mode, endpoint, around)
     again = None
     if stage.escalate is not None and choice.mode == "instant":
-        again = _way(stage, "thinking", endpoint, (instructions, route_key))
+        again = _way(stage, "thinking", endpoint, around)
     return PreparedStage(
         config=stage,
         question=question,
@@ -123,6 +145,10 @@ def check_fit(stage: StageConfig, profile: Profile) -> None:
     Raises:
         ConfigError: It cannot; the message says what, the limit and what to do.
     """
+    if not profile.modes:
+        raise ConfigError(
+            f"engine {profile.name!r} answers no questions (`modes: {{}}` of its profile); choose one that does"
+        )
     problems = _misfits(stage, profile)
     if problems:
         raise ConfigError(f"stage {stage.name!r}: {problems[0]}")
@@ -219,9 +245,8 @@ def _is_free(schema: Mapping[str, Any]) -> bool:
     return not kinds <= _CLOSED_TYPES
 
 
-def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, around: tuple[str, str]) -> Way:
-    """Return how a stage is asked; `around`: the instructions, and the key of the route."""
-    instructions, route_key = around
+def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, around: _Around) -> Way:
+    """Return how a stage is asked."""
     turns = endpoint.profile.turn_mode(mode, think=stage.limits.think)
     settings = endpoint.profile.modes[turns]
     thinking = 0
@@ -240,12 +265,14 @@ def _way(stage: StageConfig, mode: ModeName, endpoint: Endpoint, around: tuple[s
             # So that answers keep their keys that were paid for before there was this limit.
             del limits["opening_calls"]
         sampling |= {"tools": list(stage.tools), "limits": limits}
-    if route_key:
-        sampling["route"] = route_key
+    if around.vectors_key:
+        sampling["vectors"] = list(around.vectors_key)
+    if around.route_key:
+        sampling["route"] = around.route_key
     fingerprint = stage_fingerprint(
         mode=mode,
         model=f"{endpoint.model}+{stage.adapter}" if stage.adapter else endpoint.model,
-        instructions=instructions,
+        instructions=around.instructions,
         question=f"{stage.prompt}\0{stage.combine}" if stage.combine else stage.prompt,
         schema=stage.output,
         sampling=sampling,

@@ -78,6 +78,7 @@ def routes_of(pipeline: PipelineConfig) -> Routes:
         return Routes((Passage(name="open", engines=engines, why="the pipeline has no policy"),))
     profiles = {engine: load_profile(engine) for engine in (*engines, *policy.on_premises)}
     _check_premises(policy, profiles)
+    _check_vectors(pipeline, policy)
     if policy.is_all_sensitive:
         return Routes((_all_sensitive(pipeline, policy),), policy.sensitive)
     away = [engine for engine in engines if not _is_own(engine, profiles[engine], policy)]
@@ -201,6 +202,32 @@ def _begins(name: str, wanted: str) -> bool:
 
 def _asking(pipeline: PipelineConfig) -> list[StageConfig]:
     return [stage for stage in pipeline.stages if stage.compute is None]
+
+
+def _check_vectors(pipeline: PipelineConfig, policy: PolicyConfig) -> None:
+    """Check that whoever makes vectors may see what agents search.
+
+    Raises:
+        ConfigError: It may not.
+    """
+    engine = pipeline.search.vectors
+    if engine is None:
+        return
+    if policy.sensitive and engine not in policy.on_premises:
+        raise ConfigError(
+            f"search.vectors: {engine!r} would be sent passages of documents that policy.sensitive marks, and"
+            f" policy.on_premises allows {', '.join(policy.on_premises)} only; name it there if it is yours, or"
+            " drop search.vectors"
+        )
+    profile = load_profile(engine)
+    if _is_own(engine, profile, policy):
+        return
+    if policy.mask is not None:
+        raise ConfigError(
+            f"search.vectors: {engine!r} would be sent passages unmasked, and is not on your premises; name it"
+            " under policy.on_premises if it is yours, or drop search.vectors"
+        )
+    _check_certifications(policy, [engine], {engine: profile})
 
 
 def _check_masked(pipeline: PipelineConfig) -> None:

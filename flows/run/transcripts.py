@@ -26,8 +26,10 @@ from engine.steps import (
     Begun,
     Compacted,
     Decided,
+    Embedded,
     Event,
     Nudged,
+    Paid,
     Returned,
     Turned,
     call_number,
@@ -52,7 +54,8 @@ def transcript_rows(
     """Return the rows of one request, its own agent first, then its sub-agents by number.
 
     A turn is followed by its calls, each with its end where it has one; all else stands where it happened.
-    Answers to questions that tools put to the model, which have keys of their own, end the own agent's rows.
+    Answers to questions that tools put to the model, and vectors that they asked for, have keys of their own
+    and end the own agent's rows.
 
     Args:
         stage: Who asks.
@@ -65,7 +68,7 @@ def transcript_rows(
         (event.at, key, event)
         for key, events in events_by_key.items()
         for event in events
-        if isinstance(event, Answered)
+        if isinstance(event, Answered | Embedded)
     ]
     agents: list[tuple[str, Sequence[Event]]] = [
         ("", [*own, *(event for _, _, event in sorted(asides, key=lambda one: one[:2]))])
@@ -159,6 +162,10 @@ def _told(events: Sequence[Event]) -> Iterator[dict[str, Any]]:
             case Compacted() | Answered():
                 text = event.notes if isinstance(event, Compacted) else event.text
                 yield {"kind": event.kind, "at": _time(event.at), "content": text, **_paid(event)}
+            case Embedded():
+                text = f"texts made into vectors: {event.num_texts:,}"
+                told = {"content": text, "engine": event.engine, **_paid(event)}
+                yield {"kind": event.kind, "at": _time(event.at), **told}
             case Nudged():
                 why = [event.why, *([event.cause] if event.cause else [])]
                 yield {
@@ -180,7 +187,7 @@ def _turn(event: Turned) -> dict[str, Any]:
     }
 
 
-def _paid(event: Turned | Compacted | Answered) -> dict[str, Any]:
+def _paid(event: Paid) -> dict[str, Any]:
     usage: Usage = event.usage
     return {
         "prompt_tokens": usage.prompt_tokens,

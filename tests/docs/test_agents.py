@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from config.load import load_profile
 from tests.fakes.shipped_scripts import Comparer
 from tests.flows.test_shipped_agents import LAWS, run
 from tools.registry import TOOLS
@@ -18,6 +19,14 @@ PAGE = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
 def test_table_of_tools_names_each_tool_once_in_order():
     table = PAGE.partition("<!-- TOOLS")[2].partition("\n\nEvery agent")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [*TOOLS]
+
+
+def test_profile_of_a_host_of_vectors_loads_as_it_stands_there(tmp_path):
+    text = PAGE.partition("<!-- PROFILE")[2].partition("```\n")[2].partition("```")[0]
+    (tmp_path / "e5.yaml").write_text(text, encoding="utf-8")
+    profile = load_profile(str(tmp_path / "e5.yaml"))
+    assert profile.embeddings is not None
+    assert profile.embeddings.query_prefix == "query: "
 
 
 def test_laws_are_compared_without_a_planning_model_by_the_pipeline_of_the_page(tmp_path):

@@ -11,16 +11,25 @@ import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from engine.embeddings import Vector, Vectors
 from engine.endpoint import Endpoint
 from engine.errors import RequestTooLong
 from engine.modes.mode import LogFailed, Send
 from engine.modes.sight import look
 from engine.prompt import ASIDE, user_text
 from engine.request import ModeName, Request, content_key
-from engine.steps import Answered, StepLog
+from engine.steps import Answered, Embedded, StepLog
 from engine.tool import ToolError
 from engine.wire import Turn, body_of, opening_messages
+
+
+class Embed(Protocol):
+    """Makes texts into vectors, at the cost of the request behind a call."""
+
+    async def __call__(self, texts: Sequence[str], *, are_queries: bool) -> Vectors:
+        """Return one vector for each text, in their order."""
 
 
 class Asides:
@@ -75,6 +84,29 @@ class OneAside:
     endpoint: Endpoint
     send: Send
     steps: StepLog
+    embed_texts: Embed
+
+    async def embed(self, texts: Sequence[str], *, are_queries: bool = False) -> Sequence[Vector]:
+        """Return the vectors of some texts, in their order; what they cost is on record when it returns.
+
+        Raises:
+            LogFailed: It cannot be put on record.
+        """
+        found = await self.embed_texts(texts, are_queries=are_queries)
+        assert found.usage is not None
+        event = Embedded(
+            num_texts=len(texts),
+            usage=found.usage,
+            cost_usd=found.cost_usd,
+            gpu_seconds=found.gpu_seconds,
+            engine=found.engine,
+        )
+        try:
+            await self.steps.add(content_key("vectors", self.request.request_key), event)
+        except Exception as exc:
+            # A tool stands in between, whose own failures are told to the model; this is none.
+            raise LogFailed(f"what vectors cost is not on record: {exc}") from exc
+        return found.vectors
 
     async def ask(
         self,

@@ -108,8 +108,7 @@ class Calls:
         except EngineError:
             raise
         except Exception:
-            if spec.keeps_own_time:
-                # A sub-agent is no foreign code: what it cannot handle, nobody here can.
+            if spec.is_own_agent:
                 raise
             # The border to the code of tools: whatever goes wrong in one must not end the run.
             logger.exception("request_id=%s tool=%s failed", self._request.request_key, call.name)

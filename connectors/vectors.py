@@ -1,0 +1,206 @@
+"""Vectors of texts by what the texts say: kept in the sink, and searched on this machine.
+
+A text is paid for once: what another search, run or machine has had made into a vector is found here. The
+search is exact: it compares a query with every vector, so nothing is trained and nothing goes stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from connectors.errors import DiskFull, StorageError, is_full
+from connectors.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+Key = bytes
+_KEY_BYTES = 16
+_NUM_FETCHERS = 8
+_BLOCK_ROWS = 16_384
+"""Vectors that are compared at once: 64 MiB of vectors of 1,024 numbers."""
+_KIND = np.dtype("<f2")
+"""In the sink: half precision, which takes less than 0.001 off a cosine. On this machine's disk they are in
+single precision, with which a processor reckons many times faster."""
+
+
+def key_of(text: str) -> Key:
+    """Return the key of a text: equal for equal texts."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:_KEY_BYTES]
+
+
+class VectorStore:
+    """The vectors of one model; shared by all searches of a run, whatever thread they are in.
+
+    In the sink, each object holds the vectors of one call and is named by their texts, so that runs on
+    several machines can only write the same. On this machine's disk, all are in one file.
+    """
+
+    def __init__(
+        self, storage: Storage, prefix: str, folder: Path, *, num_dims: int, texts_per_call: int
+    ) -> None:
+        """Begin with nothing; what the sink has is read when it is first asked for.
+
+        Args:
+            storage: Of the sink.
+            prefix: Folder in it, of this model only.
+            folder: On this machine's disk; is made.
+            num_dims: Numbers of each vector.
+            texts_per_call: Texts that are made into vectors by one call.
+        """
+        self.texts_per_call = texts_per_call
+        self._storage, self._prefix, self._folder = storage, prefix, folder
+        self._row = np.dtype([("key", f"V{_KEY_BYTES}"), ("vector", _KIND, (num_dims,))])
+        self._num_dims = num_dims
+        self._lock = threading.Lock()
+        self._is_loaded = False
+        self._num_rows = 0
+        self._held: NDArray[np.float32] | None = None
+        self._numbers: dict[Key, int] = {}
+        self._taken: set[Key] = set()
+
+    def missing(self, keys: Collection[Key]) -> list[Key]:
+        """Return those that have no vector yet, each once, in their order.
+
+        Raises:
+            StorageError: The sink cannot be read.
+        """
+        self._load()
+        with self._lock:
+            return [key for key in dict.fromkeys(keys) if key not in self._numbers]
+
+    @contextmanager
+    def taking(self, keys: Collection[Key]) -> Iterator[list[Key]]:
+        """Yield those that nobody else is about to pay for; others leave them alone while the block runs."""
+        with self._lock:
+            own = [
+                key
+                for key in dict.fromkeys(keys)
+                if key not in self._taken and key not in self._numbers
+            ]
+            self._taken.update(own)
+        try:
+            yield own
+        finally:
+            with self._lock:
+                self._taken.difference_update(own)
+
+    def put(self, vectors: Mapping[Key, Sequence[float]]) -> None:
+        """Keep vectors; they are in the sink when this returns.
+
+        Raises:
+            StorageError: The sink, or this machine's disk, cannot be written.
+        """
+        rows = np.zeros(len(vectors), dtype=self._row)
+        rows["key"] = [np.void(key) for key in vectors]
+        rows["vector"] = _unit(np.array(list(vectors.values()), dtype=np.float32))
+        data = io.BytesIO()
+        np.save(data, rows, allow_pickle=False)
+        name = hashlib.sha256(b"".join(sorted(vectors))).hexdigest()[:32]
+        # Not on condition that it is absent: a broken object is replaced by a whole one.
+        self._storage.put(f"{self._prefix}/{name}.npy", data.getvalue())
+        self._keep(rows)
+
+    def numbers(self, keys: Sequence[Key]) -> NDArray[np.int64]:
+        """Return what `nearest` calls the vectors of these keys, which there are."""
+        with self._lock:
+            return np.array([self._numbers[key] for key in keys], dtype=np.int64)
+
+    def nearest(
+        self, query: Sequence[float], numbers: NDArray[np.int64], limit: int
+    ) -> list[tuple[int, float]]:
+        """Return the places in `numbers` of the vectors nearest to a query, with their cosines, nearest first."""
+        wanted = _unit(np.array([query], dtype=np.float32))[0]
+        if not len(numbers):
+            return []
+        held = self._mapped()
+        if 2 * len(numbers) > len(held):
+            # In the order of the file: to pick them out first would take longer.
+            scores = _scores(held, wanted)[numbers]
+        else:
+            starts = range(0, len(numbers), _BLOCK_ROWS)
+            blocks = (held[numbers[at : at + _BLOCK_ROWS]] for at in starts)
+            scores = np.concatenate([block @ wanted for block in blocks])
+        # Stable: of equal ones the earlier passage comes first.
+        best = np.argsort(-scores, kind="stable")[:limit]
+        return [(int(place), float(scores[place])) for place in best]
+
+    def _mapped(self) -> NDArray[np.float32]:
+        """Return all vectors; the file stays mapped, since to map it anew takes longer than to reckon with it."""
+        with self._lock:
+            if self._held is None or len(self._held) < self._num_rows:
+                whole = np.memmap(self._file, dtype=np.float32, mode="r")
+                self._held = whole.reshape(-1, self._num_dims)
+            return self._held
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / "vectors.f4"
+
+    def _load(self) -> None:
+        with self._lock:
+            if self._is_loaded:
+                return
+            names = [item.path for item in self._storage.list(f"{self._prefix}/")]
+            with ThreadPoolExecutor(_NUM_FETCHERS, thread_name_prefix="vectors") as threads:
+                for rows in threads.map(self._read, names):
+                    self._keep_locked(rows)
+            self._is_loaded = True
+
+    def _read(self, path: str) -> NDArray[np.void]:
+        """Return what an object holds; nothing where it is broken, so that it is made anew."""
+        held = self._storage.find(path)
+        try:
+            rows = np.load(io.BytesIO(held.data if held else b""), allow_pickle=False)
+            is_whole = rows.dtype == self._row and bool(np.isfinite(rows["vector"]).all())
+        except (ValueError, EOFError, OSError) as exc:
+            logger.warning("%s is passed over: %s", self._storage.uri(path), exc)
+            return np.zeros(0, dtype=self._row)
+        if not is_whole:
+            logger.warning("%s is passed over: it holds something else", self._storage.uri(path))
+            return np.zeros(0, dtype=self._row)
+        found: NDArray[np.void] = rows
+        return found
+
+    def _keep(self, rows: NDArray[np.void]) -> None:
+        with self._lock:
+            self._keep_locked(rows)
+
+    def _keep_locked(self, rows: NDArray[np.void]) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._file.open("ab") as file:
+                file.write(rows["vector"].astype(np.float32).tobytes())
+        except OSError as exc:
+            uri = str(self._file)
+            raise (DiskFull if is_full(exc) else StorageError)(
+                f"vectors cannot be kept in {uri!r}: {exc}; check that the disk has room", uri=uri
+            ) from exc
+        for number, key in enumerate(rows["key"], start=self._num_rows):
+            self._numbers.setdefault(key.tobytes(), number)
+        self._num_rows += len(rows)
+
+
+def _scores(held: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the cosines of a query with all vectors; memory does not grow with them."""
+    starts = range(0, len(held), _BLOCK_ROWS)
+    found: NDArray[np.float32] = np.concatenate([
+        held[at : at + _BLOCK_ROWS] @ wanted for at in starts
+    ])
+    return found
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors of length 1, whose product is their cosine; one of zeros stays as it is."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    found: NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-30))
+    return found

@@ -1,0 +1,164 @@
+"""Vectors of texts: who gives them, found out before a run begins, and how a tool's texts get there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import orjson
+
+from engine.batch.call import Account, Caller, CircuitOpen, RetryRule
+from engine.batch.route import Line
+from engine.embeddings import Vectors, read_vectors
+from engine.endpoint import Endpoint
+from engine.errors import (
+    EngineMisconfigured,
+    EngineUnavailable,
+    RequestRejected,
+    RequestTooLong,
+)
+from engine.request import Request
+from engine.status import authorization, map_errors, raise_for_status
+from engine.tokens import TokenCounter
+
+_MARKS_TOKENS = 8
+"""Of the longest text, set aside for what the model puts around it."""
+_TRIES_TOO_LONG = 3
+"""A host that counts more tokens than we do gets each text cut to half, so often at most."""
+_PROBE = "water"
+_PROBE_RULE = RetryRule(max_attempts=4)
+_PROBE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedder:
+    """An endpoint that has shown that it gives vectors."""
+
+    line: Line
+    num_dims: int
+    """Numbers of each vector."""
+
+
+def num_dims(endpoint: Endpoint, retry: RetryRule = _PROBE_RULE) -> int:
+    """Return how many numbers the endpoint's vectors have, by asking for that of one word.
+
+    Raises:
+        EngineMisconfigured: It gives none.
+        EngineUnavailable: It does not answer.
+    """
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return len(_asked_for_one(endpoint).vectors[0])
+        except EngineUnavailable as exc:
+            if attempt == retry.max_attempts:
+                raise
+            time.sleep(retry.delay_s(attempt, exc.retry_after_s))
+        except (EngineMisconfigured, RequestRejected) as exc:
+            raise EngineMisconfigured(
+                f"search.vectors: engine {endpoint.profile.name!r} gives no vectors with model"
+                f" {endpoint.model!r}: {exc}; name one that serves /v1/embeddings, or drop search.vectors"
+            ) from exc
+
+
+def _asked_for_one(endpoint: Endpoint) -> Vectors:
+    url = endpoint.base_url
+    with map_errors(url):
+        answer = httpx.post(
+            f"{url}/embeddings",
+            json=_body([_PROBE], endpoint),
+            headers=authorization(endpoint.api_key),
+            timeout=_PROBE_TIMEOUT_S,
+        )
+    raise_for_status(answer, url)
+    try:
+        return read_vectors(orjson.loads(answer.content), 1)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as exc:
+        raise EngineMisconfigured(f"{url} answered with no vector ({exc})") from exc
+
+
+def _body(texts: Sequence[str], endpoint: Endpoint) -> dict[str, Any]:
+    """Return the JSON of a call; nothing in it that the host refuses."""
+    body: Mapping[str, Any] = {
+        "model": endpoint.model,
+        "input": list(texts),
+        "encoding_format": "float",
+    }
+    return {name: value for name, value in body.items() if name not in endpoint.profile.refuses}
+
+
+class TextEmbedding:
+    """Makes texts into vectors for the tools of one batch."""
+
+    def __init__(self, embedder: Embedder, caller: Caller) -> None:
+        self._embedder, self._caller = embedder, caller
+        self._endpoint = embedder.line.endpoint
+
+    async def vectors(
+        self, texts: Sequence[str], request: Request, account: Account, *, are_queries: bool
+    ) -> Vectors:
+        """Return the vectors of some texts, in their order.
+
+        Args:
+            texts: No more than the profile allows in one call.
+            request: Whose tool asks; it pays.
+            account: Of the request.
+            are_queries: Whether they are looked for, and not looked in.
+
+        Raises:
+            EngineUnavailable: It failed as often as the retry rule allows, or the circuit is open for good.
+            RequestRejected: The endpoint refuses it.
+            RequestTooLong: It finds one too long even where that was cut twice more.
+            BudgetReached: The budget does not cover it.
+            EngineMisconfigured: The endpoint gives no vectors any more, or others than before.
+        """
+        rule = self._endpoint.profile.embeddings
+        assert rule is not None, "checked before the run"
+        prefix = rule.query_prefix if are_queries else rule.passage_prefix
+        most = self._endpoint.context_tokens - _MARKS_TOKENS
+        for left in reversed(range(_TRIES_TOO_LONG)):
+            sent = await asyncio.to_thread(
+                _fitting, [_whole(prefix + text) for text in texts], most, self._endpoint.counter
+            )
+            try:
+                found = await self._caller.embed(_body(sent, self._endpoint), request, account)
+                break
+            except RequestTooLong:
+                if not left:
+                    raise
+                most //= 2
+            except CircuitOpen as exc:
+                # Not the agent's own engine, so that no other one need stand in for that.
+                raise EngineUnavailable(str(exc)) from exc
+        given = len(found.vectors[0])
+        if given != self._embedder.num_dims:
+            raise EngineMisconfigured(
+                f"{self._endpoint.base_url} gives vectors of {given} numbers, and gave"
+                f" {self._embedder.num_dims} when the run began: it serves another model now; start the run anew"
+            )
+        return replace(found, engine=self._endpoint.profile.name)
+
+
+def _whole(text: str) -> str:
+    """Return the text as UTF-8 can hold it: half of a pair of surrogates, as a model may write it, it cannot."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _fitting(texts: Sequence[str], most: int, counter: TokenCounter) -> list[str]:
+    """Return the texts, those that have more tokens than the model takes cut off at the end."""
+    # A token has at least one byte: what has no more of them need not be counted.
+    long = [number for number, text in enumerate(texts) if len(text.encode()) > most]
+    sent = list(texts)
+    while long:
+        counts = counter.count_many([sent[number] for number in long])
+        over = [(number, n) for number, n in zip(long, counts, strict=True) if n > most]
+        for number, tokens in over:
+            text = sent[number]
+            sent[number] = text[: max(1, int(0.95 * len(text) * most / tokens))]
+        long = [number for number, _ in over if len(sent[number]) > 1]
+    return sent

@@ -1,0 +1,129 @@
+"""Vectors of texts: kept in a sink, and searched."""
+
+import threading
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from connectors.errors import StorageError
+from connectors.storage import open_storage
+from connectors.vectors import VectorStore, key_of
+
+NUM_DIMS = 8
+
+
+def store_of(tmp_path, name="a", num_dims=NUM_DIMS):
+    storage = open_storage(str(tmp_path / "sink"))
+    return VectorStore(storage, "vectors/m", tmp_path / name, num_dims=num_dims, texts_per_call=4)
+
+
+def axis(number, length=1.0):
+    vector = [0.0] * NUM_DIMS
+    vector[number] = length
+    return vector
+
+
+def put(store, **texts):
+    store.put({key_of(text): vector for text, vector in texts.items()})
+
+
+def test_vectors_are_found_by_another_store_over_the_same_sink(tmp_path):
+    put(store_of(tmp_path), north=axis(0), east=axis(1))
+    other = store_of(tmp_path, "b")
+    keys = [key_of("east"), key_of("north"), key_of("south"), key_of("south")]
+    assert other.missing(keys) == [key_of("south")]
+    numbers = other.numbers(keys[:2])
+    assert other.nearest(axis(1, 3.0), numbers, 5) == [(0, pytest.approx(1.0)), (1, 0.0)]
+
+
+def test_nearest_are_those_of_a_whole_product_whatever_part_is_searched(tmp_path):
+    pick = np.random.default_rng(1)
+    vectors = pick.standard_normal((500, NUM_DIMS))
+    keys = [key_of(str(number)) for number in range(500)]
+    store = store_of(tmp_path)
+    for at in range(0, 500, 100):
+        store.put(dict(zip(keys[at : at + 100], vectors[at : at + 100], strict=True)))
+    query = pick.standard_normal(NUM_DIMS)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for part in (list(range(500)), list(range(499, 0, -7))):
+        found = store.nearest(query, store.numbers([keys[n] for n in part]), 10)
+        best = sorted(part, key=lambda n: -float(unit[n] @ query))[:10]
+        assert [part[place] for place, _ in found] == best
+    assert store.nearest(query, store.numbers([]), 10) == []
+
+
+def test_vector_of_zeros_is_near_nothing(tmp_path):
+    store = store_of(tmp_path)
+    put(store, empty=[0.0] * NUM_DIMS, north=axis(0))
+    found = store.nearest(axis(0), store.numbers([key_of("empty"), key_of("north")]), 2)
+    assert found == [(1, pytest.approx(1.0)), (0, 0.0)]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda _: b"", lambda _: b"no vectors"])
+def test_broken_object_is_passed_over_and_its_texts_are_missing(tmp_path, damage):
+    put(store_of(tmp_path), north=axis(0))
+    (file,) = (tmp_path / "sink" / "vectors" / "m").iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    store = store_of(tmp_path, "b")
+    assert store.missing([key_of("north")]) == [key_of("north")]
+    put(store, north=axis(0))
+    assert store_of(tmp_path, "c").missing([key_of("north")]) == []
+
+
+def test_vectors_of_another_length_are_passed_over(tmp_path):
+    put(store_of(tmp_path), north=axis(0))
+    other = store_of(tmp_path, "b", num_dims=4)
+    assert other.missing([key_of("north")]) == [key_of("north")]
+
+
+def test_text_is_taken_by_one_at_a_time_and_free_again_when_that_one_fails(tmp_path):
+    store = store_of(tmp_path)
+    keys = [key_of("a"), key_of("b")]
+    with suppress(RuntimeError), store.taking(keys[:1]) as own:
+        assert own == keys[:1]
+        with store.taking(keys) as others:
+            assert others == keys[1:]
+        raise RuntimeError
+    with store.taking(keys) as own:
+        assert own == keys
+
+
+def test_many_threads_put_and_search_at_once(tmp_path):
+    store = store_of(tmp_path)
+    put(store, north=axis(0))
+
+    def work(number):
+        for count in range(20):
+            text = f"{number}-{count}"
+            put(store, **{text: axis(1 + number % 7)})
+            found = store.nearest(axis(1 + number % 7), store.numbers([key_of(text)]), 1)
+            assert found == [(0, pytest.approx(1.0))]
+        done.append(number)
+
+    done: list[int] = []
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == list(range(8))
+
+
+def test_error_names_the_file_where_this_machine_cannot_keep_vectors(tmp_path):
+    (tmp_path / "a").write_text("no folder")
+    with pytest.raises(StorageError, match=r"vectors.f4.*check that the disk has room"):
+        put(store_of(tmp_path), north=axis(0))
+
+
+def test_vectors_are_found_again_on_s3(bucket, tmp_path):
+    for name in ("a", "b"):
+        store = VectorStore(
+            open_storage(bucket), "v", tmp_path / name, num_dims=NUM_DIMS, texts_per_call=4
+        )
+        if name == "a":
+            for number in range(12):
+                put(store, **{str(number): axis(number % NUM_DIMS)})
+    keys = [key_of(str(number)) for number in range(12)]
+    assert not store.missing(keys)
+    assert store.nearest(axis(3), store.numbers(keys), 2) == [(3, 1.0), (11, 1.0)]

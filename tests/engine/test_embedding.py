@@ -1,0 +1,212 @@
+"""Vectors from a host: asked for within budget, pace and retries, and checked before they are believed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import pytest
+
+from engine.batch import BreakerRule, Budget, Caps, Embedder, RetryRule, num_dims, route_to, run
+from engine.embeddings import read_vectors
+from engine.errors import EngineMisconfigured
+from engine.modes.mode import Workshop
+from engine.profile import EmbeddingRule, Prices, Profile, RateTier
+from engine.steps import Embedded, MemoryLog
+from engine.tool import ToolAnswer, ToolSpec
+from tests.engine.agent_runs import agent_request, profile_of
+from tests.engine.test_batch import AT_ONCE, endpoint_of
+from tests.fakes.agent_script import ScriptedCall, ScriptedReply, Transcript
+from tests.fakes.agent_server import AgentServer
+from tests.fakes.embedding_server import NUM_DIMS, EmbeddingServer, vector_of
+
+DONE = {"type": "object", "properties": {"ok": {"type": "string"}}, "required": ["ok"]}
+
+
+class Calls:
+    """An agent that calls the one tool once, and answers with what it gave."""
+
+    def reply(self, body):
+        sent = Transcript(body)
+        if sent.tools and not sent.calls:
+            return ScriptedReply(calls=[ScriptedCall("embed", {})])
+        return ScriptedReply(content=f'{{"ok": "{sent.results[-1]}"}}', reasoning="Done.")
+
+
+class Embeds:
+    """The tool: has some texts made into vectors, and keeps those."""
+
+    specs = (ToolSpec(name="embed", description="Embeds.", parameters={"type": "object"}),)
+
+    def __init__(self, texts):
+        self.texts = texts
+        self.vectors = None
+
+    async def call(self, _name, _arguments, aside):
+        self.vectors = await aside.embed(self.texts)
+        return ToolAnswer(text=f"{len(self.vectors)} vectors")
+
+
+def host_profile(host, **facts):
+    known = {"context_tokens": 8192, "modes": {}, "embeddings": EmbeddingRule(), **facts}
+    return Profile(name="vectors", base_url=host.url, **known)
+
+
+def embed(
+    agents, host, texts, *, profile=None, retry=AT_ONCE, rule=None, budget=None, num_dims=NUM_DIMS
+):
+    """Return what became of one agent's request, the tool, and the events on record."""
+    endpoint = endpoint_of(None, profile or host_profile(host))
+    (line,) = route_to(endpoint, rule=rule).lines
+    tool, log = Embeds(texts), MemoryLog()
+    workshop = Workshop(tools=lambda _: tool, steps=log.of)
+
+    async def requests():
+        yield agent_request("Embed it.", DONE)
+
+    async def collect():
+        batch = run(
+            requests(),
+            route_to(endpoint_of(None, profile_of(agents))),
+            retry=retry,
+            budget=budget,
+            workshop=workshop,
+            embedder=Embedder(line=line, num_dims=num_dims),
+        )
+        return [one async for one in batch]
+
+    with endpoint:
+        (result,) = asyncio.run(collect())
+    events = [event for found in log._events.values() for event in found]
+    return result, tool, [event for event in events if isinstance(event, Embedded)]
+
+
+TEXTS = ["a hotel night", "lodging overnight", "the pump"]
+
+
+@pytest.fixture
+def agents():
+    with AgentServer(Calls()) as server:
+        yield server
+
+
+def test_vectors_come_in_the_order_of_the_texts_with_what_they_took(agents):
+    prices = Prices(input_usd=1e6, cached_input_usd=0, output_usd=0)
+    with EmbeddingServer(fault=lambda *_: "shuffled") as host:
+        result, tool, events = embed(agents, host, TEXTS, profile=host_profile(host, prices=prices))
+    assert [list(one) for one in tool.vectors] == [
+        pytest.approx(vector_of(text), abs=1e-6) for text in TEXTS
+    ]
+    (event,) = events
+    assert (event.num_texts, event.usage.prompt_tokens, event.cost_usd) == (3, 7, 7.0)
+    assert event.engine == "vectors"
+    assert result.cost_usd == 7.0
+    assert result.attempts == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("nan", "not with the vectors of the 3 texts"),
+        ("null", "not with the vectors of the 3 texts"),
+        ("fewer", "2 vectors for 3 texts"),
+        ("lengths", r"vectors of \[255, 256\] numbers"),
+        ("error", "answered 500"),
+        ("busy", "answered 429"),
+    ],
+)
+def test_request_fails_with_the_reason_where_the_host_gives_no_vectors(agents, fault, why):
+    with EmbeddingServer(fault=lambda *_: fault) as host:
+        result, tool, events = embed(agents, host, TEXTS)
+    assert (result.outcome, result.error_class) == ("failed", "engine_unavailable")
+    assert re.search(why, result.error)
+    assert len(host.calls) == AT_ONCE.max_attempts
+    assert tool.vectors is None
+    assert not events
+
+
+def test_request_ends_where_the_circuit_of_vectors_is_open_for_good(agents):
+    rule = BreakerRule(max_failures=2, first_open_s=0.05, max_open_s=0.05, give_up_s=0.1)
+    with EmbeddingServer(fault=lambda *_: "error") as host:
+        result, _, _ = embed(
+            agents, host, TEXTS, rule=rule, retry=RetryRule(max_attempts=500, first_delay_s=0.0)
+        )
+    assert (result.outcome, result.error_class) == ("failed", "engine_unavailable")
+    assert "failed again and again and is left alone" in result.error
+
+
+def test_texts_are_cut_further_where_the_host_counts_more_tokens(agents):
+    with EmbeddingServer(max_tokens=80) as host:
+        _, tool, _ = embed(
+            agents, host, ["crane " * 900, "short"], profile=host_profile(host, context_tokens=300)
+        )
+    assert [len(call[0].split()) for call in host.calls] == sorted(
+        (len(call[0].split()) for call in host.calls), reverse=True
+    )
+    assert {call[1] for call in host.calls} == {"short"}
+    assert len(tool.vectors) == 2
+
+
+def test_half_of_a_pair_of_surrogates_is_replaced(agents):
+    with EmbeddingServer() as host:
+        result, _, _ = embed(agents, host, ["a \ud800 b"])
+    assert result.outcome == "succeeded"
+    assert host.texts == ["a ? b"]
+
+
+def test_usage_is_estimated_where_the_host_tells_none(agents):
+    with EmbeddingServer(tells_usage=False) as host:
+        result, _, (event,) = embed(agents, host, TEXTS)
+    assert event.usage.num_guessed == 1
+    assert 7 <= event.usage.prompt_tokens <= 120
+    assert result.usage.num_guessed == 1
+
+
+def test_run_stops_where_the_host_has_another_model_meanwhile(agents):
+    gave = r"vectors of 16 numbers, and gave 256"
+    with EmbeddingServer(num_dims=16) as host, pytest.raises(EngineMisconfigured, match=gave):
+        embed(agents, host, TEXTS)
+
+
+def test_call_beyond_the_budget_is_not_sent(agents):
+    budget = Budget(Caps(tokens=20_000))
+    with EmbeddingServer() as host:
+        result, _, _ = embed(agents, host, ["word " * 20_000] * 3, budget=budget)
+    assert result.outcome == "over_budget"
+    assert not host.calls
+
+
+def test_limits_of_a_tier_hold_for_vectors(agents):
+    tier = RateTier(name="one", max_in_flight=1, requests_per_minute=1)
+    with EmbeddingServer() as host:
+        facts = host_profile(host, tiers=(tier,), tier="one")
+        result, _, _ = embed(agents, host, TEXTS, profile=facts)
+    assert result.outcome == "succeeded"
+    assert host.most_at_once == 1
+
+
+def test_number_of_dimensions_is_asked_for_again_where_the_host_is_busy():
+    with EmbeddingServer(fault=lambda number, _: "busy" if number < 2 else None) as host:
+        endpoint = endpoint_of(None, host_profile(host))
+        assert num_dims(endpoint, AT_ONCE) == NUM_DIMS
+    assert len(host.calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ({"data": [{"index": 0, "embedding": []}]}, "vectors of"),
+        ({"data": [{"index": 1, "embedding": [1.0]}]}, "index 1"),
+        ({"data": [{"index": True, "embedding": "AAAA"}]}, "index True"),
+        ({"data": [{"embedding": [1e300]}]}, "finite"),
+        ({"data": {}}, "0 vectors for 1"),
+    ],
+)
+def test_answer_that_is_none_is_refused(data, why):
+    with pytest.raises((ValueError, TypeError, OverflowError), match=why):
+        read_vectors(data, 1)
+
+
+def test_vectors_without_index_are_taken_in_their_order():
+    found = read_vectors({"data": [{"embedding": [1.0]}, {"embedding": [2]}]}, 2)
+    assert [list(one) for one in found.vectors] == [[1.0], [2.0]]

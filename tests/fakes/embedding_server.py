@@ -1,0 +1,159 @@
+"""A host of `/v1/embeddings` over a real socket, whose vectors follow from the texts alone.
+
+A vector counts the words of a text by a hash of what they mean, so that texts that share no word but a
+meaning are near one another: `SYNONYMS` says which words mean the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import re
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aiohttp import web
+
+MODEL = "meanings"
+NUM_DIMS = 256
+SYNONYMS = {
+    "lodging": "hotel", "accommodation": "hotel", "ceiling": "most", "limit": "most", "maximum": "most",
+    "price": "cost", "pay": "cost", "overnight": "night", "railway": "train", "trains": "train",
+}  # fmt: skip
+_EMPTY = frozenset({"a", "an", "and", "for", "in", "is", "of", "the", "to", "may", "be", "at"})
+
+
+def vector_of(text: str, num_dims: int = NUM_DIMS) -> list[float]:
+    """Return a text's vector, of length 1 where it has words."""
+    vector = [0.0] * num_dims
+    for word in re.findall(r"\w+", text.casefold()):
+        if word not in _EMPTY:
+            meant = SYNONYMS.get(word, word).encode()
+            vector[int.from_bytes(hashlib.sha256(meant).digest()[:4], "big") % num_dims] += 1.0
+    length = math.hypot(*vector) or 1.0
+    return [one / length for one in vector]
+
+
+class EmbeddingServer:
+    """The server; `calls` keeps the texts of every call in order of arrival, `texts` those it has answered."""
+
+    def __init__(
+        self,
+        *,
+        fault: Callable[[int, Sequence[str]], str | None] = lambda _number, _texts: None,
+        num_dims: int = NUM_DIMS,
+        max_tokens: int = 8192,
+        api_key: str | None = None,
+        tells_usage: bool = True,
+    ) -> None:
+        """Take a free port of 127.0.0.1.
+
+        Args:
+            fault: What goes wrong with a call, by its number from 0 and its texts: `busy`, `error`, `nan`,
+                `null`, `fewer`, `lengths`, `shuffled`, `refused`, `hang`; None: nothing.
+            num_dims: Numbers of a vector.
+            max_tokens: Words of the longest text; a longer one is a 400.
+            api_key: Key that it asks for; it is echoed in the refusal.
+            tells_usage: Whether answers say what they took.
+        """
+        self.calls: list[list[str]] = []
+        self.texts: list[str] = []
+        self.num_tokens = 0
+        self.most_at_once = 0
+        self.fault, self.num_dims = fault, num_dims
+        self._max_tokens, self._api_key, self._tells_usage = max_tokens, api_key, tells_usage
+        self._at_once = 0
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._end = asyncio.Event()
+
+    def __enter__(self) -> EmbeddingServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._loop.close()
+            self._socket.close()
+
+    async def _serve(self) -> None:
+        app = web.Application(client_max_size=1 << 28)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/embeddings", self._embed)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.SockSite(runner, self._socket, backlog=256).start()
+        await self._end.wait()
+        await runner.cleanup()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        model = {"id": MODEL, "object": "model", "max_model_len": self._max_tokens}
+        return web.json_response({"object": "list", "data": [model]})
+
+    async def _embed(self, request: web.Request) -> web.Response:
+        if self._api_key and request.headers.get("Authorization") != f"Bearer {self._api_key}":
+            return _error(401, f"no such key: {request.headers.get('Authorization')}")
+        body = await request.json()
+        texts = body["input"]
+        number = len(self.calls)
+        self.calls.append(texts)
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            return await self._answer(body, number)
+        finally:
+            self._at_once -= 1
+
+    async def _answer(self, body: dict[str, Any], number: int) -> web.Response:
+        texts = body["input"]
+        fault = self.fault(number, texts)
+        if fault == "hang":
+            await self._end.wait()
+        if fault == "busy":
+            return _error(429, "slow down", {"Retry-After": "0"})
+        if fault in {"error", "hang"}:
+            return _error(500, "internal error")
+        if fault == "refused":
+            return _error(400, "the model does not support Embeddings API")
+        words = [len(re.findall(r"\w+", text)) for text in texts]
+        if max(words) > self._max_tokens:
+            return _error(400, f"This model's maximum context length is {self._max_tokens} tokens.")
+        data = [
+            {"object": "embedding", "index": place, "embedding": vector_of(text, self.num_dims)}
+            for place, text in enumerate(texts)
+        ]
+        _spoil(data, fault)
+        self.texts += texts
+        self.num_tokens += sum(words)
+        told = {"object": "list", "model": body["model"], "data": data}
+        if self._tells_usage:
+            told["usage"] = {"prompt_tokens": sum(words), "total_tokens": sum(words)}
+        # As Python writes it, NaN is no JSON.
+        return web.json_response(told)
+
+
+def _spoil(data: list[dict[str, Any]], fault: str | None) -> None:
+    if fault == "shuffled":
+        data.reverse()
+    if fault == "fewer":
+        data.pop()
+    if fault in {"nan", "null"}:
+        data[0]["embedding"][0] = math.nan if fault == "nan" else None
+    if fault == "lengths":
+        data[-1]["embedding"].pop()
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    error = {"error": {"message": message, "type": "invalid_request_error", "code": status}}
+    return web.json_response(error, status=status, headers=headers)
