@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 NUM_SHARDS = 2
 JOIN_S = 20.0
 """When the second of two processes begins."""
+MOST_START_S = 120.0
 _ANSWER_TOKENS = 100
 _SCHEMA = {"type": "object", "properties": {"topic": {"type": "string"}}, "required": ["topic"]}
 
@@ -123,19 +124,25 @@ def _measure(arm: Arm, seconds: float, burst_every_s: float) -> dict[str, Any]:
         stack.callback(host.kill)
         assert host.stdout is not None
         url = host.stdout.readline().strip()
-        end = time.monotonic() + seconds
+        work = ["--work", url, json.dumps(arm.told), sink if arm.processes > 1 else ""]
+        # They are killed before they end.
+        argv = [
+            sys.executable,
+            "-m",
+            "benchmarks.pace_keeping",
+            f"--seconds={seconds + MOST_START_S}",
+        ]
         for number in range(arm.processes):
-            left = max(1.0, end - time.monotonic())
-            work = ["--work", url, json.dumps(arm.told), sink if arm.processes > 1 else ""]
-            argv = [sys.executable, "-m", "benchmarks.pace_keeping", f"--seconds={left + 30}"]
             worker = subprocess.Popen([*argv, *work], cwd=ROOT)
             stack.callback(worker.wait)
             stack.callback(worker.kill)
+            if number == 0:
+                _wait_for_calls(url)
+                end = time.monotonic() + seconds
             if number + 1 < arm.processes:
                 time.sleep(min(JOIN_S, seconds / 4))
         time.sleep(max(0.0, end - time.monotonic()))
-        with urllib.request.urlopen(f"{url.removesuffix('/v1')}/figures") as answer:
-            found = json.load(answer)
+        found = _figures(url)
     return {
         "arm": arm.name,
         "used": found["used"][arm.binds],
@@ -144,6 +151,26 @@ def _measure(arm: Arm, seconds: float, burst_every_s: float) -> dict[str, Any]:
         "refused": found["refused"],
         "bursts": found["bursts"],
     }
+
+
+def _figures(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/figures") as answer:
+        value = json.load(answer)
+    assert isinstance(value, dict)
+    return value
+
+
+def _wait_for_calls(url: str) -> None:
+    """Wait until the first process has begun: to load its modules takes seconds on a busy machine.
+
+    Raises:
+        RuntimeError: It has not for two minutes.
+    """
+    until = time.monotonic() + MOST_START_S
+    while not _figures(url)["calls"]:
+        if time.monotonic() > until:
+            raise RuntimeError(f"no call has reached {url} in {MOST_START_S:g} s")
+        time.sleep(0.1)
 
 
 def _work(url: str, limits: str, sink: str, *, seconds: float) -> None:

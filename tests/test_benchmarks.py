@@ -59,7 +59,8 @@ def test_pace_keeping_breaks_no_limit_when_run_in_small():
     assert result.returncode == 0, result.stderr
     arms = json.loads(result.stdout.splitlines()[-1])["arms"]
     assert len(arms) == 6
-    assert all(arm["violations"] == 0 and arm["calls"] > 20 for arm in arms), arms
+    assert [arm["violations"] for arm in arms] == [0] * 6, arms
+    assert all(arm["calls"] > 20 for arm in arms), arms
     # How much is used says little of so few seconds: a burst may take them all.
     assert all(0 <= arm["used"] <= 1 for arm in arms), arms
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools.children import children_of
 from tools import child
 from tools.child import Ended, in_child
 
@@ -60,16 +61,12 @@ def _is_alive(pid):
 
 
 def test_only_some_are_alive_when_many_are_asked_for():
-    def children():
-        # Servers of other tests may be children of this process too.
-        tasks = Path("/proc/self/task").iterdir()
-        return {pid for task in tasks for pid in (task / "children").read_text().split()}
-
     async def main():
-        before = children()
+        # Servers of other tests may be children of this process too.
+        before = children_of()
         calls = [asyncio.create_task(in_child(WORK, {"do": "sleep"}, 2.0)) for _ in range(9)]
         await asyncio.sleep(1)
-        found = len(children() - before)
+        found = len(children_of() - before)
         for call in calls:
             call.cancel()
         assert all(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.tool import ToolError
+from tests.tools.children import children_of
 from tests.tools.corpus import FolderCorpus, NoAside, scope_of
 from tools import python, table_query
 from tools.python import Python
@@ -262,14 +263,13 @@ def test_the_processes_of_a_tool_are_confined_when_they_work(
 def _descendants(pid):
     """Return command line, status, limits and environment of all processes below one."""
     found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            folder = Path(f"/proc/{child}")
-            found.append((
-                (folder / "cmdline").read_bytes(),
-                (folder / "status").read_text(),
-                (folder / "limits").read_text(),
-                (folder / "environ").read_bytes(),
-            ))
-            found += _descendants(child)
+    for child in children_of(pid):
+        folder = Path(f"/proc/{child}")
+        found.append((
+            (folder / "cmdline").read_bytes(),
+            (folder / "status").read_text(),
+            (folder / "limits").read_text(),
+            (folder / "environ").read_bytes(),
+        ))
+        found += _descendants(child)
     return found

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.tool import ToolError
+from tests.tools.children import children_of
 from tests.tools.corpus import FolderCorpus, NoAside, row_segment, scope_of
 from tools import table_query
 from tools.table_query import TableQuery
@@ -232,10 +233,9 @@ def test_the_child_ends_when_the_call_is_cancelled(corpus, tmp_path):
 def _children():
     """Return the command lines of the children that all threads of this process have started."""
     commands = []
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            with suppress(OSError):
-                commands.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+    for pid in children_of():
+        with suppress(OSError):
+            commands.append(Path(f"/proc/{pid}/cmdline").read_bytes())
     return [command for command in commands if b"tools.table_child" in command]
 
 
