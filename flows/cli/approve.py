@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from rich.prompt import Confirm, Prompt
 from flows.cli.app import AsJson, RunArgument, RunSinkOption, app, exit_codes, print_json
 
 if TYPE_CHECKING:
-    from flows.run.approvals import Ask, Question
+    from flows.run.approvals import Ask, Decision, Question
 
 
 @app.command(rich_help_panel="Look")
@@ -49,10 +50,13 @@ def approve(
     with exit_codes():
         run_id, place = locate(run, sink)
         lake = open_sink(place)
-        waiting = [
-            question
-            for question, decision in questions(lake, run_id)
-            if decision is None and (not ids or question.approval_id in ids)
+        chosen = [pair for pair in questions(lake, run_id) if not ids or pair[0].approval_id in ids]
+        waiting = [question for question, decision in chosen if decision is None]
+        # Whoever says no to what another has agreed to must not believe that it holds.
+        others = [
+            (question, decision)
+            for question, decision in chosen
+            if decision and yes not in {None, decision.is_approved} and (ids or not waiting)
         ]
         report = report_place(lake.find_json(manifest_path(run_id)))
         console, ask = Console(), ask_person()
@@ -60,7 +64,9 @@ def approve(
             console.print(f"report so far: {report}", markup=False, soft_wrap=True)
         for question in waiting if yes is not None or not as_json else ():
             is_approved, why = (yes, reason) if yes is not None else ask(question)
-            decide(lake, run_id, question, is_approved=is_approved, reason=why)
+            stands = decide(lake, run_id, question, is_approved=is_approved, reason=why)
+            if (stands.is_approved, stands.by) != (is_approved, getpass.getuser()):
+                others.append((question, stands))
         if as_json:
             print_json({
                 "run_id": run_id,
@@ -71,10 +77,26 @@ def approve(
                 ],
             })
             return
+        for question, stands in others:
+            console.print(_stands(question, stands), markup=False, soft_wrap=True)
         if not waiting:
             console.print("nothing waits for approval")
         else:
             console.print(f"go on: headrace run --resume {run_id}", soft_wrap=True)
+
+
+def _stands(question: Question, decision: Decision) -> str:
+    """Return the decision on what was asked, which another one does not change."""
+    from flows.report.words import shown_arguments
+
+    what, by = f"stage {question.stage}", shown_arguments(decision.by)
+    if question.tool is not None:
+        what = f"{question.tool} of {what}"
+    verdict = "approved" if decision.is_approved else "refused"
+    return (
+        f"{what} ({question.approval_id}): {verdict} by {by} at {decision.decided_at};"
+        " the first decision stands"
+    )
 
 
 def ask_person() -> Ask:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import threading
 
 import pytest
+from typer.testing import CliRunner
 
 from connectors.sinks.lake import Lake
 from engine.modes.mode import AwaitingApproval
 from engine.request import Request
 from engine.steps import AskedCall
 from engine.tool import ToolSpec
+from flows.cli import app
 from flows.report.words import shown_arguments
 from flows.run.approvals import SinkApproval, decide, questions
+from tests.flows.stack_client import HEADRACE
 
 REQUEST = Request(
     request_key="key",
@@ -74,3 +78,48 @@ def test_arguments_are_shown_without_what_a_terminal_would_obey():
     hidden = '{"sql": "DROP\u009b2K\u202e\u200b é 日本"}'
     assert shown_arguments(hidden) == '{"sql": "DROP\\x9b2K\\u202e\\u200b é 日本"}'
     assert shown_arguments('{\n  "a": 1\r}') == '{\n  "a": 1\\r}'
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A sink with a call that waits, and the question on it."""
+    lake = Lake(str(tmp_path))
+    with pytest.raises(AwaitingApproval):
+        asyncio.run(SinkApproval(lake, "run", None).decide(REQUEST, CALL, SPEC, written_at=1.5))
+    ((question, _),) = questions(lake, "run")
+    return lake, question
+
+
+def agree(lake, question):
+    return decide(lake, "run", question, is_approved=True, reason="", by="ada")
+
+
+def test_whoever_decides_second_is_told_which_decision_stands(asked, tmp_path):
+    lake, question = asked
+    command = ["approve", "run", f"--sink={tmp_path}"]
+    thinking = subprocess.Popen(
+        [HEADRACE, *command],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    shown = ""
+    while "Agree?" not in shown:
+        letter = thinking.stderr.read(1)
+        assert letter, shown
+        shown += letter
+    stands = agree(lake, question)
+    meanwhile, _ = thinking.communicate("n\nnot this one\n")
+    told = f"({question.approval_id}): approved by ada at {stands.decided_at}"
+    assert f"mail__send of stage work {told}" in meanwhile
+    for more in (["--no"], ["--no", "--id", question.approval_id]):
+        late = CliRunner().invoke(app, [*command, *more])
+        assert told in late.stdout
+        assert "nothing waits" in late.stdout
+    assert told not in CliRunner().invoke(app, [*command, "--yes"]).stdout
+
+
+def test_whoever_decides_first_is_told_of_no_other_decision(asked, tmp_path):
+    result = CliRunner().invoke(app, ["approve", "run", f"--sink={tmp_path}", "--no"])
+    assert result.exit_code == 0, result.output
+    assert "stands" not in result.stdout
+    ((_, decision),) = questions(Lake(str(tmp_path)), "run")
+    assert not decision.is_approved
