@@ -82,9 +82,14 @@ def suspend(run_id: str, sink: str, *, hours: float, report: str) -> None:
         if not waiting:
             return
         listed = _listed(waiting)
-        asked = {_ASKED_LABEL: ",".join(question.approval_id for question in listed)}
+        labels = {
+            RUN_LABEL: run_id,
+            SINK_LABEL: sink,
+            _ASKED_LABEL: ",".join(question.approval_id for question in listed),
+        }
         with get_client(sync_client=True) as client:
-            client.update_flow_run_labels(found.id, {**asked})
+            # All that the answer needs, at once: the run's page writes labels too, but may fail to.
+            client.update_flow_run_labels(found.id, {**labels})
         suspend_flow_run(
             wait_for_input=_form(run_id, listed, len(waiting) - len(listed), report),
             timeout=max(1, round(hours * 3600)),
