@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_runs import suspend_flow_run
-from prefect.input import RunInput
+from prefect.input import RunInput, keyset_from_paused_state
 from prefect.runtime import flow_run as this_flow_run
+from prefect.states import Suspended
 from pydantic import Field, ValidationError, create_model
 
 from engine.status import map_errors
@@ -29,11 +30,12 @@ logger = logging.getLogger(__name__)
 RUN_LABEL, SINK_LABEL = "headrace.run", "headrace.sink"
 """Labels of a flow run that tell which run it works on; they outlive its process."""
 
+_FORM_LABEL = "headrace.form"
+"""Label with the number of the last form of a flow run. Prefect forgets on Retry how often it was suspended, but keeps
+inputs and labels; and a second form cannot have the key of a first."""
+
 _ASKED_LABEL = "headrace.asked"
 """Label with the ids of what the last form asks about."""
-
-_KEY = "headrace-approval-"
-"""How the keys of suspensions begin; the number of the form follows."""
 
 _MOST_ASKED = 20
 _MOST_CHARS = 60_000
@@ -82,25 +84,29 @@ def suspend(run_id: str, sink: str, *, hours: float, report: str) -> None:
         if not waiting:
             return
         listed = _listed(waiting)
-        labels = {
-            RUN_LABEL: run_id,
-            SINK_LABEL: sink,
-            _ASKED_LABEL: ",".join(question.approval_id for question in listed),
-        }
+        number = _num_forms(found) + 1
         with get_client(sync_client=True) as client:
             # All that the answer needs, at once: the run's page writes labels too, but may fail to.
-            client.update_flow_run_labels(found.id, {**labels})
+            client.update_flow_run_labels(
+                found.id,
+                {
+                    RUN_LABEL: run_id,
+                    SINK_LABEL: sink,
+                    _FORM_LABEL: number,
+                    _ASKED_LABEL: ",".join(question.approval_id for question in listed),
+                },
+            )
         suspend_flow_run(
             wait_for_input=_form(run_id, listed, len(waiting) - len(listed), report),
             timeout=max(1, round(hours * 3600)),
-            key=f"{_KEY}{_num_forms(found) + 1}",
+            key=_key(number),
         )
 
 
 def take_answer() -> tuple[str, str] | None:
     """Return id and sink of the run that this flow run was suspended with, its form's answer in the sink.
 
-    Returns None where it was not suspended.
+    Returns None where it was never suspended. After a Retry it is the last form's answer, which then is in the sink already.
 
     Raises:
         EngineError: The Prefect server does not answer.
@@ -112,9 +118,10 @@ def take_answer() -> tuple[str, str] | None:
         if found is None or number == 0:
             return None
         try:
-            # It was suspended with this key before, so that Prefect hands out the answer.
-            answer = suspend_flow_run(wait_for_input=ApprovalForm, key=f"{_KEY}{number}")
+            keys = keyset_from_paused_state(Suspended(pause_key=_key(number)))
+            answer = cast(ApprovalForm, ApprovalForm.load(keys))
         except ValidationError:
+            # Made to go on from elsewhere, or by Retry after the form's time was over.
             logger.warning("the flow run was resumed without an answer to its form")
             answer = None
     run_id, sink = str(found.labels[RUN_LABEL]), str(found.labels[SINK_LABEL])
@@ -157,9 +164,13 @@ def _this() -> FlowRun | None:
 
 
 def _num_forms(found: FlowRun) -> int:
-    """Return how often the flow run has been suspended with a form."""
-    keys = found.empirical_policy.pause_keys or set()
-    return sum(str(key).startswith(_KEY) for key in keys)
+    """Return how often the flow run has been suspended with a form, before a Retry too."""
+    return int(str(found.labels.get(_FORM_LABEL, 0)))
+
+
+def _key(number: int) -> str:
+    """Return the key that Prefect keeps a form of a flow run under."""
+    return f"headrace-approval-{number}"
 
 
 def _listed(waiting: Sequence[Question]) -> list[Question]:

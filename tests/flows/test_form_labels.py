@@ -10,6 +10,7 @@ from prefect.settings import (
     PREFECT_LOGGING_TO_API_ENABLED,
     temporary_settings,
 )
+from prefect.states import AwaitingRetry
 
 from connectors.sinks.lake import Lake
 from flows.approval_form import suspend, take_answer
@@ -78,3 +79,32 @@ def test_answer_reaches_the_sink_when_the_page_could_not_be_labelled(client, lak
     assert process() == ("run", lake.url)
     ((_, decision),) = questions(lake, "run")
     assert (decision.is_approved, decision.by) == (True, "Ada (form in Prefect)")
+
+
+def test_retry_goes_on_with_the_run_and_shows_a_form_of_its_own(client, lake):
+    def wait():
+        found.append(take_answer())
+        suspend("run", lake.url, hours=1, report="report.html")
+
+    found = []
+    ask(lake, "0000000001")
+    flow_run_id, process = deployed(client, wait)
+    with pytest.raises(Pause):
+        process()
+    fill_in(client, flow_run_id, decision="agree")
+    process()
+    assert client.read_flow_run(flow_run_id).state.is_completed()
+
+    ask(lake, "0000000002")
+    # As the button of Prefect's page does it.
+    client.set_flow_run_state(flow_run_id, AwaitingRetry())
+    with pytest.raises(Pause):
+        process()
+    shown = client.read_flow_run(flow_run_id).state.state_details.run_input_keyset
+    assert "0000000002" in client.read_flow_run_input(flow_run_id, shown["schema"])
+    fill_in(client, flow_run_id, decision="refuse", reason="enough")
+    process()
+    assert found == [None, *[("run", lake.url)] * 3]
+    decided = {asked.approval_id: decision for asked, decision in questions(lake, "run")}
+    assert decided["0000000001"].is_approved
+    assert (decided["0000000002"].is_approved, decided["0000000002"].reason) == (False, "enough")
