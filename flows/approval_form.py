@@ -60,29 +60,37 @@ class ApprovalForm(RunInput):
     only: list[str] = Field(default_factory=list, description=_ONLY)
 
 
-def suspend(run_id: str, sink: str, *, hours: float, report: str) -> None:
+def suspend(run_id: str, sink: str, *, hours: float, report: str) -> int:
     """Suspend the flow run that this is called in, with a form on what its run waits for.
-
-    Returns only where it cannot be suspended: without a deployment there is no worker that would go on with
-    it, and nothing waits any more where somebody has just decided.
 
     Args:
         run_id: The run.
         sink: Where its questions lie.
-        hours: How long the form is open; then Prefect ends the flow run.
+        hours: How long the form is open; then Prefect ends the flow run. 0: it is not suspended.
         report: Where the run's report can be read.
+
+    Returns:
+        How many decisions there are, where nothing waits any more since somebody has decided meanwhile. 0 where the flow
+        run cannot be suspended: without a deployment there is no worker that would go on with it.
 
     Raises:
         EngineError: The Prefect server does not answer.
+        StorageError: The sink cannot be read.
         Pause: The flow run is suspended, and its process is to end.
     """
+    asked = list(questions(open_sink(sink), run_id))
+    waiting = [question for question, decision in asked if decision is None]
+    if not waiting:
+        return len(asked)
     with map_errors("the Prefect server"):
         found = _this()
-        if found is None or found.deployment_id is None or found.parent_task_run_id is not None:
-            return
-        waiting = [question for question, end in questions(open_sink(sink), run_id) if end is None]
-        if not waiting:
-            return
+        if (
+            not hours
+            or found is None
+            or found.deployment_id is None
+            or found.parent_task_run_id is not None
+        ):
+            return 0
         listed = _listed(waiting)
         number = _num_forms(found) + 1
         with get_client(sync_client=True) as client:
@@ -101,6 +109,7 @@ def suspend(run_id: str, sink: str, *, hours: float, report: str) -> None:
             timeout=max(1, round(hours * 3600)),
             key=_key(number),
         )
+    return 0
 
 
 def take_answer() -> tuple[str, str] | None:

@@ -393,10 +393,7 @@ def _conduct(
         _load_secrets(secret_blocks)
         suspended = take_answer()
         job = reopen(*suspended, "resume") if suspended else start()
-        manifest = _run(job, caller)
-        if manifest["verdict"] == "awaiting_approval" and approval_hours:
-            report = report_address(manifest)
-            suspend(job.run_id, job.sink, hours=approval_hours, report=report)
+        manifest = _run_while_decided(job, caller, approval_hours)
         return _state(manifest, job)
     except (ConfigError, ConnectorError, EngineError) as exc:
         if caller is not None:
@@ -410,6 +407,19 @@ def _conduct(
             caller.signal = signal.SIGTERM if ended else signal.SIGINT
         kept = f"; what is done is kept, go on with: {_how_to_go_on(job.run_id)}" if job else ""
         return Cancelled(message=f"cancelled{kept}")
+
+
+def _run_while_decided(job: Job, caller: _Caller | None, hours: float) -> Mapping[str, Any]:
+    """Run a job, and go on with its run as often as all that it waits for was decided while it ran."""
+    manifest, num_decided = _run(job, caller), 0
+    while manifest["verdict"] == "awaiting_approval":
+        before = num_decided
+        num_decided = suspend(job.run_id, job.sink, hours=hours, report=report_address(manifest))
+        # What was decided already and still is to do waits for something else, such as a larger budget.
+        if num_decided <= before:
+            break
+        manifest = _run(reopen(job.run_id, job.sink, "resume"), caller)
+    return manifest
 
 
 def _how_to_go_on(run_id: str) -> str:

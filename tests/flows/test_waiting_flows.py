@@ -1,4 +1,9 @@
-"""What a flow run keeps of its forms, on a real Prefect server, in this process in place of a worker's."""
+"""Flow runs that wait for a person, on a real Prefect server; what a worker would run is run here."""
+
+import json
+import os
+import subprocess
+import time
 
 import pytest
 from prefect import flow
@@ -14,7 +19,12 @@ from prefect.states import AwaitingRetry
 
 from connectors.sinks.lake import Lake
 from flows.approval_form import suspend, take_answer
-from flows.run.approvals import Question, question_path, questions
+from flows.run.approvals import Question, decide, question_path, questions
+from tests.fakes.agent_faults import Latency
+from tests.fakes.agent_script import ScriptedCall, ScriptedReply, Transcript
+from tests.fakes.agent_server import AgentServer
+from tests.flows.stack_client import HEADRACE
+from tests.flows.test_agents import PROFILE
 
 
 @pytest.fixture
@@ -108,3 +118,68 @@ def test_retry_goes_on_with_the_run_and_shows_a_form_of_its_own(client, lake):
     decided = {asked.approval_id: decision for asked, decision in questions(lake, "run")}
     assert decided["0000000001"].is_approved
     assert (decided["0000000002"].is_approved, decided["0000000002"].reason) == (False, "enough")
+
+
+WORK = """\
+name: work
+stages:
+  - name: kind
+    mode: agent
+    over: chunk
+    tools: [read]
+    approve_calls: [read]
+    prompt: What is it?
+    output: {says: string}
+"""
+
+
+class ReadsOne:
+    """Wants to read the quick document, and knows the slow one."""
+
+    def reply(self, body):
+        sent = Transcript(body)
+        if "quick.txt" in sent.notes and sent.tools and not sent.calls:
+            return ScriptedReply(calls=[ScriptedCall("read", {"document": "D1"})])
+        return ScriptedReply(content=json.dumps({"says": "a text"}), reasoning="Done.")
+
+
+class SlowForOne(Latency):
+    """Leaves a person time to decide while the run goes on."""
+
+    def of(self, body, nth):
+        del nth
+        return self.median_s if "slow.txt" in json.dumps(body["messages"]) else 0.0
+
+
+@pytest.mark.timeout(150)
+def test_run_goes_on_with_what_was_decided_while_it_did_the_rest(prefect, tmp_path, lake):
+    (tmp_path / "in").mkdir()
+    for name in ("quick.txt", "slow.txt"):
+        (tmp_path / "in" / name).write_text(f"A text, {name}.\n", encoding="utf-8")
+    (tmp_path / "work.yaml").write_text(WORK, encoding="utf-8")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with AgentServer(ReadsOne(), latency=SlowForOne(median_s=8.0)) as server:
+        (tmp_path / "scripted.yaml").write_text(PROFILE.format(url=server.url), encoding="utf-8")
+        process = subprocess.Popen(
+            [
+                HEADRACE, "run", tmp_path / "work.yaml", f"--source={tmp_path / 'in'}",
+                f"--sink={lake.url}", f"--engine={tmp_path / 'scripted.yaml'}", "--json",
+            ],
+            env=kept | prefect.environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not (found := [*(tmp_path / "lake" / "runs").glob("*/approvals/*.json")]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        # It has been looked for, and not been found.
+        time.sleep(2)
+        assert process.poll() is None
+        run_id = found[0].parent.parent.name
+        ((question, _),) = questions(lake, run_id)
+        decide(lake, run_id, question, is_approved=True, reason="", by="ada")
+        told, errors = process.communicate(timeout=90)
+    manifest = json.loads(told)
+    assert (process.returncode, manifest["verdict"]) == (0, "complete"), errors[-2000:]
+    assert manifest["run_id"] == run_id
+    assert manifest["stages"]["kind"]["outcomes"] == {"succeeded": 2}
