@@ -112,6 +112,17 @@ def suspend(run_id: str, sink: str, *, hours: float, report: str) -> int:
     return 0
 
 
+def was_suspended() -> bool:
+    """Tell whether the flow run that this is called in was ever suspended with a form.
+
+    Raises:
+        EngineError: The Prefect server does not answer.
+    """
+    with map_errors("the Prefect server"):
+        found = _this()
+    return found is not None and _num_forms(found) > 0
+
+
 def take_answer() -> tuple[str, str] | None:
     """Return id and sink of the run that this flow run was suspended with, its form's answer in the sink.
 

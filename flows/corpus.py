@@ -32,7 +32,7 @@ from connectors.errors import ConnectorError
 from engine.errors import EngineError, PrerequisiteError
 from engine.status import map_errors
 from flows import parameters as p
-from flows.approval_form import RUN_LABEL, SINK_LABEL, suspend, take_answer
+from flows.approval_form import RUN_LABEL, SINK_LABEL, suspend, take_answer, was_suspended
 from flows.artifacts import RunPage, report_address
 from flows.automations import HEARTBEAT_S, STATE_NAMES
 from flows.report.build import rebuild
@@ -269,7 +269,12 @@ def resume_crashed(flow_run: p.FlowRunId) -> State[str]:
             found = client.read_flow_run(UUID(flow_run))
             states = client.read_flow_run_states(found.id)
         except ObjectNotFound:
-            return Failed(message=f"flow_run: this server has no flow run {flow_run!r}")
+            found, states = None, []
+    if was_suspended():
+        # Somebody has answered the form of this flow run, whatever has become of the crashed one meanwhile.
+        return process_corpus.fn(**_kept(found))
+    if found is None:
+        return Failed(message=f"flow_run: this server has no flow run {flow_run!r}")
     if found.state is None or not found.state.is_crashed():
         return Completed(message=f"flow run {found.name!r} is not Crashed: nothing to go on with")
     if any(state.type == StateType.CANCELLING for state in states):
@@ -285,8 +290,13 @@ def _parameters_to_go_on(crashed: FlowRun) -> dict[str, Any]:
     if open_sink(str(sink)).find_json(job_path(str(run_id))) is None:
         # It died before its first question, so there is nothing to go on with.
         return {**crashed.parameters, "run_id": str(run_id)}
-    kept = {name: crashed.parameters[name] for name in _KEPT if name in crashed.parameters}
-    return {"resume": str(run_id), "sink": str(sink), **kept}
+    return {"resume": str(run_id), "sink": str(sink), **_kept(crashed)}
+
+
+def _kept(crashed: FlowRun | None) -> dict[str, Any]:
+    """Return the parameters that hold for what is left of a run; none where its flow run was deleted."""
+    given = crashed.parameters if crashed else {}
+    return {name: given[name] for name in _KEPT if name in given}
 
 
 @flow(name="report", flow_run_name=_name, persist_result=False)

@@ -8,35 +8,36 @@ import time
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.context import refresh_global_settings_context
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_LOGGING_TO_API_ENABLED,
-    temporary_settings,
-)
-from prefect.states import AwaitingRetry
+from prefect.states import AwaitingRetry, Crashed
 
 from connectors.sinks.lake import Lake
-from flows.approval_form import suspend, take_answer
+from flows.approval_form import RUN_LABEL, SINK_LABEL, suspend, take_answer
+from flows.corpus import process_corpus, resume_crashed
 from flows.run.approvals import Question, decide, question_path, questions
+from flows.run.core import run_job
+from flows.run.job import Options, make_job
+from flows.run.resume import manifest_path
 from tests.fakes.agent_faults import Latency
 from tests.fakes.agent_script import ScriptedCall, ScriptedReply, Transcript
 from tests.fakes.agent_server import AgentServer
-from tests.flows.stack_client import HEADRACE
+from tests.flows.stack_client import HEADRACE, write_files
 from tests.flows.test_agents import PROFILE
 
 
 @pytest.fixture
-def client(prefect):
-    with (
-        temporary_settings({
-            PREFECT_API_URL: prefect.environment["PREFECT_API_URL"],
-            PREFECT_LOGGING_TO_API_ENABLED: False,
-        }),
-        get_client(sync_client=True) as client,
-    ):
+def client(prefect, monkeypatch):
+    # In the environment, since threads of a flow see no other settings.
+    for name, value in prefect.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PREFECT_LOGGING_TO_API_ENABLED", "false")
+    refresh_global_settings_context()
+    with get_client(sync_client=True) as client:
         yield client
+    monkeypatch.undo()
+    refresh_global_settings_context()
 
 
 @pytest.fixture
@@ -57,14 +58,13 @@ def ask(lake, approval_id):
     lake.put_json(question_path("run", approval_id), value)
 
 
-def deployed(client, called):
+def deployed(client, called, **parameters):
     """Return a flow run of a deployment, and what runs it as a worker's process does."""
-    named = flow(name="form", persist_result=False)(called)
-    deployment = client.create_deployment(client.create_flow(named), "form")
-    made = client.create_flow_run_from_deployment(deployment)
+    deployment = client.create_deployment(client.create_flow(called), "waits")
+    made = client.create_flow_run_from_deployment(deployment, parameters=parameters)
 
     def process():
-        return run_flow(named, flow_run=client.read_flow_run(made.id))
+        return run_flow(called, flow_run=client.read_flow_run(made.id))
 
     return made.id, process
 
@@ -75,6 +75,7 @@ def fill_in(client, flow_run_id, **given):
 
 
 def test_answer_reaches_the_sink_when_the_page_could_not_be_labelled(client, lake):
+    @flow(persist_result=False)
     def wait():
         suspended = take_answer()
         if suspended is None:
@@ -92,6 +93,7 @@ def test_answer_reaches_the_sink_when_the_page_could_not_be_labelled(client, lak
 
 
 def test_retry_goes_on_with_the_run_and_shows_a_form_of_its_own(client, lake):
+    @flow(persist_result=False)
     def wait():
         found.append(take_answer())
         suspend("run", lake.url, hours=1, report="report.html")
@@ -183,3 +185,34 @@ def test_run_goes_on_with_what_was_decided_while_it_did_the_rest(prefect, tmp_pa
     assert (process.returncode, manifest["verdict"]) == (0, "complete"), errors[-2000:]
     assert manifest["run_id"] == run_id
     assert manifest["stages"]["kind"]["outcomes"] == {"succeeded": 2}
+
+
+HELD = """\
+name: held
+stages:
+  - {name: kind, approval: required, prompt: What is it?, output: {kind: string}}
+"""
+
+
+@pytest.mark.timeout(120)
+def test_answer_counts_when_the_crashed_flow_run_was_deleted_meanwhile(
+    client, lake, tmp_path, engine
+):
+    (tmp_path / "held.yaml").write_text(HELD, encoding="utf-8")
+    source = str(write_files(tmp_path / "in", 2))
+    options = Options(source=source, sink=lake.url, engine=engine.url)
+    run_id = run_job(make_job(tmp_path / "held.yaml", options))["run_id"]
+    crashed, _ = deployed(client, process_corpus)
+    client.update_flow_run_labels(crashed, {RUN_LABEL: run_id, SINK_LABEL: lake.url})
+    client.set_flow_run_state(crashed, Crashed(), force=True)
+
+    flow_run_id, process = deployed(client, resume_crashed, flow_run=str(crashed))
+    with pytest.raises(Pause):
+        process()
+    client.delete_flow_run(crashed)
+    fill_in(client, flow_run_id, decision="agree")
+    process()
+    ((_, decision),) = questions(lake, run_id)
+    assert decision.is_approved
+    assert lake.find_json(manifest_path(run_id))["verdict"] == "complete"
+    assert len(engine.calls) == 2
