@@ -178,6 +178,26 @@ def test_texts_are_cut_further_where_the_host_counts_more_tokens(agents):
     assert len(tool.vectors) == 2
 
 
+@pytest.mark.parametrize(("context", "held"), [(512, 512), (None, 32_768)])
+def test_host_without_a_list_of_models_is_taken_where_the_profile_names_one(agents, context, held):
+    with EmbeddingServer(is_tei=True) as host:
+        named = host_profile(host, model="bge", listed=False, context_tokens=context)
+        endpoint = endpoint_of(None, named)
+        assert (endpoint.model, endpoint.context_tokens) == ("bge", held)
+        result, tool, _ = embed(agents, host, TEXTS, profile=named)
+    assert result.outcome == "succeeded"
+    assert len(tool.vectors) == 3
+
+
+@pytest.mark.parametrize("facts", [{"listed": False}, {"model": "bge"}])
+def test_address_without_a_list_of_models_is_refused_where_the_profile_does_not_say_so(facts):
+    with (
+        EmbeddingServer(is_tei=True) as host,
+        pytest.raises(EngineMisconfigured, match="answered 404"),
+    ):
+        endpoint_of(None, host_profile(host, **facts))
+
+
 def test_half_of_a_pair_of_surrogates_is_replaced(agents):
     with EmbeddingServer() as host:
         result, _, _ = embed(agents, host, ["a \ud800 b"])

@@ -48,6 +48,7 @@ class EmbeddingServer:
         max_tokens: int = 8192,
         api_key: str | None = None,
         tells_usage: bool = True,
+        is_tei: bool = False,
     ) -> None:
         """Take a free port of 127.0.0.1.
 
@@ -58,6 +59,7 @@ class EmbeddingServer:
             max_tokens: Words of the longest text; a longer one is a 400.
             api_key: Key that it asks for; it is echoed in the refusal.
             tells_usage: Whether answers say what they took.
+            is_tei: Whether it is like Hugging Face TEI, which has no `/v1/models`.
         """
         self.calls: list[list[str]] = []
         self.texts: list[str] = []
@@ -65,6 +67,7 @@ class EmbeddingServer:
         self.most_at_once = 0
         self.fault, self.num_dims = fault, num_dims
         self._max_tokens, self._api_key, self._tells_usage = max_tokens, api_key, tells_usage
+        self._is_tei = is_tei
         self._at_once = 0
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
@@ -89,7 +92,8 @@ class EmbeddingServer:
 
     async def _serve(self) -> None:
         app = web.Application(client_max_size=1 << 28)
-        app.router.add_get("/v1/models", self._models)
+        if not self._is_tei:
+            app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/embeddings", self._embed)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
