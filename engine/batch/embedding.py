@@ -28,8 +28,9 @@ from engine.tokens import TokenCounter
 
 _MARKS_TOKENS = 8
 """Of the longest text, set aside for what the model puts around it."""
-_TRIES_TOO_LONG = 3
-"""A host that counts more tokens than we do gets each text cut to half, so often at most."""
+_LEAST_TOKENS = 128
+"""A text of no more is not cut where a host finds it too long. Small models take 256, and a host may count
+twice what we do."""
 _PROBE = "water"
 _PROBE_RULE = RetryRule(max_attempts=4)
 _PROBE_TIMEOUT_S = 60.0
@@ -139,19 +140,20 @@ class TextEmbedding:
         """Return what the host answers; a text that is too long for it is cut.
 
         Raises:
-            RequestTooLong: One is too long even where it was cut twice more.
-            AssertionError: Never.
+            RequestTooLong: One is too long although it is short.
         """
         most = self._endpoint.context_tokens - _MARKS_TOKENS
-        for left in reversed(range(_TRIES_TOO_LONG)):
-            sent = await asyncio.to_thread(_fitting, texts, most, self._endpoint.counter)
+        counter = self._endpoint.counter
+        while True:
+            sent = await asyncio.to_thread(_fitting, texts, most, counter)
             try:
                 return await self._caller.embed(_body(sent, self._endpoint), request, account)
             except RequestTooLong:
-                if not left:
+                # It may hold far less than is known of it: half of that could still be more than any text has.
+                longest = max(await asyncio.to_thread(counter.count_many, sent))
+                if longest <= _LEAST_TOKENS:
                     raise
-                most //= 2
-        raise AssertionError("unreachable: the last try returns or raises")
+                most = min(most, longest) // 2
 
 
 def _whole(text: str) -> str:

@@ -178,6 +178,20 @@ def test_texts_are_cut_further_where_the_host_counts_more_tokens(agents):
     assert len(tool.vectors) == 2
 
 
+@pytest.mark.parametrize(("num_words", "held"), [(900, 512), (900, 256), (20_000, 256)])
+def test_texts_are_cut_until_a_host_of_unknown_context_takes_them(agents, num_words, held):
+    text = "crane " * num_words
+    with EmbeddingServer(max_tokens=held, is_tei=True) as host:
+        unknown = host_profile(host, model="bge", listed=False, context_tokens=None)
+        result, tool, events = embed(agents, host, [text, "short"], profile=unknown)
+    assert result.outcome == "succeeded"
+    assert len(tool.vectors) == 2
+    (event,) = events
+    assert held / 4 < event.usage.prompt_tokens - 1 <= held
+    sent = [len(call[0]) for call in host.calls]
+    assert sent == sorted(set(sent), reverse=True)
+
+
 @pytest.mark.parametrize(("context", "held"), [(512, 512), (None, 32_768)])
 def test_host_without_a_list_of_models_is_taken_where_the_profile_names_one(agents, context, held):
     with EmbeddingServer(is_tei=True) as host:
