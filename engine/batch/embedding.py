@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import orjson
 
+from engine.batch.amount import MARKS_TOKENS
 from engine.batch.call import Account, Caller, RetryRule
 from engine.batch.route import Line
 from engine.embeddings import Vectors, read_vectors
@@ -26,8 +27,6 @@ from engine.request import Request
 from engine.status import authorization, map_errors, raise_for_status
 from engine.tokens import TokenCounter
 
-_MARKS_TOKENS = 8
-"""Of the longest text, set aside for what the model puts around it."""
 _LEAST_TOKENS = 128
 """A text of no more is not cut where a host finds it too long. Small models take 256, and a host may count
 twice what we do."""
@@ -142,7 +141,7 @@ class TextEmbedding:
         Raises:
             RequestTooLong: One is too long although it is short.
         """
-        most = self._endpoint.context_tokens - _MARKS_TOKENS
+        most = self._endpoint.context_tokens - MARKS_TOKENS
         counter = self._endpoint.counter
         while True:
             sent = await asyncio.to_thread(_fitting, texts, most, counter)

@@ -233,6 +233,14 @@ def test_run_stops_where_the_host_has_another_model_meanwhile(agents):
         embed(agents, host, TEXTS)
 
 
+def test_run_stops_where_the_host_refuses_the_key_meanwhile(agents):
+    with (
+        EmbeddingServer(api_key="another") as host,
+        pytest.raises(EngineMisconfigured, match="answered 401"),
+    ):
+        embed(agents, host, TEXTS)
+
+
 def test_call_beyond_the_budget_is_not_sent(agents):
     budget = Budget(Caps(tokens=20_000))
     with EmbeddingServer() as host:
