@@ -288,6 +288,35 @@ def test_person_at_the_terminal_is_asked_with_what_waits_and_what_it_builds_on(c
     assert "too dear" in out.decode()
 
 
+GATHERED = """
+name: notes
+stages:
+  - {name: kind, approval: required, prompt: What is it?, output: {kind: a|b|c}}
+  - {name: colour, prompt: Which colour?, output: {colour: string}}
+  - name: totals
+    over: corpus
+    needs: [kind, colour]
+    compute: SELECT COUNT(*) AS n FROM colour
+    output: {n: integer}
+  - {name: summary, over: corpus, needs: [totals], prompt: What is it about?, output: {about: string}}
+"""
+
+
+def test_what_rests_on_a_computed_stage_is_asked_after_all_when_a_person_has_agreed(corpus, engine):
+    (corpus / "notes.yaml").write_text(GATHERED, encoding="utf-8")
+    first = run_job(job(corpus, engine))
+    assert first["verdict"] == "awaiting_approval"
+    settle(corpus, first["run_id"], "kind", is_approved=True)
+    last = run_job(reopen(first["run_id"], str(corpus / "lake"), "resume"))
+    assert last["verdict"] == "complete"
+    assert ends(corpus, "summary") == {("succeeded", None): 1}
+
+
+def test_budget_that_is_reached_is_told_before_what_waits_for_a_person(corpus, engine):
+    manifest = run_job(job(corpus, engine, "budget.tokens=1500"))
+    assert manifest["verdict"] == "budget_reached"
+
+
 def test_approval_that_is_no_approval_is_refused(corpus, engine):
     text = PIPELINE.replace("approval: required, prompt: How", "approval: [kind], prompt: How")
     (corpus / "notes.yaml").write_text(text, encoding="utf-8")
