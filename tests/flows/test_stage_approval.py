@@ -358,5 +358,5 @@ def test_what_waits_is_told_in_words():
         requests=2, documents=1, prompt_tokens=1200, max_output_tokens=512, max_usd=0.5
     )
     assert waiting_words(waiting) == (
-        "2 requests about 1 document, 1,200 prompt tokens, answers up to 512, at most 0.5000 USD"
+        "2 requests about 1 document, 1,200 prompt tokens, answers up to 512, first calls at most 0.5000 USD"
     )
