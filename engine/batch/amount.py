@@ -7,7 +7,7 @@ sent, and what it took is counted in the same units afterwards.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.profile import Prices, Profile
@@ -180,5 +180,6 @@ def usage_of_texts(told: Usage | None, texts: Sequence[str], worst: Usage) -> Us
     """Return the usage of a call for vectors: as told, or an estimate where none was told that can be."""
     most = _MARGIN_TOKENS + sum(len(text.encode()) + MARKS_TOKENS for text in texts)
     if told is not None and told.prompt_tokens <= most:
-        return told
-    return Usage(prompt_tokens=worst.prompt_tokens, num_guessed=1)
+        return replace(told, embedded_tokens=told.prompt_tokens)
+    tokens = worst.prompt_tokens
+    return Usage(prompt_tokens=tokens, embedded_tokens=tokens, num_guessed=1)
