@@ -150,11 +150,24 @@ class VectorStore:
         with self._lock:
             if self._is_loaded:
                 return
+            # An attempt that failed in between leaves nothing behind.
+            self._forget()
             names = [item.path for item in self._storage.list(f"{self._prefix}/")]
             with ThreadPoolExecutor(_NUM_FETCHERS, thread_name_prefix="vectors") as threads:
                 for rows in threads.map(self._read, names):
                     self._keep_locked(rows)
             self._is_loaded = True
+
+    def _forget(self) -> None:
+        """Begin anew with no vectors on this machine.
+
+        Raises:
+            StorageError: This machine's disk cannot be written.
+        """
+        with self._writing():
+            self._file.unlink(missing_ok=True)
+        self._num_rows, self._held = 0, None
+        self._numbers.clear()
 
     def _read(self, path: str) -> NDArray[np.void]:
         """Return what an object holds; nothing where it is broken, so that it is made anew."""
@@ -176,18 +189,23 @@ class VectorStore:
             self._keep_locked(rows)
 
     def _keep_locked(self, rows: NDArray[np.void]) -> None:
-        try:
+        with self._writing():
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._file.open("ab") as file:
                 file.write(rows["vector"].astype(np.float32).tobytes())
+        for number, key in enumerate(rows["key"], start=self._num_rows):
+            self._numbers.setdefault(key.tobytes(), number)
+        self._num_rows += len(rows)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as exc:
             uri = str(self._file)
             raise (DiskFull if is_full(exc) else StorageError)(
                 f"vectors cannot be kept in {uri!r}: {exc}; check that the disk has room", uri=uri
             ) from exc
-        for number, key in enumerate(rows["key"], start=self._num_rows):
-            self._numbers.setdefault(key.tobytes(), number)
-        self._num_rows += len(rows)
 
 
 def _scores(held: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:

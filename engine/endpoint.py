@@ -186,7 +186,7 @@ DEFAULT_CONTEXT_TOKENS = 32_768
 
 
 def _describe(base_url: str, profile: Profile, api_key: str | None) -> tuple[str, int | None]:
-    """Return the model and the context length that the endpoint lists.
+    """Return the model and the context length that the endpoint lists, or the profile's where it may list none.
 
     Raises:
         EngineUnavailable: Nothing answers.
@@ -194,6 +194,9 @@ def _describe(base_url: str, profile: Profile, api_key: str | None) -> tuple[str
     """
     with map_errors(base_url):
         answer = httpx.get(f"{base_url}/models", headers=authorization(api_key), timeout=10.0)
+    unlisted = None if profile.context_tokens else DEFAULT_CONTEXT_TOKENS
+    if answer.status_code == httpx.codes.NOT_FOUND and profile.model and not profile.listed:
+        return profile.model, unlisted
     raise_for_status(answer, base_url)
     try:
         models = {str(item["id"]): item.get("max_model_len") for item in answer.json()["data"]}
@@ -206,14 +209,12 @@ def _describe(base_url: str, profile: Profile, api_key: str | None) -> tuple[str
     model = profile.model or next(iter(models))
     if model not in models:
         if not profile.listed:
-            return model, None if profile.context_tokens else DEFAULT_CONTEXT_TOKENS
+            return model, unlisted
         raise EngineMisconfigured(
             f"{base_url} has no model {model!r}; it has {', '.join(sorted(models))}"
         )
     length = models[model]
-    if isinstance(length, int):
-        return model, length
-    return model, None if profile.context_tokens else DEFAULT_CONTEXT_TOKENS
+    return model, length if isinstance(length, int) else unlisted
 
 
 def _counter(

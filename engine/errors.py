@@ -7,6 +7,7 @@ EngineError
 ├── EngineMisconfigured   the operator: 401, 403 or 404: the key, the URL or the model is wrong
 ├── RequestRejected       this request: another 4xx
 │   └── RequestTooLong    this request: prompt and answer exceed the endpoint's context
+├── VectorsUnavailable    this request: the texts of a search cannot be made into vectors
 └── BudgetReached         the operator: the budget of the run or the stage does not cover this request
     └── BudgetAwaited     the scheduler: it may, when batches of the host have ended
 """
@@ -75,6 +76,10 @@ class RequestTooLong(RequestRejected):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild_too_long, (str(self), self.status))
+
+
+class VectorsUnavailable(EngineError):
+    """A search has no vectors: it ends the request, for which no other engine need stand in."""
 
 
 def _rebuild_unavailable(

@@ -197,8 +197,8 @@ class Profile(_Model):
     serve: LocalModelName | None = None
     """What this machine starts by itself; None for an endpoint that is there already."""
     listed: bool = True
-    """Whether the host's list of models names all that it serves; off where it may not: then a model that
-    the list lacks is asked for all the same, and the first request tells."""
+    """Whether the host's list of models names all that it serves; off where it may not, or there is no list:
+    then a model that is not on it is asked for all the same, and the first request tells."""
     server_flags: tuple[str, ...] = ()
     """Flags of `vllm serve` for an engine that this machine starts, or that is deployed with `deploy`."""
     base_url: str | None = None

@@ -135,6 +135,8 @@ class Usage:
     """Prompt tokens of the calls after the first: repairs, an answer after thinking in a turn of its own, summaries."""
     later_cached_tokens: int | None = None
     """Those of them that were served from the prefix cache; None where there were none, or it does not say."""
+    embedded_tokens: int = 0
+    """Prompt tokens of texts that were made into vectors."""
     num_guessed: int = 0
     """Calls whose usage the endpoint left out or got wrong, so that it was counted here instead."""
 
@@ -199,6 +201,7 @@ def add_usage(first: Usage, second: Usage) -> Usage:
         reasoning_tokens=_add_known(first.reasoning_tokens, second.reasoning_tokens),
         later_prompt_tokens=first.later_prompt_tokens + second.later_prompt_tokens,
         later_cached_tokens=_add_known(first.later_cached_tokens, second.later_cached_tokens),
+        embedded_tokens=first.embedded_tokens + second.embedded_tokens,
         num_guessed=first.num_guessed + second.num_guessed,
     )
 

@@ -30,10 +30,10 @@ _TOO_LONG_CODES = frozenset({"context_length_exceeded", "exceed_context_size_err
 _TOO_LONG = re.compile(
     r"maximum context length is \d|(?:longer|greater) than the (?:model|context)"
     r"|exceed(?:s|ed)? (?:the available context size|(?:the )?model token limit)"
-    r"|input tokens exceed|`?inputs`? tokens \+ `?max_new_tokens`? must",
+    r"|input tokens exceed|`?inputs`? must have less than \d+ tokens|`?inputs`? tokens \+ `?max_new_tokens`? must",
     re.IGNORECASE,
 )
-"""How vLLM, SGLang, llama.cpp, Moonshot and TGI say it; the protocol has no status for it. No retry
+"""How vLLM, SGLang, llama.cpp, Moonshot, TEI and TGI say it; the protocol has no status for it. No retry
 hangs on it, only what the record says."""
 
 

@@ -165,7 +165,10 @@ def _hit_share(stage: StageConfig, usage: pl.DataFrame) -> float | None:
     """Return the share of hits in first prompts, of agents in those of all turns; None where it is not told."""
     told = usage.filter(pl.col("stage") == stage.name, pl.col("cached_tokens").is_not_null())
     tokens, hits = float(told["prompt_tokens"].sum()), float(told["cached_tokens"].sum())
-    if not stage.tools:
+    if stage.tools:
+        # No prefix is looked up for vectors.
+        tokens -= float(told["embedded_tokens"].sum())
+    else:
         tokens -= float(told["later_prompt_tokens"].sum())
         hits -= float(told["later_cached_tokens"].sum())
     return hits / tokens if tokens else None
@@ -175,7 +178,12 @@ def _turns(stage: StageConfig, rows: Sequence[Row], usage: pl.DataFrame) -> Turn
     """Return what agents took for a record, with the share of hits that usage on record tells."""
     if not stage.tools:
         return None
-    prompt = _mean(row["prompt_tokens"] or 0 for row in rows if row["outcome"] != "skipped")
+    asked = [row for row in rows if row["outcome"] != "skipped"]
+    own = usage.filter(pl.col("request_key").is_in([row["request_key"] for row in asked]))
+    own = own.unique("request_key", keep="last")
+    # A vector is paid once for all records, and not at the engine's price.
+    embedded = float(own["embedded_tokens"].sum()) / max(1, len(own))
+    prompt = _mean(row["prompt_tokens"] or 0 for row in asked) - embedded
     return TurnTokens(prompt, prompt * (_hit_share(stage, usage) or 0.0))
 
 

@@ -16,6 +16,7 @@ _SCHEMA = {
     "completion_tokens": pl.Int64,
     "later_prompt_tokens": pl.Int64,
     "later_cached_tokens": pl.Int64,
+    "embedded_tokens": pl.Int64,
 }
 _MOST_FILES = 200
 """Files that are read; more say nothing new."""

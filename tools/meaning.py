@@ -13,6 +13,7 @@ import numpy as np
 from connectors.errors import StorageError
 from connectors.index import Hit, Passage
 from connectors.vectors import Key, VectorStore, key_of
+from engine.errors import VectorsUnavailable
 from engine.modes.mode import LogFailed
 from engine.tool import Aside
 
@@ -88,8 +89,7 @@ class Meanings:
             among: Documents to look in; all where None.
 
         Raises:
-            StorageError: Vectors cannot be read.
-            EngineError: They cannot be made; passes through the tool.
+            EngineError: Vectors cannot be read or made; passes through the tool.
         """
         async with self._one_at_a_time:
             if self._numbers is None and not self.has_too_many:
@@ -118,7 +118,7 @@ class Meanings:
             await asyncio.to_thread(self._list)
         if self.has_too_many:
             return
-        while missing := await asyncio.to_thread(self._store.missing, self._keys):
+        while missing := await self._missing():
             with self._store.taking(missing) as own:
                 if own:
                     await self._make(frozenset(own), aside)
@@ -126,6 +126,15 @@ class Meanings:
                     # Another search is at them; where it fails, this one takes them over.
                     await asyncio.sleep(_POLL_S)
         self._numbers = self._store.numbers(self._keys)
+
+    async def _missing(self) -> list[Key]:
+        try:
+            return await asyncio.to_thread(self._store.missing, self._keys)
+        except StorageError as exc:
+            # Told to the model it would answer without what it could not find.
+            raise VectorsUnavailable(
+                f"search.vectors: those in the sink cannot be read: {exc}"
+            ) from exc
 
     def _list(self) -> None:
         places, keys = [], []

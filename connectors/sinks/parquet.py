@@ -190,6 +190,7 @@ USAGE = pa.schema([
     ("reasoning_tokens", pa.int64()),
     ("later_prompt_tokens", pa.int64()),
     ("later_cached_tokens", pa.int64()),
+    ("embedded_tokens", pa.int64()),
     ("usage_guessed", pa.bool_()),
     ("cost_usd", pa.float64()),
     ("steps", pa.int32()),

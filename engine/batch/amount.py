@@ -7,7 +7,7 @@ sent, and what it took is counted in the same units afterwards.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.profile import Prices, Profile
@@ -16,7 +16,7 @@ from engine.request import Request, Usage
 from engine.tokens import BYTES_PER_TOKEN, MOST_IMAGE_TOKENS
 
 _MARGIN_TOKENS = 64
-_MARKS_TOKENS = 4
+MARKS_TOKENS = 4
 """Tokens that an embedding model puts around each text."""
 
 
@@ -172,13 +172,14 @@ def _most_prompt_tokens(body: Mapping[str, Any]) -> int:
 
 def worst_usage_of_texts(texts: Sequence[str]) -> Usage:
     """Return the most that making texts into vectors can take, by their length in bytes."""
-    tokens = sum(-(-len(text.encode()) // BYTES_PER_TOKEN) + _MARKS_TOKENS for text in texts)
+    tokens = sum(-(-len(text.encode()) // BYTES_PER_TOKEN) + MARKS_TOKENS for text in texts)
     return Usage(prompt_tokens=_MARGIN_TOKENS + tokens)
 
 
 def usage_of_texts(told: Usage | None, texts: Sequence[str], worst: Usage) -> Usage:
     """Return the usage of a call for vectors: as told, or an estimate where none was told that can be."""
-    most = _MARGIN_TOKENS + sum(len(text.encode()) + _MARKS_TOKENS for text in texts)
+    most = _MARGIN_TOKENS + sum(len(text.encode()) + MARKS_TOKENS for text in texts)
     if told is not None and told.prompt_tokens <= most:
-        return told
-    return Usage(prompt_tokens=worst.prompt_tokens, num_guessed=1)
+        return replace(told, embedded_tokens=told.prompt_tokens)
+    tokens = worst.prompt_tokens
+    return Usage(prompt_tokens=tokens, embedded_tokens=tokens, num_guessed=1)

@@ -85,7 +85,11 @@ class Account:
 
     def add(self, usage: Usage, cost_usd: float | None, gpu_seconds: float | None) -> None:
         """Add what one more call took."""
-        self.usage = add_usage(self.usage, as_later(usage) if self.usage.prompt_tokens else usage)
+        # Vectors of texts are no call that goes on with what an earlier one has said.
+        is_later = (
+            self.usage.prompt_tokens > self.usage.embedded_tokens and not usage.embedded_tokens
+        )
+        self.usage = add_usage(self.usage, as_later(usage) if is_later else usage)
         self._pay(cost_usd, gpu_seconds)
 
     def _pay(self, cost_usd: float | None, gpu_seconds: float | None) -> None:
@@ -105,8 +109,9 @@ class Account:
         lines, self.lines = self.lines, None
         if lines is None:
             return
-        # A request's first call is a line, where there are any.
-        self.usage = add_usage(lines.usage, as_later(self.usage))
+        # A request's first call is a line, where any was answered.
+        calls = as_later(self.usage) if lines.usage.prompt_tokens else self.usage
+        self.usage = add_usage(lines.usage, calls)
         self._pay(lines.cost_usd, lines.gpu_seconds)
         self.attempts += lines.attempts
         self.batch_ids |= lines.batch_ids

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import orjson
 
-from engine.batch.call import Account, Caller, CircuitOpen, RetryRule
+from engine.batch.amount import MARKS_TOKENS
+from engine.batch.call import Account, Caller, RetryRule
 from engine.batch.route import Line
 from engine.embeddings import Vectors, read_vectors
 from engine.endpoint import Endpoint
@@ -20,15 +21,15 @@ from engine.errors import (
     EngineUnavailable,
     RequestRejected,
     RequestTooLong,
+    VectorsUnavailable,
 )
 from engine.request import Request
 from engine.status import authorization, map_errors, raise_for_status
 from engine.tokens import TokenCounter
 
-_MARKS_TOKENS = 8
-"""Of the longest text, set aside for what the model puts around it."""
-_TRIES_TOO_LONG = 3
-"""A host that counts more tokens than we do gets each text cut to half, so often at most."""
+_LEAST_TOKENS = 128
+"""A text of no more is not cut where a host finds it too long. Small models take 256, and a host may count
+twice what we do."""
 _PROBE = "water"
 _PROBE_RULE = RetryRule(max_attempts=4)
 _PROBE_TIMEOUT_S = 60.0
@@ -111,37 +112,47 @@ class TextEmbedding:
             are_queries: Whether they are looked for, and not looked in.
 
         Raises:
-            EngineUnavailable: It failed as often as the retry rule allows, or the circuit is open for good.
-            RequestRejected: The endpoint refuses it.
-            RequestTooLong: It finds one too long even where that was cut twice more.
+            VectorsUnavailable: It failed as often as the retry rule allows, its circuit is open for good, or it
+                refuses the texts.
             BudgetReached: The budget does not cover it.
             EngineMisconfigured: The endpoint gives no vectors any more, or others than before.
         """
-        rule = self._endpoint.profile.embeddings
+        profile = self._endpoint.profile
+        rule = profile.embeddings
         assert rule is not None, "checked before the run"
         prefix = rule.query_prefix if are_queries else rule.passage_prefix
-        most = self._endpoint.context_tokens - _MARKS_TOKENS
-        for left in reversed(range(_TRIES_TOO_LONG)):
-            sent = await asyncio.to_thread(
-                _fitting, [_whole(prefix + text) for text in texts], most, self._endpoint.counter
-            )
-            try:
-                found = await self._caller.embed(_body(sent, self._endpoint), request, account)
-                break
-            except RequestTooLong:
-                if not left:
-                    raise
-                most //= 2
-            except CircuitOpen as exc:
-                # Not the agent's own engine, so that no other one need stand in for that.
-                raise EngineUnavailable(str(exc)) from exc
+        whole = [_whole(prefix + text) for text in texts]
+        try:
+            found = await self._found(whole, request, account)
+        except (EngineUnavailable, RequestRejected) as exc:
+            # They would be taken for those of the agent's own engine.
+            raise VectorsUnavailable(f"search.vectors: engine {profile.name!r}: {exc}") from exc
         given = len(found.vectors[0])
         if given != self._embedder.num_dims:
             raise EngineMisconfigured(
                 f"{self._endpoint.base_url} gives vectors of {given} numbers, and gave"
                 f" {self._embedder.num_dims} when the run began: it serves another model now; start the run anew"
             )
-        return replace(found, engine=self._endpoint.profile.name)
+        return replace(found, engine=profile.name)
+
+    async def _found(self, texts: Sequence[str], request: Request, account: Account) -> Vectors:
+        """Return what the host answers; a text that is too long for it is cut.
+
+        Raises:
+            RequestTooLong: One is too long although it is short.
+        """
+        most = self._endpoint.context_tokens - MARKS_TOKENS
+        counter = self._endpoint.counter
+        while True:
+            sent = await asyncio.to_thread(_fitting, texts, most, counter)
+            try:
+                return await self._caller.embed(_body(sent, self._endpoint), request, account)
+            except RequestTooLong:
+                # It may hold far less than is known of it: half of that could still be more than any text has.
+                longest = max(await asyncio.to_thread(counter.count_many, sent))
+                if longest <= _LEAST_TOKENS:
+                    raise
+                most = min(most, longest) // 2
 
 
 def _whole(text: str) -> str:

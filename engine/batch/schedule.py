@@ -31,6 +31,7 @@ from engine.errors import (
     EngineUnavailable,
     RequestRejected,
     RequestTooLong,
+    VectorsUnavailable,
 )
 from engine.modes import MODES
 from engine.modes.agent.asides import Asides, OneAside
@@ -384,7 +385,9 @@ _ENDS: Mapping[type[EngineError], tuple[Outcome, str]] = {
     RequestRejected: ("failed", "request_rejected"),
     EngineUnavailable: ("failed", "engine_unavailable"),
     HandedOver: ("failed", "drifted"),
-    # These can be resumed, and no other engine would help.
+    # No other engine would help.
+    VectorsUnavailable: ("failed", "vectors_unavailable"),
+    # These can be resumed as well.
     BudgetAwaited: ("over_budget", AWAITING_BATCH),
     BudgetReached: ("over_budget", "budget_reached"),
     AwaitingApproval: ("over_budget", "awaiting_approval"),
@@ -402,7 +405,8 @@ def _end_of(
     outcome, error_class = next(end for kind, end in _ENDS.items() if isinstance(exc, kind))
     more = _counted_here(request, endpoint) if isinstance(exc, RequestTooLong) else ""
     ending = _ended(outcome, error_class, exc, more)
-    return ending, None if outcome == "over_budget" else str(exc)
+    is_of_engine = outcome != "over_budget" and not isinstance(exc, VectorsUnavailable)
+    return ending, str(exc) if is_of_engine else None
 
 
 def _told(ending: Ending, others: Sequence[str]) -> str | None:

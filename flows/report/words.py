@@ -137,7 +137,7 @@ def waiting_words(waiting: Waiting | None) -> str:
         return "its requests are still being counted"
     about = f" about {counted(waiting.documents, 'document')}" if waiting.documents else ""
     tokens = f"{waiting.prompt_tokens:,} prompt tokens, answers up to {waiting.max_output_tokens:,}"
-    price = "" if waiting.max_usd is None else f", at most {waiting.max_usd:.4f} USD"
+    price = "" if waiting.max_usd is None else f", first calls at most {waiting.max_usd:.4f} USD"
     return f"{counted(waiting.requests, 'request')}{about}, {tokens}{price}"
 
 

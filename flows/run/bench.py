@@ -47,7 +47,7 @@ from flows.run.served import Served, as_sent, serve
 from flows.run.shift import Shift
 from flows.run.slices import Slices
 from flows.run.stage_approval import StageApproval
-from flows.run.vectors import Vectors, open_vectors, rule_of, vectors_engine
+from flows.run.vectors import MeaningSearch, open_vectors, rule_of, vectors_engine
 
 NUM_READERS = 2
 """Reader processes; one per core of the smallest machine this runs on."""
@@ -149,7 +149,7 @@ class Bench(ServedRoom):
     """Sends the stages with `batch_api` to the host; None where there are none."""
     cache: AnswerCache | None
     """Answers that other sinks share; None where the pipeline names no cache."""
-    vectors: Vectors | None
+    vectors: MeaningSearch | None
     """What is searched by meaning with; None where nothing is."""
     family_numbers: Iterator[int] = field(default_factory=itertools.count)
     """Numbers of prefix families, in the order in which the shards begin them: the earlier goes first."""

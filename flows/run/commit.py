@@ -55,8 +55,11 @@ class Done:
     documents: Sequence[Document] = ()
     transcripts: Sequence[Mapping[str, Any]] = ()
     """Rows of what agents did."""
-    is_refused: bool = False
-    """Whether a person has refused some of it, so that the next run asks again."""
+    is_open: bool = False
+    """Whether the next run asks again for some of it, though nothing that it rests on may have changed: a person
+    has refused it, or a stage before it was not answered yet."""
+    held_keys: frozenset[str] = frozenset()
+    """Keys of requests that wait for a person's agreement."""
 
 
 def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport:
@@ -87,12 +90,13 @@ def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport
             # A path that this table names has its rows in place.
             last=[("documents", parquet.to_parquet(document_rows, parquet.DOCUMENTS))],
             usage=usage_rows(ends.all(), shard.ledger),
-            results=_by_document(ends.all()),
+            results=_by_document(ends.all(), shard.ledger),
             outcomes=Counter(end.result.outcome for end in ends.all()),
             work_key=bench.work_key,
             documents=[read.document for read in documents],
             transcripts=transcripts_of(ends.all(), shard.ledger.steps.by_request()),
-            is_refused=any(end.result.error_class == REFUSED for end in ends.all()),
+            is_open=any(end.result.error_class == REFUSED for end in ends.all()),
+            held_keys=held_keys(ends.all()),
         ),
     )
     bench.copies.add(name, (read.document.document_key for read in documents))
@@ -145,7 +149,7 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     shard.replays.put(ledger.new_answers(done.results))
     ledger.commit(done.results)
     if bench.job.pipeline.has_agents:
-        ledger.keep_steps()
+        ledger.keep_steps(done.held_keys)
     put_all(done.last)
     bench.lake.put_json(path, asdict(report))
     _put_commit(shard, done, put)
@@ -153,7 +157,7 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     if bench.desk is not None:
         every = (result for results in done.results.values() for result in results)
         open_keys = [one.request_key for one in every if one.outcome == "over_budget"]
-        bench.desk.close(name, open_keys)
+        bench.desk.close(name, {*open_keys, *done.held_keys})
     return report
 
 
@@ -202,13 +206,25 @@ def record_parts(
         yield inner, parquet.to_parquet(divided, schema)
 
 
-def _by_document(ends: Iterable[Answered]) -> dict[str, list[Result]]:
+def held_keys(ends: Iterable[Answered]) -> frozenset[str]:
+    """Return the keys of the requests that wait for a person's agreement."""
+    return frozenset(request.request_key for end in ends for request in end.inquiry.held)
+
+
+def known_of_held(end: Answered, ledger: Ledger) -> list[Result]:
+    """Return what is paid already of an inquiry that is held back: samples that a killed run had."""
+    known = [ledger.find(request.request_key) for request in end.inquiry.held]
+    return [result for result in known if result is not None]
+
+
+def _by_document(ends: Iterable[Answered], ledger: Ledger) -> dict[str, list[Result]]:
     found: dict[str, list[Result]] = {}
     for end in ends:
         document = end.inquiry.document
         results = found.setdefault(document.document_key if document else "", [])
         if end.inquiry.requests:
             results += end.results
+        results += known_of_held(end, ledger)
     return found
 
 
@@ -230,7 +246,7 @@ def _put_commit(shard: Shard, done: Done, parts: Mapping[str, PartInfo]) -> None
         signature=commits.signature(document.source for document in done.documents),
         document_keys=tuple(document.document_key for document in done.documents),
         outcomes=dict(done.outcomes),
-        again=done.is_refused
+        again=done.is_open
         or any(document.error_class in READ_AGAIN for document in done.documents),
         parts={**kept, **parts},
     )

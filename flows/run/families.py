@@ -140,6 +140,13 @@ class Scheduler:
         async def again(number: int, family: int) -> None:
             inquiry, request = ends[number].inquiry, ends[number].inquiry.again
             assert request is not None
+            if inquiry.stage.approval:
+                agreed = await self._agreed(replace(inquiry, requests=(request,)))
+                if agreed.held:
+                    found[number] = self._unsent(agreed)
+                if not agreed.requests:
+                    # Refused: what is there stays as it is.
+                    return
             first = settle(inquiry.stage, ends[number].results)
             end = decide(first, await self._result(inquiry, request, family), doubts[number])
             found[number] = close(inquiry, end)

@@ -25,7 +25,15 @@ from connectors.sinks.lake import Lake
 from engine.request import content_key
 from flows.run.agents import catalogue, looks_itself, scope_key
 from flows.run.claims import claimed
-from flows.run.commit import Done, bills, put_done, record_parts, usage_rows
+from flows.run.commit import (
+    Done,
+    bills,
+    held_keys,
+    known_of_held,
+    put_done,
+    record_parts,
+    usage_rows,
+)
 from flows.run.compute import compute, tables_key
 from flows.run.counts import UNANSWERED, ShardReport, count_stage, left_alone
 from flows.run.families import Scheduler
@@ -40,7 +48,16 @@ from flows.run.rows import Answered, given_of_row, record_row
 from flows.run.shard import open_shard, send_batches, until_cancelled
 from flows.run.spool import Group, Spool
 from flows.run.transcripts import transcripts_of
-from flows.run.units import CORPUS, REFUSED, UNPAID, Reply, Subject, inputs_of, upstream_of
+from flows.run.units import (
+    CORPUS,
+    REFUSED,
+    UNPAID,
+    UPSTREAM_OVER_BUDGET,
+    Reply,
+    Subject,
+    inputs_of,
+    upstream_of,
+)
 
 if TYPE_CHECKING:
     from flows.run.bench import Bench
@@ -222,8 +239,15 @@ class _Ends:
             ),
             usage=usage_rows(every, shard.ledger),
             transcripts=transcripts_of(every, shard.ledger.steps.by_request()),
-            is_refused=any(end.result.error_class == REFUSED for end in every),
-            results={"": [result for end in every for result in end.results]},
+            is_open=any(end.result.error_class in {REFUSED, UPSTREAM_OVER_BUDGET} for end in every),
+            held_keys=held_keys(every),
+            results={
+                "": [
+                    result
+                    for end in every
+                    for result in (*end.results, *known_of_held(end, shard.ledger))
+                ]
+            },
             outcomes=Counter(end.result.outcome for end in every),
             work_key=work_key,
         )

@@ -251,18 +251,24 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
             data = "".join(map(as_line, kept.values())).encode()
             self._lake.storage.put(answers_path(self._shard), data)
 
-    def keep_steps(self) -> None:
+    def keep_steps(self, held_keys: Collection[str]) -> None:
         """Keep what agents have done whose requests have no answer yet: a later run goes on from there.
 
         What was begun for requests that nobody asks any more, such as those of an edited prompt, is dropped.
+
+        Args:
+            held_keys: Requests that this run has not asked, since a person has to agree first.
         """
         found = {key: self._find(key) for key in self.steps.request_keys()}
         going_on = {
             key
             for key, end in found.items()
-            if end is not None
-            and end.result.outcome in _OPEN
-            and end.result.error_class != _REFUSED
+            if key in held_keys
+            or (
+                end is not None
+                and end.result.outcome in _OPEN
+                and end.result.error_class != _REFUSED
+            )
         }
         self.steps.keep(self._lake, self._shard, self._by["run"], going_on)
 

@@ -220,9 +220,11 @@ def _awaited(bench: Bench, total: ShardReport) -> Verdict | None:
         for failure in stage.failures
         if failure.outcome == "over_budget"
     }
+    if bench.budget.is_reached:
+        return None
     if AWAITING_APPROVAL in waiting:
         return "awaiting_approval"
-    return "awaiting_batch" if AWAITING_BATCH in waiting and not bench.budget.is_reached else None
+    return "awaiting_batch" if AWAITING_BATCH in waiting else None
 
 
 def _rate(total: ShardReport) -> float:

@@ -212,8 +212,10 @@ class ProgressPart(Progress):
         self._whole.count(more, sign)
 
     def withdraw(self) -> None:
-        """Take all of it back from the run's."""
-        self._whole.count(self._tally, -1)
+        """Take all of it back from the run's; what is counted afterwards stays."""
+        with self._lock:
+            tally, self._tally = self._tally, _Tally()
+        self._whole.count(tally, -1)
 
 
 def _ended(result: Result) -> dict[str, int]:

@@ -221,6 +221,7 @@ def usage_row(inquiry: Inquiry, result: Result) -> dict[str, Any]:
         "reasoning_tokens": result.usage.reasoning_tokens,
         "later_prompt_tokens": result.usage.later_prompt_tokens,
         "later_cached_tokens": result.usage.later_cached_tokens,
+        "embedded_tokens": result.usage.embedded_tokens,
         "usage_guessed": result.usage.num_guessed > 0,
         "cost_usd": result.cost_usd,
         # Of agents; null where there were none.

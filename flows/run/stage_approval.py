@@ -206,7 +206,11 @@ class Held:
             StorageError: The sink cannot be read or written.
         """
         bench = self.bench
-        if not self._shards or bench.hopeless.is_set() or bench.budget.is_reached:
+        if not self._shards:
+            return []
+        if bench.hopeless.is_set() or bench.budget.is_reached:
+            for stage, count in self._counts():
+                bench.stage_approval.tell(stage, count)
             return []
         decided = {
             stage.name

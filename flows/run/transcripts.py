@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import reduce
+from itertools import groupby
 from typing import Any
 
 import polars as pl
@@ -19,7 +21,7 @@ import polars as pl
 from connectors.sinks import parquet
 from connectors.sinks.lake import Lake
 from engine.modes.agent.calls import arguments_of
-from engine.request import Usage
+from engine.request import Usage, add_usage
 from engine.steps import (
     Answered,
     AskedCall,
@@ -55,7 +57,7 @@ def transcript_rows(
 
     A turn is followed by its calls, each with its end where it has one; all else stands where it happened.
     Answers to questions that tools put to the model, and vectors that they asked for, have keys of their own
-    and end the own agent's rows.
+    and end the own agent's rows; vectors of one engine that follow each other are one row.
 
     Args:
         stage: Who asks.
@@ -70,9 +72,8 @@ def transcript_rows(
         for event in events
         if isinstance(event, Answered | Embedded)
     ]
-    agents: list[tuple[str, Sequence[Event]]] = [
-        ("", [*own, *(event for _, _, event in sorted(asides, key=lambda one: one[:2]))])
-    ]
+    ending = _added_up(event for _, _, event in sorted(asides, key=lambda one: one[:2]))
+    agents: list[tuple[str, Sequence[Event]]] = [("", [*own, *ending])]
     agents += _subagents(request_key, events_by_key, _agent_names(own))
     rows = []
     for agent, events in agents:
@@ -111,6 +112,23 @@ def _storable(value: object) -> object:
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     return [_storable(item) for item in value] if isinstance(value, list) else value
+
+
+def _added_up(asides: Iterable[Answered | Embedded]) -> Iterator[Event]:
+    """Yield what tools asked for, the calls for vectors that follow each other as one: a corpus takes thousands."""
+    runs = groupby(asides, lambda one: one.engine if isinstance(one, Embedded) else None)
+    for engine, same in runs:
+        if engine is None:
+            yield from same
+            continue
+        calls = [one for one in same if isinstance(one, Embedded)]
+        yield replace(
+            calls[-1],
+            num_texts=sum(one.num_texts for one in calls),
+            usage=reduce(add_usage, (one.usage for one in calls)),
+            cost_usd=_sum_known(one.cost_usd for one in calls),
+            gpu_seconds=_sum_known(one.gpu_seconds for one in calls),
+        )
 
 
 def _subagents(
@@ -418,8 +436,12 @@ def _critical_steps(rows: Sequence[Row]) -> int:
 
 
 def _sum(rows: Sequence[Row], name: str) -> float | None:
+    return _sum_known(row[name] for row in rows)
+
+
+def _sum_known(values: Iterable[float | None]) -> float | None:
     """Return the sum of what is known; None where nothing is."""
-    known = [row[name] for row in rows if row[name] is not None]
+    known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 

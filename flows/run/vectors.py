@@ -25,7 +25,7 @@ _SEARCH = "search"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vectors:
+class MeaningSearch:
     """What the searches of a run work with, beside the words."""
 
     embedder: Embedder
@@ -68,7 +68,7 @@ def rule_of(profile: Profile) -> EmbeddingRule:
 
 def open_vectors(
     endpoint: Endpoint, lake: Lake, folder: Path, *, beside: Sequence[Line]
-) -> Vectors:
+) -> MeaningSearch:
     """Return what a run's searches by meaning work with.
 
     The engine is asked for the vector of one word, so that one that gives none is found before anything else
@@ -95,4 +95,4 @@ def open_vectors(
         texts_per_call=rule.texts_per_call,
     )
     (line,) = route_to(endpoint, beside=beside).lines
-    return Vectors(embedder=Embedder(line=line, num_dims=dims), store=store)
+    return MeaningSearch(embedder=Embedder(line=line, num_dims=dims), store=store)

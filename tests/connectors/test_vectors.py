@@ -71,6 +71,37 @@ def test_broken_object_is_passed_over_and_its_texts_are_missing(tmp_path, damage
     assert store_of(tmp_path, "c").missing([key_of("north")]) == []
 
 
+class Failing:
+    """A storage that fails at the second object that is read, once."""
+
+    def __init__(self, storage):
+        self._storage, self.num_found = storage, 0
+
+    def __getattr__(self, name):
+        return getattr(self._storage, name)
+
+    def find(self, path):
+        self.num_found += 1
+        if self.num_found == 2:
+            raise StorageError("no answer", uri=path)
+        return self._storage.find(path)
+
+
+def test_vectors_are_loaded_once_where_the_sink_failed_in_between(tmp_path):
+    first = store_of(tmp_path)
+    for number in range(NUM_DIMS):
+        put(first, **{str(number): axis(number)})
+    storage = Failing(open_storage(str(tmp_path / "sink")))
+    store = VectorStore(storage, "vectors/m", tmp_path / "b", num_dims=NUM_DIMS, texts_per_call=4)
+    keys = [key_of(str(number)) for number in range(NUM_DIMS)]
+    with pytest.raises(StorageError, match="no answer"):
+        store.missing(keys)
+    assert store.missing(keys) == []
+    assert (tmp_path / "b" / "vectors.f4").stat().st_size == NUM_DIMS * NUM_DIMS * 4
+    assert sorted(store.numbers(keys)) == list(range(NUM_DIMS))
+    assert store.nearest(axis(3), store.numbers(keys), 1) == [(3, pytest.approx(1.0))]
+
+
 def test_vectors_of_another_length_are_passed_over(tmp_path):
     put(store_of(tmp_path), north=axis(0))
     other = store_of(tmp_path, "b", num_dims=4)

@@ -21,12 +21,17 @@ def test_table_of_tools_names_each_tool_once_in_order():
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [*TOOLS]
 
 
-def test_profile_of_a_host_of_vectors_loads_as_it_stands_there(tmp_path):
-    text = PAGE.partition("<!-- PROFILE")[2].partition("```\n")[2].partition("```")[0]
-    (tmp_path / "e5.yaml").write_text(text, encoding="utf-8")
-    profile = load_profile(str(tmp_path / "e5.yaml"))
-    assert profile.embeddings is not None
-    assert profile.embeddings.query_prefix == "query: "
+def test_profiles_of_hosts_of_vectors_load_as_they_stand_there(tmp_path):
+    profiles = []
+    for name, shown in zip(("e5", "tei"), PAGE.split("<!-- PROFILE")[1:], strict=True):
+        text = shown.partition("```\n")[2].partition("```")[0]
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+        profiles.append(load_profile(str(tmp_path / f"{name}.yaml")))
+    e5, tei = profiles
+    assert e5.embeddings is not None
+    assert e5.embeddings.query_prefix == "query: "
+    assert tei.embeddings is not None
+    assert (tei.model, tei.listed) == ("BAAI/bge-m3", False)
 
 
 def test_laws_are_compared_without_a_planning_model_by_the_pipeline_of_the_page(tmp_path):

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from engine.batch import BreakerRule, Budget, RetryRule, route_to, run
+from engine.batch.call import Account
 from engine.endpoint import open_endpoint
 from engine.errors import EngineMisconfigured, EngineUnavailable
 from engine.profile import Capabilities, RateTier, profile_for_url
-from engine.request import Request
+from engine.request import Request, Usage
 from tests.fakes.engine_server import FakeEngine, Fault
 
 SCHEMA = {
@@ -176,6 +177,27 @@ def test_answer_is_repaired_once_with_the_error_when_it_breaks_the_schema():
     assert usage.later_prompt_tokens > len(str(repair)) // 5
     assert usage.prompt_tokens - usage.later_prompt_tokens < usage.later_prompt_tokens
     assert 0 < usage.later_cached_tokens <= usage.cached_tokens
+
+
+def test_first_answered_call_is_none_of_the_later_ones_whatever_went_before_it():
+    account = Account()
+    # A line that has expired, then vectors, then the calls.
+    account.of_lines().attempts += 1
+    account.add(Usage(prompt_tokens=7, embedded_tokens=7), None, None)
+    account.add(Usage(prompt_tokens=100, cached_tokens=0), None, None)
+    account.add(Usage(prompt_tokens=120, cached_tokens=96), None, None)
+    account.take_lines()
+    usage = account.usage
+    assert (usage.prompt_tokens, usage.embedded_tokens) == (227, 7)
+    assert (usage.later_prompt_tokens, usage.later_cached_tokens) == (120, 96)
+
+
+def test_calls_are_later_than_the_line_that_was_answered():
+    account = Account()
+    account.of_lines().add(Usage(prompt_tokens=100, cached_tokens=0), None, None)
+    account.add(Usage(prompt_tokens=120, cached_tokens=96), None, None)
+    account.take_lines()
+    assert (account.usage.prompt_tokens, account.usage.later_prompt_tokens) == (220, 120)
 
 
 def test_no_token_is_of_a_later_call_when_the_first_was_only_put_off():

@@ -53,7 +53,16 @@ def host_profile(host, **facts):
 
 
 def embed(
-    agents, host, texts, *, profile=None, retry=AT_ONCE, rule=None, budget=None, num_dims=NUM_DIMS
+    agents,
+    host,
+    texts,
+    *,
+    profile=None,
+    retry=AT_ONCE,
+    rule=None,
+    budget=None,
+    num_dims=NUM_DIMS,
+    fallback=(),
 ):
     """Return what became of one agent's request, the tool, and the events on record."""
     endpoint = endpoint_of(None, profile or host_profile(host))
@@ -67,7 +76,7 @@ def embed(
     async def collect():
         batch = run(
             requests(),
-            route_to(endpoint_of(None, profile_of(agents))),
+            route_to(*(endpoint_of(None, profile_of(one)) for one in (agents, *fallback))),
             retry=retry,
             budget=budget,
             workshop=workshop,
@@ -113,16 +122,38 @@ def test_vectors_come_in_the_order_of_the_texts_with_what_they_took(agents):
         ("lengths", r"vectors of \[255, 256\] numbers"),
         ("error", "answered 500"),
         ("busy", "answered 429"),
+        ("refused", "does not support Embeddings API"),
     ],
 )
 def test_request_fails_with_the_reason_where_the_host_gives_no_vectors(agents, fault, why):
     with EmbeddingServer(fault=lambda *_: fault) as host:
         result, tool, events = embed(agents, host, TEXTS)
-    assert (result.outcome, result.error_class) == ("failed", "engine_unavailable")
+    assert (result.outcome, result.error_class) == ("failed", "vectors_unavailable")
     assert re.search(why, result.error)
-    assert len(host.calls) == AT_ONCE.max_attempts
+    assert "search.vectors: engine 'vectors': " in result.error
+    assert len(host.calls) == (1 if fault == "refused" else AT_ONCE.max_attempts)
     assert tool.vectors is None
     assert not events
+
+
+@pytest.mark.parametrize("fault", ["error", "refused"])
+def test_no_other_engine_stands_in_for_the_agents_own_where_the_host_of_vectors_fails(
+    agents, fault
+):
+    with AgentServer(Calls()) as other, EmbeddingServer(fault=lambda *_: fault) as host:
+        result, _, _ = embed(agents, host, TEXTS, fallback=[other])
+        assert not other.bodies
+    assert (result.outcome, result.error_class) == ("failed", "vectors_unavailable")
+    assert (result.engine, result.fallback) == ("scripted", None)
+    assert "fallback" not in result.error
+
+
+def test_text_that_the_host_never_takes_is_told_without_advice_on_chunks(agents):
+    with EmbeddingServer(max_tokens=0) as host:
+        result, _, _ = embed(agents, host, TEXTS)
+    assert (result.outcome, result.error_class) == ("failed", "vectors_unavailable")
+    assert "maximum context length is 0" in result.error
+    assert "chunk.max_tokens" not in result.error
 
 
 def test_request_ends_where_the_circuit_of_vectors_is_open_for_good(agents):
@@ -131,7 +162,7 @@ def test_request_ends_where_the_circuit_of_vectors_is_open_for_good(agents):
         result, _, _ = embed(
             agents, host, TEXTS, rule=rule, retry=RetryRule(max_attempts=500, first_delay_s=0.0)
         )
-    assert (result.outcome, result.error_class) == ("failed", "engine_unavailable")
+    assert (result.outcome, result.error_class) == ("failed", "vectors_unavailable")
     assert "failed again and again and is left alone" in result.error
 
 
@@ -145,6 +176,40 @@ def test_texts_are_cut_further_where_the_host_counts_more_tokens(agents):
     )
     assert {call[1] for call in host.calls} == {"short"}
     assert len(tool.vectors) == 2
+
+
+@pytest.mark.parametrize(("num_words", "held"), [(900, 512), (900, 256), (20_000, 256)])
+def test_texts_are_cut_until_a_host_of_unknown_context_takes_them(agents, num_words, held):
+    text = "crane " * num_words
+    with EmbeddingServer(max_tokens=held, is_tei=True) as host:
+        unknown = host_profile(host, model="bge", listed=False, context_tokens=None)
+        result, tool, events = embed(agents, host, [text, "short"], profile=unknown)
+    assert result.outcome == "succeeded"
+    assert len(tool.vectors) == 2
+    (event,) = events
+    assert held / 4 < event.usage.prompt_tokens - 1 <= held
+    sent = [len(call[0]) for call in host.calls]
+    assert sent == sorted(set(sent), reverse=True)
+
+
+@pytest.mark.parametrize(("context", "held"), [(512, 512), (None, 32_768)])
+def test_host_without_a_list_of_models_is_taken_where_the_profile_names_one(agents, context, held):
+    with EmbeddingServer(is_tei=True) as host:
+        named = host_profile(host, model="bge", listed=False, context_tokens=context)
+        endpoint = endpoint_of(None, named)
+        assert (endpoint.model, endpoint.context_tokens) == ("bge", held)
+        result, tool, _ = embed(agents, host, TEXTS, profile=named)
+    assert result.outcome == "succeeded"
+    assert len(tool.vectors) == 3
+
+
+@pytest.mark.parametrize("facts", [{"listed": False}, {"model": "bge"}])
+def test_address_without_a_list_of_models_is_refused_where_the_profile_does_not_say_so(facts):
+    with (
+        EmbeddingServer(is_tei=True) as host,
+        pytest.raises(EngineMisconfigured, match="answered 404"),
+    ):
+        endpoint_of(None, host_profile(host, **facts))
 
 
 def test_half_of_a_pair_of_surrogates_is_replaced(agents):
@@ -165,6 +230,14 @@ def test_usage_is_estimated_where_the_host_tells_none(agents):
 def test_run_stops_where_the_host_has_another_model_meanwhile(agents):
     gave = r"vectors of 16 numbers, and gave 256"
     with EmbeddingServer(num_dims=16) as host, pytest.raises(EngineMisconfigured, match=gave):
+        embed(agents, host, TEXTS)
+
+
+def test_run_stops_where_the_host_refuses_the_key_meanwhile(agents):
+    with (
+        EmbeddingServer(api_key="another") as host,
+        pytest.raises(EngineMisconfigured, match="answered 401"),
+    ):
         embed(agents, host, TEXTS)
 
 

@@ -48,6 +48,7 @@ class EmbeddingServer:
         max_tokens: int = 8192,
         api_key: str | None = None,
         tells_usage: bool = True,
+        is_tei: bool = False,
     ) -> None:
         """Take a free port of 127.0.0.1.
 
@@ -55,9 +56,10 @@ class EmbeddingServer:
             fault: What goes wrong with a call, by its number from 0 and its texts: `busy`, `error`, `nan`,
                 `null`, `fewer`, `lengths`, `shuffled`, `refused`, `hang`; None: nothing.
             num_dims: Numbers of a vector.
-            max_tokens: Words of the longest text; a longer one is a 400.
+            max_tokens: Words of the longest text; a longer one is a 400, or TEI's 413.
             api_key: Key that it asks for; it is echoed in the refusal.
             tells_usage: Whether answers say what they took.
+            is_tei: Whether it is like Hugging Face TEI, which has no `/v1/models` and other errors.
         """
         self.calls: list[list[str]] = []
         self.texts: list[str] = []
@@ -65,6 +67,7 @@ class EmbeddingServer:
         self.most_at_once = 0
         self.fault, self.num_dims = fault, num_dims
         self._max_tokens, self._api_key, self._tells_usage = max_tokens, api_key, tells_usage
+        self._is_tei = is_tei
         self._at_once = 0
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
@@ -89,7 +92,8 @@ class EmbeddingServer:
 
     async def _serve(self) -> None:
         app = web.Application(client_max_size=1 << 28)
-        app.router.add_get("/v1/models", self._models)
+        if not self._is_tei:
+            app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/embeddings", self._embed)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
@@ -128,7 +132,7 @@ class EmbeddingServer:
             return _error(400, "the model does not support Embeddings API")
         words = [len(re.findall(r"\w+", text)) for text in texts]
         if max(words) > self._max_tokens:
-            return _error(400, f"This model's maximum context length is {self._max_tokens} tokens.")
+            return self._too_long(max(words))
         data = [
             {"object": "embedding", "index": place, "embedding": vector_of(text, self.num_dims)}
             for place, text in enumerate(texts)
@@ -141,6 +145,13 @@ class EmbeddingServer:
             told["usage"] = {"prompt_tokens": sum(words), "total_tokens": sum(words)}
         # As Python writes it, NaN is no JSON.
         return web.json_response(told)
+
+    def _too_long(self, num_words: int) -> web.Response:
+        if not self._is_tei:
+            return _error(400, f"This model's maximum context length is {self._max_tokens} tokens.")
+        said = f"`inputs` must have less than {self._max_tokens} tokens. Given: {num_words}"
+        told = {"message": said, "code": 413, "type": "Validation"}
+        return web.json_response(told, status=413)
 
 
 def _spoil(data: list[dict[str, Any]], fault: str | None) -> None:

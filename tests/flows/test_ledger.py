@@ -148,7 +148,7 @@ def test_steps_are_not_doubled_by_a_kill_between_keeping_them_and_removing_the_j
     def first(ledger):
         asyncio.run(ledger.steps.of(AGENT).add("agent-1", turn(100)))
         ledger.note(stopped(100))
-        ledger.keep_steps()
+        ledger.keep_steps(frozenset())
 
     reopened(lake, first, "new")
     assert reopened(lake, lambda ledger: len(ledger.steps.events("agent-1"))) == 1
@@ -176,12 +176,30 @@ def test_agent_is_taken_up_where_going_on_can_help_and_somebody_still_asks(
         if end is not None:
             ledger.note(replace(stopped(100), **end))
         if is_committed:
-            ledger.keep_steps()
+            ledger.keep_steps(frozenset())
 
     reopened(lake, first, "new", is_committed=is_committed)
     found = reopened(lake, lambda ledger: len(ledger.steps.events("agent-1")), "retry")
     # Without a commit the process has died meanwhile: what had no end goes on.
     assert found == (1 if end is None and not is_committed else kept)
+
+
+def test_steps_stay_while_a_later_run_waits_for_a_person_to_agree(tmp_path):
+    set_environment({"HEADRACE_STATE": str(tmp_path / "state")})
+    lake = Lake(str(tmp_path / "lake"))
+
+    def begins(ledger):
+        asyncio.run(ledger.steps.of(AGENT).add("agent-1", turn(100)))
+        ledger.note(replace(stopped(100), outcome="over_budget", error_class="awaiting_approval"))
+        ledger.keep_steps(frozenset())
+
+    def waits(ledger):
+        ledger.keep_steps(frozenset({"agent-1"}))
+
+    reopened(lake, begins, "new", is_committed=True)
+    reopened(lake, waits, "new", run="next", is_committed=True)
+    found = reopened(lake, lambda ledger: len(ledger.steps.events("agent-1")), "new", run="third")
+    assert found == 1
 
 
 def test_agent_asked_afresh_goes_on_in_its_own_run_and_begins_anew_in_the_next(tmp_path):
@@ -197,7 +215,7 @@ def test_agent_asked_afresh_goes_on_in_its_own_run_and_begins_anew_in_the_next(t
     def commits(ledger):
         before = works(ledger)
         ledger.note(stopped(100))
-        ledger.keep_steps()
+        ledger.keep_steps(frozenset())
         return before
 
     assert reopened(lake, commits, "new", is_committed=True) == 0

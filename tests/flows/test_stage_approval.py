@@ -27,7 +27,7 @@ from flows.run.job import Options, make_job
 from flows.run.progress import Progress
 from flows.run.resume import reopen
 from flows.terminal import print_summary
-from tests.fakes.engine_server import FakeEngine
+from tests.fakes.engine_server import FakeEngine, Fault
 
 HEADRACE = Path(sys.executable).with_name("headrace")
 NUM_FILES = 6
@@ -288,6 +288,64 @@ def test_person_at_the_terminal_is_asked_with_what_waits_and_what_it_builds_on(c
     assert "too dear" in out.decode()
 
 
+GATHERED = """
+name: notes
+stages:
+  - {name: kind, approval: required, prompt: What is it?, output: {kind: a|b|c}}
+  - {name: colour, prompt: Which colour?, output: {colour: string}}
+  - name: totals
+    over: corpus
+    needs: [kind, colour]
+    compute: SELECT COUNT(*) AS n FROM colour
+    output: {n: integer}
+  - {name: summary, over: corpus, needs: [totals], prompt: What is it about?, output: {about: string}}
+"""
+
+
+def test_what_rests_on_a_computed_stage_is_asked_after_all_when_a_person_has_agreed(corpus, engine):
+    (corpus / "notes.yaml").write_text(GATHERED, encoding="utf-8")
+    first = run_job(job(corpus, engine))
+    assert first["verdict"] == "awaiting_approval"
+    settle(corpus, first["run_id"], "kind", is_approved=True)
+    last = run_job(reopen(first["run_id"], str(corpus / "lake"), "resume"))
+    assert last["verdict"] == "complete"
+    assert ends(corpus, "summary") == {("succeeded", None): 1}
+
+
+ESCALATED = """
+name: notes
+chunk: {{max_tokens: 400}}
+stages:
+  - {{name: colour, prompt: Which colour?, output: {{colour: string}}{more}}}
+"""
+
+
+@pytest.mark.parametrize("is_approved", [True, False])
+def test_doubtful_answers_are_asked_again_only_when_a_person_has_agreed(corpus, is_approved):
+    with FakeEngine(script=lambda *_: Fault(content='{"colour": ""}')) as engine:
+        (corpus / "notes.yaml").write_text(ESCALATED.format(more=""), encoding="utf-8")
+        run_job(job(corpus, engine))
+        more = ", approval: required, escalate: {when: [empty], max_share: 1.0}"
+        (corpus / "notes.yaml").write_text(ESCALATED.format(more=more), encoding="utf-8")
+        first = run_job(job(corpus, engine))
+        assert first["verdict"] == "awaiting_approval"
+        assert len(engine.calls) == NUM_FILES
+        settle(corpus, first["run_id"], "colour", is_approved=is_approved)
+        last = run_job(reopen(first["run_id"], str(corpus / "lake"), "resume"))
+        # This engine thinks in a turn of its own.
+        assert len(engine.calls) == (3 if is_approved else 1) * NUM_FILES
+    assert last["verdict"] == "complete"
+    assert ends(corpus, "colour") == {("succeeded", None): NUM_FILES}
+
+
+def test_budget_that_is_reached_is_told_before_what_waits_for_a_person(corpus, engine):
+    manifest = run_job(job(corpus, engine, "budget.tokens=1500"))
+    assert manifest["verdict"] == "budget_reached"
+    # Whoever is asked sees all that waits so far.
+    question, _ = found(corpus, manifest["run_id"])["weight"]
+    assert question.waiting.requests == ends(corpus, "weight")["over_budget", "awaiting_approval"]
+
+
 def test_approval_that_is_no_approval_is_refused(corpus, engine):
     text = PIPELINE.replace("approval: required, prompt: How", "approval: [kind], prompt: How")
     (corpus / "notes.yaml").write_text(text, encoding="utf-8")
@@ -300,5 +358,5 @@ def test_what_waits_is_told_in_words():
         requests=2, documents=1, prompt_tokens=1200, max_output_tokens=512, max_usd=0.5
     )
     assert waiting_words(waiting) == (
-        "2 requests about 1 document, 1,200 prompt tokens, answers up to 512, at most 0.5000 USD"
+        "2 requests about 1 document, 1,200 prompt tokens, answers up to 512, first calls at most 0.5000 USD"
     )

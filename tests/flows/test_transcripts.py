@@ -10,6 +10,7 @@ from connectors.sinks.lake import Lake
 from engine.request import Result, Usage
 from engine.steps import (
     Answered,
+    Embedded,
     MemoryLog,
 )
 from flows.report.transcript import Ended, render_page
@@ -128,6 +129,28 @@ def test_answers_to_tools_end_the_own_rows_when_an_agent_has_put_questions():
     page = page_of(events)
     assert page.count('class="panel step"') == 3 + 3
     assert page.index("Turn 3") < page.index("digest zz")
+
+
+def test_calls_for_vectors_are_one_row_when_they_follow_each_other():
+    def made(at, engine="bge", **took):
+        usage = Usage(prompt_tokens=100, num_guessed=1)
+        return Embedded(num_texts=32, usage=usage, engine=engine, at=T0 + at, **took)
+
+    calls = [made(number, cost_usd=0.5, gpu_seconds=2.0) for number in range(1_000)]
+    between = [Answered(text="digest", usage=Usage(prompt_tokens=5), at=T0 + 500.5)]
+    events = {"v": calls, "a": between, "w": [made(2_000, engine="e5"), made(2_001, engine="e5")]}
+    rows = transcript_rows("dig", "k1", "a.txt", events)
+    told = [(row["kind"], row["engine"], row["content"], row["prompt_tokens"]) for row in rows]
+    assert told == [
+        ("embedded", "bge", "texts made into vectors: 16,032", 50_100),
+        ("answered", None, "digest", 5),
+        ("embedded", "bge", "texts made into vectors: 15,968", 49_900),
+        ("embedded", "e5", "texts made into vectors: 64", 200),
+    ]
+    assert [row["cost_usd"] for row in rows] == [250.5, None, 249.5, None]
+    assert [row["gpu_seconds"] for row in rows] == [1_002.0, None, 998.0, None]
+    assert rows[0]["at"].timestamp() == T0 + 500
+    assert [row["seq"] for row in rows] == [0, 1, 2, 3]
 
 
 def test_rows_are_none_when_there_are_no_events():

@@ -146,6 +146,7 @@ def test_vectors_are_paid_once_by_all_runs_and_only_new_texts_later(corpus):
 def test_what_vectors_took_is_in_budget_usage_and_transcript(corpus):
     with AgentServer(Searcher()) as agents, EmbeddingServer() as host:
         manifest = run_job(job(corpus, agents, host))
+        (stage,) = estimate(job(corpus, agents, host), sample=None, notify=lambda _: None)["stages"]
     rows = pl.read_parquet(f"{corpus}/lake/runs/{manifest['run_id']}/transcripts/*.parquet")
     made = rows.filter(kind="embedded")
     # The word that shows that the host gives vectors is asked for before there is a budget.
@@ -157,6 +158,10 @@ def test_what_vectors_took_is_in_budget_usage_and_transcript(corpus):
     assert manifest["spent"]["usd"] == pytest.approx(rows["cost_usd"].sum())
     usage = pl.read_parquet(f"{corpus}/lake/runs/{manifest['run_id']}/usage/stage-*.parquet")
     assert usage["cost_usd"].sum() == pytest.approx(rows["cost_usd"].sum())
+    assert usage["embedded_tokens"].sum() == made["prompt_tokens"].sum()
+    # They are paid once, so a plan does not count them for every record.
+    chat = usage["prompt_tokens"].sum() - usage["embedded_tokens"].sum()
+    assert stage["prompt_tokens_expected"] == pytest.approx(chat, abs=1)
 
 
 def test_budget_holds_for_vectors_and_a_larger_one_goes_on_with_those_that_are_paid(corpus):

@@ -9,6 +9,7 @@ from connectors.errors import StorageError
 from connectors.index import Hit
 from connectors.storage import open_storage
 from connectors.vectors import VectorStore
+from engine.errors import VectorsUnavailable
 from engine.modes.mode import LogFailed
 from tests.fakes.aside import FakeAside
 from tests.fakes.embedding_server import NUM_DIMS
@@ -156,3 +157,17 @@ def test_run_stops_where_vectors_that_are_paid_for_cannot_be_kept(tmp_path):
     full = Full(storage, "v", tmp_path / "v", num_dims=NUM_DIMS, texts_per_call=4)
     with pytest.raises(LogFailed, match="cannot be kept: no space left"):
         asked(tool_of(tmp_path, [HOTEL], store=full), FakeAside(), query="lodging")
+
+
+class Unread(VectorStore):
+    """Cannot read the sink."""
+
+    def missing(self, keys):
+        raise StorageError("access denied", uri="sink")
+
+
+def test_request_ends_where_vectors_cannot_be_read(tmp_path):
+    storage = open_storage(str(tmp_path / "sink"))
+    unread = Unread(storage, "v", tmp_path / "v", num_dims=NUM_DIMS, texts_per_call=4)
+    with pytest.raises(VectorsUnavailable, match=r"the sink cannot be read: access denied"):
+        asked(tool_of(tmp_path, [HOTEL], store=unread), FakeAside(), query="lodging")

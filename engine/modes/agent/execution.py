@@ -8,7 +8,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from engine.errors import BudgetReached, EngineError, EngineUnavailable, RequestRejected
+from engine.errors import (
+    BudgetReached,
+    EngineError,
+    EngineUnavailable,
+    RequestRejected,
+    VectorsUnavailable,
+)
 from engine.modes.agent.calls import check
 from engine.modes.agent.conversation import Conversation, Step
 from engine.modes.agent.reading import READ_RESULT, read_result
@@ -20,7 +26,13 @@ from engine.tool import ToolError, ToolSpec
 
 logger = logging.getLogger(__name__)
 
-_OF_REQUEST = (AwaitingApproval, BudgetReached, EngineUnavailable, RequestRejected)
+_OF_REQUEST = (
+    AwaitingApproval,
+    BudgetReached,
+    EngineUnavailable,
+    RequestRejected,
+    VectorsUnavailable,
+)
 """Errors that end one request, and not the run."""
 _MAX_KEPT_CHARS = 1_000_000
 """Of one result; more is no answer to anything, and would be kept in memory and in the journal."""
