@@ -104,6 +104,8 @@ class Book:
 
 def _used(levels: Sequence[tuple[float, int]], limit: int) -> float:
     """Return the mean level as a share of the limit, from when it was reached first."""
+    if not levels:  # no step has passed yet, or none outside a burst
+        return 0.0
     full = next((n for n, (_, level) in enumerate(levels) if level >= 0.97 * limit), None)
     if full is None:
         return sum(level for _, level in levels) / len(levels) / limit

@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import WordLevelTrainer
 
 from benchmarks import gpu_capacity
+from benchmarks.limited_engine import Book, Rules
 from engine import tiny
 from engine.capacity import parse_gpus
 from tests.corpora.make import write_video
@@ -63,6 +64,11 @@ def test_pace_keeping_breaks_no_limit_when_run_in_small():
     assert all(arm["calls"] > 20 for arm in arms), arms
     # How much is used says little of so few seconds: a burst may take them all.
     assert all(0 <= arm["used"] <= 1 for arm in arms), arms
+
+
+def test_limited_engine_has_figures_before_its_first_step_has_passed():
+    figures = Book(Rules(max_in_flight=50)).figures(0.0)
+    assert (figures["used"], figures["calls"]) == ({"in_flight": 0.0}, 0)
 
 
 def test_resuming_reads_only_what_was_left_when_run_in_small():
