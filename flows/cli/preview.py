@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -177,6 +177,7 @@ def _plan_lines(planned: Mapping[str, Any]) -> list[str]:
         for stage in planned["stages"]
         if stage["escalated_at_most"]
     ]
+    lines += [line for stage in planned["stages"] for line in _approval_lines(stage)]
     lines += [
         f"assumed {stage['stage']}: {assumed}"
         for stage in planned["stages"]
@@ -186,6 +187,14 @@ def _plan_lines(planned: Mapping[str, Any]) -> list[str]:
     lines += [line for finding in planned["layout"] for line in _layout_lines(finding)]
     lines += [f"turned down: {path}: {why}" for path, why in planned["rejected"].items()]
     return lines
+
+
+def _approval_lines(stage: Mapping[str, Any]) -> Iterator[str]:
+    if stage["approval"]:
+        yield f"waits   {stage['stage']}: until a person agrees to its requests, in each run"
+    if stage["approve_calls"]:
+        tools = ", ".join(stage["approve_calls"])
+        yield f"waits   {stage['stage']}: until a person agrees to a call, at each one of {tools}"
 
 
 def _capacity_lines(found: Mapping[str, Any] | None) -> list[str]:

@@ -194,6 +194,23 @@ def test_every_kind_of_stage_is_estimated_when_planned(here):
     assert {node["id"]: node.get("mode") for node in graph["nodes"]}["stage:sums"] == "sql"
 
 
+def test_what_waits_for_a_person_is_told_when_planned(here):
+    waiting = """
+  - {name: reply, needs: [kind], approval: required, prompt: "What do we answer?", output: {text: string}}
+  - {name: look, mode: agent, tools: [search, table_query], approve_calls: [table_query],
+     prompt: "What is owed?", output: {text: string}}
+"""
+    (here / "notes.yaml").write_text(PIPELINE.rstrip() + waiting, encoding="utf-8")
+    stages = {stage["stage"]: stage for stage in as_json("plan", "notes.yaml")["stages"]}
+    asks = {name: stage["approval"] for name, stage in stages.items()}
+    assert (asks["kind"], asks["reply"], asks["look"]) == (None, "required", None)
+    assert stages["look"]["approve_calls"] == ["table_query"]
+    shown = good("plan", "notes.yaml").stdout
+    assert "waits   reply: until a person agrees to its requests, in each run" in shown
+    assert "waits   look: until a person agrees to a call, at each one of table_query" in shown
+    assert shown.count("waits ") == 2
+
+
 def test_graph_is_shown_and_written_when_planned(here):
     shown = good("plan", "notes.yaml", "--svg", "graph.svg").stdout
     assert shown.index("│ kind ") < shown.index("│ title ") < shown.index("prompt tokens")
