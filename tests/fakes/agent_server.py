@@ -14,9 +14,7 @@ import asyncio
 import hashlib
 import itertools
 import json
-import socket
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,6 +28,7 @@ from tests.fakes.agent_checks import num_foreign_ids, refusal
 from tests.fakes.agent_faults import CallFault, Faults, Latency, ReplyFault, wire_call
 from tests.fakes.agent_script import Body, Script, ScriptedReply, is_thinking
 from tests.fakes.agent_scripts import Injected, LedgerWalk, Swarm, WideSearch
+from tests.fakes.async_server import AsyncServer
 from tests.fakes.engine_server import _prefixes
 
 MODEL = "scripted"
@@ -59,7 +58,7 @@ class Received:
     """Calls in its history whose id is not `functions.name:idx`."""
 
 
-class AgentServer:
+class AgentServer(AsyncServer):
     """The server; `received` keeps every request in order of arrival."""
 
     def __init__(
@@ -88,6 +87,7 @@ class AgentServer:
             api_key: Key that it asks for.
             log: File that gets one JSON line per request as it arrives.
         """
+        super().__init__(port)
         self.script = script
         self.faults = faults or Faults()
         self.latency = latency
@@ -103,44 +103,15 @@ class AgentServer:
         self._log = log
         self._bodies: Counter[str] = Counter()
         self._prompts: set[str] = set()
-        self._socket = socket.create_server(("127.0.0.1", port), backlog=1024)
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._end = asyncio.Event()
 
     @property
     def bodies(self) -> list[Body]:
         """Return the bodies in order of arrival."""
         return [one.body for one in self.received]
 
-    def __enter__(self) -> AgentServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
-
-    def serve_until_killed(self) -> None:
-        self._run()
-
-    def _run(self) -> None:
-        try:
-            self._loop.run_until_complete(self._serve())
-        finally:
-            self._loop.close()
-            self._socket.close()
-
-    async def _serve(self) -> None:
-        app = web.Application(client_max_size=1 << 30)
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/chat/completions", self._complete)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.SockSite(runner, self._socket, backlog=1024).start()
-        await self._end.wait()
-        await runner.cleanup()
+    def routes(self, router: web.UrlDispatcher) -> None:
+        router.add_get("/v1/models", self._models)
+        router.add_post("/v1/chat/completions", self._complete)
 
     async def _models(self, _: web.Request) -> web.Response:
         model = {"id": MODEL, "object": "model", "max_model_len": self.max_model_len}

@@ -6,16 +6,15 @@ meaning are near one another: `SYNONYMS` says which words mean the same.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import math
 import re
-import socket
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
+
+from tests.fakes.async_server import AsyncServer
 
 MODEL = "meanings"
 NUM_DIMS = 256
@@ -37,7 +36,7 @@ def vector_of(text: str, num_dims: int = NUM_DIMS) -> list[float]:
     return [one / length for one in vector]
 
 
-class EmbeddingServer:
+class EmbeddingServer(AsyncServer):
     """The server; `calls` keeps the texts of every call in order of arrival, `texts` those it has answered."""
 
     def __init__(
@@ -61,6 +60,7 @@ class EmbeddingServer:
             tells_usage: Whether answers say what they took.
             is_tei: Whether it is like Hugging Face TEI, which has no `/v1/models` and other errors.
         """
+        super().__init__()
         self.calls: list[list[str]] = []
         self.texts: list[str] = []
         self.num_tokens = 0
@@ -69,37 +69,11 @@ class EmbeddingServer:
         self._max_tokens, self._api_key, self._tells_usage = max_tokens, api_key, tells_usage
         self._is_tei = is_tei
         self._at_once = 0
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._end = asyncio.Event()
 
-    def __enter__(self) -> EmbeddingServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self._loop.run_until_complete(self._serve())
-        finally:
-            self._loop.close()
-            self._socket.close()
-
-    async def _serve(self) -> None:
-        app = web.Application(client_max_size=1 << 28)
+    def routes(self, router: web.UrlDispatcher) -> None:
         if not self._is_tei:
-            app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/embeddings", self._embed)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.SockSite(runner, self._socket, backlog=256).start()
-        await self._end.wait()
-        await runner.cleanup()
+            router.add_get("/v1/models", self._models)
+        router.add_post("/v1/embeddings", self._embed)
 
     async def _models(self, _: web.Request) -> web.Response:
         model = {"id": MODEL, "object": "model", "max_model_len": self._max_tokens}

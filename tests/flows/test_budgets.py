@@ -13,6 +13,7 @@ from flows.run.progress import Progress
 from flows.run.resume import reopen, with_pipeline
 from flows.terminal import _counts, summary_lines
 from tests.fakes.engine_server import FakeEngine
+from tests.flows.notes import write_notes
 
 NUM_FILES = 24
 
@@ -42,12 +43,7 @@ NUM_ASKED = 3 * NUM_FILES + 1
 
 @pytest.fixture
 def corpus(tmp_path):
-    (tmp_path / "notes.yaml").write_text(PIPELINE, encoding="utf-8")
-    (tmp_path / "in").mkdir()
-    for number in range(NUM_FILES):
-        text = f"Note {number} says this.\nIt is the second line of note {number}."
-        (tmp_path / "in" / f"{number:02d}.txt").write_text(text, encoding="utf-8")
-    return tmp_path
+    return write_notes(tmp_path, PIPELINE, NUM_FILES)
 
 
 def job(corpus, engine, *settings, **options):

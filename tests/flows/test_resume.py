@@ -19,6 +19,7 @@ from flows.run.job import Options, make_job
 from flows.run.registry import find_run, known_runs
 from flows.run.resume import reopen
 from tests.fakes.engine_server import FakeEngine, Fault
+from tests.flows.notes import write_notes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEADRACE = Path(sys.executable).with_name("headrace")
@@ -35,12 +36,7 @@ stages:
 
 @pytest.fixture
 def corpus(tmp_path):
-    (tmp_path / "notes.yaml").write_text(PIPELINE, encoding="utf-8")
-    (tmp_path / "in").mkdir()
-    for number in range(NUM_FILES):
-        text = f"Note {number} says this.\nIt is the second line of note {number}."
-        (tmp_path / "in" / f"{number:02d}.txt").write_text(text, encoding="utf-8")
-    return tmp_path
+    return write_notes(tmp_path, PIPELINE, NUM_FILES)
 
 
 def job(corpus, engine, **options):

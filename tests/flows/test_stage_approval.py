@@ -28,6 +28,7 @@ from flows.run.progress import Progress
 from flows.run.resume import reopen
 from flows.terminal import print_summary
 from tests.fakes.engine_server import FakeEngine, Fault
+from tests.flows.notes import write_notes
 
 HEADRACE = Path(sys.executable).with_name("headrace")
 NUM_FILES = 6
@@ -51,12 +52,7 @@ QUESTIONS = {
 
 @pytest.fixture
 def corpus(tmp_path):
-    (tmp_path / "notes.yaml").write_text(PIPELINE, encoding="utf-8")
-    (tmp_path / "in").mkdir()
-    for number in range(NUM_FILES):
-        text = f"Note {number} says this.\nIt is the second line of note {number}."
-        (tmp_path / "in" / f"{number:02d}.txt").write_text(text, encoding="utf-8")
-    return tmp_path
+    return write_notes(tmp_path, PIPELINE, NUM_FILES)
 
 
 def job(corpus, engine, *settings):
