@@ -75,6 +75,8 @@ class ToolShare:
     """Replies with a call, of those that had to have one."""
     free: Share
     """Replies with a call, of those that were asked for one."""
+    num_refused: int
+    """Requests that the endpoint said no to."""
     num_cut: int
     """Replies that ran into their limit of tokens, within a call or before it."""
 
@@ -149,6 +151,7 @@ def tool_share(answers: Sequence[Answered]) -> ToolShare:
         calls=Share(num_right=num_right, num_all=num_calls, notes=tuple(notes)),
         forced=Share(num_right=forced[0], num_all=forced[1]),
         free=Share(num_right=free[0], num_all=free[1]),
+        num_refused=sum(one.is_refused for one in answers),
         num_cut=num_cut,
     )
 

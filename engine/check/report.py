@@ -67,12 +67,6 @@ class Figures:
     tools: ToolShare | None
     """None where the profile says that the host takes no tools."""
 
-    @property
-    def takes_no_tools(self) -> bool:
-        """Tell whether none of the requests that offer tools was answered, and others were."""
-        tools = self.tools
-        return tools is not None and not tools.answered.num_right and self.num_answered > 0
-
     first_alone_s: float | None
     """Seconds to the first token of a long prompt with nothing beside it."""
     first_token: Seconds | None
@@ -81,6 +75,16 @@ class Figures:
     cached: Cached
     spent: Amount
     seconds: float
+
+    @property
+    def takes_no_tools(self) -> bool:
+        """Tell whether all requests that offer tools were refused, and others were answered."""
+        tools = self.tools
+        return (
+            tools is not None
+            and tools.num_refused == tools.answered.num_all > 0
+            and self.num_answered > 0
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

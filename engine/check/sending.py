@@ -38,7 +38,9 @@ class Answered:
     error: str | None = None
     """What was said in place of one."""
     is_lost: bool = False
-    """Whether the endpoint did not answer, or gave up; otherwise it refused."""
+    """Whether the endpoint did not answer, or gave up."""
+    is_refused: bool = False
+    """Whether the endpoint said no; neither, where the budget of the check was used up."""
     num_retries: int = 0
     """Calls that were refused or lost before this one went through, or was given up."""
     ended_s: float = 0.0
@@ -139,18 +141,21 @@ class Sending:
 
     async def _one(self, asked: Asked, number: int) -> Answered:
         account = Account()
-        reply, error, is_lost = None, None, False
+        reply, error, is_lost, is_refused = None, None, False, False
         try:
             reply = await self._caller.call(asked.body, asked.request, number, account, waits=True)
         except EngineUnavailable as exc:
             error, is_lost = str(exc), True
-        except (RequestRejected, BudgetReached) as exc:
+        except RequestRejected as exc:
+            error, is_refused = str(exc), True
+        except BudgetReached as exc:
             error = str(exc)
         return Answered(
             asked=asked,
             reply=reply,
             error=error,
             is_lost=is_lost,
+            is_refused=is_refused,
             num_retries=max(0, account.attempts - 1),
             ended_s=time.monotonic(),
         )

@@ -197,11 +197,14 @@ def _tools(endpoint: Endpoint, figures: Figures) -> Iterator[Judged]:
     tools = figures.tools
     if tools is None:
         return
-    if figures.takes_no_tools:
-        answered = tools.answered
+    if not tools.answered.num_right:
+        says = f"0 of {tools.answered.num_all:,} requests that offer tools were answered"
+        says = "; ".join([says, *tools.answered.notes[:1]])
+        if not figures.takes_no_tools:
+            yield Judged(check="tool calls", status="unknown", says=says)
+            return
         yield Judged(
-            check="tool calls", status="fail",
-            says=f"0 of {answered.num_all:,} requests that offer tools were answered; {answered.notes[0]}",
+            check="tool calls", status="fail", says=says,
             change="start vLLM with --enable-auto-tool-choice and --tool-call-parser; or set capabilities.tools to"
             " false, and only stages with tools need another engine",
         )  # fmt: skip

@@ -14,6 +14,7 @@ from flows.cli.app import (
     exit_codes,
     note,
     print_json,
+    print_lines,
     print_verdict,
 )
 from flows.cli.engine import engine_app
@@ -68,7 +69,7 @@ def check_readiness(
       headrace engine check moonshot --context 8192 --requests 8 --budget-usd 0.50 --json
     """
     from engine.check import CheckWish
-    from flows.cli.readiness_text import check_lines
+    from flows.cli.readiness_text import check_lines, copied_lines
     from flows.engine_check import EngineCheck, check
 
     with exit_codes():
@@ -80,4 +81,5 @@ def check_readiness(
             print_json(shown)
         else:
             print_verdict(check_lines(shown))
+            print_lines(copied_lines(shown))
         end_on_no(is_no=not found.report.is_ready)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def check_lines(shown: Mapping[str, Any]) -> list[str]:
-    """Return a check, as `flows.engine_check.Checked.as_json` gives it, as lines: the verdict first."""
+    """Return a check, as `flows.engine_check.Checked.as_json` gives it, as sentences: the verdict first."""
     lines = [f"{shown['verdict'].upper()}: {shown['model']} at {shown['address']}"]
     width = max(len(one["check"]) for one in shown["findings"]) + 2
     for one in shown["findings"]:
@@ -21,11 +21,15 @@ def check_lines(shown: Mapping[str, Any]) -> list[str]:
             f"planner: {planner['kv_tokens']:,} tokens of KV cache, the server reports"
             f" {planner['served_kv_tokens']:,} ({planner['planner_differs_percent']:+.2f} %)"
         )
-    lines.append(_spent(shown))
+    return [*lines, _spent(shown)]
+
+
+def copied_lines(shown: Mapping[str, Any]) -> list[str]:
+    """Return what is to be copied or read as it is: the end of the engine's log, and its pace."""
+    lines = []
     if shown["gone"] is not None and shown["gone"]["log_tail"]:
         lines += ["its log ends with:", shown["gone"]["log_tail"]]
-    lines.append(_throughput(shown["throughput"]))
-    return lines
+    return [*lines, _throughput(shown["throughput"])]
 
 
 def _spent(shown: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from config.load import load_profile
 from engine.profile import Profile
 from flows.decision import host, own
 from flows.decision.finding import Finding, worst
-from flows.decision.model import CUT, choose_model, sees_enough
+from flows.decision.model import CUT, K25_CONTEXT_TOKENS, choose_model, sees_enough
 from flows.run.routes import missing_certifications
 
 Rung = Literal["pilot", "hybrid", "autonomous", "agentic"]
@@ -257,16 +257,13 @@ def _contradictions(answers: Answers, ways: Sequence[Way]) -> list[Finding]:
                 todo="hosting self_hosted, or mark only those that are (policy.sensitive)",
             )
         )
-    looked = [answers.engine, *answers.hosts]
-    takes = [tokens for one in looked if (tokens := load_profile(one).context_tokens) is not None]
-    # A profile that does not tell its context may do.
-    most = max(takes) if len(takes) == len(looked) else None
-    if answers.model == "kimi-k2.5" and most is not None and (answers.context_tokens or 0) > most:
+    if answers.model == "kimi-k2.5" and (answers.context_tokens or 0) > K25_CONTEXT_TOKENS:
         found.append(
             Finding(
                 topic="model",
                 holds=False,
-                reason=f"Kimi K2.5, and {answers.context_tokens:,} tokens at once: it takes {most:,}",
+                reason=f"Kimi K2.5, and {answers.context_tokens:,} tokens at once: it takes"
+                f" {K25_CONTEXT_TOKENS:,}",
                 todo=f"{CUT}, or leave the model open",
             )
         )

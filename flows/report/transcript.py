@@ -147,9 +147,7 @@ class _Page:
     def vectors(self) -> str:
         """Return what vectors took; empty where none were made."""
         made = [row for row in self._rows if row["kind"] == "embedded"]
-        tokens = sum(row["prompt_tokens"] for row in made)
-        calls = "1 call" if len(made) == 1 else f"{len(made):,} calls"
-        return f"{calls} for vectors took {tokens:,} tokens." if made else ""
+        return f"Vectors took {sum(row['prompt_tokens'] for row in made):,} tokens." if made else ""
 
     def _agent(
         self, agent: str, rows: Sequence[Row], tasks: Mapping[str, Mapping[str, Any]]

@@ -5,94 +5,16 @@ import json
 
 import pytest
 
-from engine.batch import BreakerRule, RetryRule
-from engine.check import CheckRule, CheckWish, Questions, ServerLog, check_engine, plan_check
+from engine.check import CheckWish, Questions, ServerLog, check_engine, plan_check
 from engine.check.documents import lines_of
 from engine.check.figures import Share, throughput_of
-from engine.check.questions import TOOLS
 from engine.check.sending import Gauge
 from engine.errors import EngineMisconfigured, SetUpImpossible
 from engine.load import Load
-from engine.profile import Capabilities, ModeSettings, Prices, Profile, RateTier
+from engine.profile import Prices, RateTier
+from tests.engine.check_host import QUICK, SMALL, check, good, one, page, profile_of
 from tests.engine.test_batch import endpoint_of
 from tests.fakes.engine_server import FakeEngine, Fault, answer
-
-QUICK = CheckRule(
-    retry=RetryRule(max_attempts=2, first_delay_s=0.0),
-    breaker=BreakerRule(max_failures=4, first_open_s=0.05, give_up_s=0.2),
-)
-SMALL = CheckWish(context_tokens=4096, concurrency=4, num_requests=8)
-PAGE = """\
-vllm:num_requests_waiting{{engine="0"}} {waiting}
-vllm:kv_cache_usage_perc{{engine="0"}} {used}
-vllm:num_preemptions_total{{engine="0"}} {preemptions}
-vllm:cache_config_info{{block_size="16",num_gpu_blocks="512"}} 1.0
-"""
-
-
-def page(*, used=0.4, preemptions=0, waiting=0):
-    return PAGE.format(used=used, preemptions=preemptions, waiting=waiting)
-
-
-def profile_of(engine, **changes):
-    """A host that can do everything, with a switch for thinking."""
-    facts = {
-        "name": "host",
-        "base_url": engine.url,
-        "max_in_flight": 8,
-        "capabilities": Capabilities(
-            tools=True,
-            forced_calls=True,
-            strict_tools=True,
-            structured_output=True,
-            cached_tokens=True,
-        ),
-        "modes": {
-            "instant": ModeSettings(wire={"chat_template_kwargs": {"thinking": False}}),
-            "thinking": ModeSettings(reasoning_tokens=64),
-        },
-    }
-    return Profile(**(facts | changes))
-
-
-def call(name, arguments):
-    function = {"name": name, "arguments": arguments}
-    return {"id": f"functions.{name}:0", "type": "function", "function": function}
-
-
-def good(_number, body):
-    """Answer as a good host does: tools are called, and thinking is shown where it is not switched off."""
-    if "tools" in body:
-        spec = TOOLS[0]
-        arguments = {"words": ["fuel"], "limit": answer({"type": "integer"}, "x") % 20 + 1}
-        return Fault(
-            message={"content": None, "tool_calls": [call(spec.name, json.dumps(arguments))]},
-            finish_reason="tool_calls",
-        )
-    if "chat_template_kwargs" in body:
-        return None
-    schema = body["response_format"]["json_schema"]["schema"]
-    content = json.dumps(answer(schema, "x"))
-    return Fault(message={"reasoning": "let me add them up", "content": content})
-
-
-def check(engine, wish=SMALL, *, profile=None, lines=None, log=None, rule=QUICK, **more):
-    endpoint = endpoint_of(engine, profile or profile_of(engine))
-    plan = plan_check(endpoint, wish, 7)
-    notify = (lambda _: None) if lines is None else lines.append
-    return asyncio.run(
-        check_engine(Questions(endpoint, plan), notify=notify, log=log, rule=rule, **more)
-    )
-
-
-def found(report, name):
-    """Return the findings of a name."""
-    return [one for one in report.judged if one.check == name]
-
-
-def one(report, name):
-    (single,) = found(report, name)
-    return single
 
 
 @pytest.fixture
@@ -258,105 +180,6 @@ def test_mode_fails_when_no_thinking_is_shown(host):
     report = check(host)
     assert (report.verdict, one(report, "mode thinking").status) == ("not ready", "fail")
     assert one(report, "mode instant").status == "ok"
-
-
-@pytest.mark.parametrize(
-    ("broken", "why"),
-    [
-        (call("delete_all", "{}"), "undeclared"),
-        (call("search", ""), "schema"),
-        (call("search", '{"words": ["fuel"'), "not_json"),
-        (call("search", '{"words": ["gold"], "limit": 3}'), "schema"),
-        (call("search", '{"words": ["fuel"], "limit": 99}'), "schema"),
-    ],
-)  # fmt: skip
-def test_tools_fail_when_calls_are_not_by_name_and_schema(host, broken, why):
-    def careless(number, body):
-        if "tools" not in body or number % 2:
-            return good(number, body)
-        return Fault(message={"content": None, "tool_calls": [broken]}, finish_reason="tool_calls")
-
-    host.script = careless
-    report = check(host)
-    assert report.verdict == "not ready"
-    assert 0 < report.figures.tools.calls.value < 1
-    assert f"schema; {why}: " in one(report, "tool calls").says
-
-
-def test_tools_are_a_limit_when_the_model_calls_none_of_its_own_accord(host):
-    def shy(number, body):
-        if body.get("tool_choice") == "auto":
-            return Fault(content="I would search for it.")
-        return good(number, body)
-
-    host.script = shy
-    report = check(host)
-    assert report.verdict == "ready with limits"
-    assert "limits.opening_calls" in one(report, "free calls").change
-    assert report.as_json()["tools"]["called_when_forced"]["share"] == 1
-
-
-def test_tools_fail_when_the_host_has_no_parser(host):
-    mark = (
-        "<|tool_calls_section_begin|><|tool_call_begin|>functions.search:0<|tool_call_argument_begin|>"
-        '{"words": ["fuel"], "limit": 2}<|tool_call_end|><|tool_calls_section_end|>'
-    )
-    host.script = lambda number, body: (
-        Fault(content=mark) if "tools" in body else good(number, body)
-    )
-    report = check(host)
-    assert report.verdict == "not ready"
-    assert "no tool parser" in one(report, "tool calls").says
-    assert "--tool-call-parser" in one(report, "free calls").change
-
-
-def test_tools_fail_alone_when_the_host_refuses_all_requests_with_tools(host):
-    refusal = Fault(status=400, body=b'{"error": {"message": "no parser of tool calls"}}')
-    host.script = lambda number, body: refusal if "tools" in body else good(number, body)
-    report = check(host)
-    assert report.verdict == "not ready"
-    assert [one.check for one in report.judged if one.status == "fail"] == ["tool calls"]
-    judged = one(report, "tool calls")
-    assert judged.says.startswith("0 of 8 requests that offer tools were answered; ")
-    assert judged.says.endswith("no parser of tool calls")
-    assert "--enable-auto-tool-choice" in judged.change
-    told = one(report, "requests")
-    assert (told.status, " requests without tools were answered" in told.says) == ("ok", True)
-    assert report.as_json()["tools"]["answered"]["share"] == 0
-
-
-def test_requests_and_tools_fail_each_when_others_are_refused_too(host):
-    refusal = Fault(status=400, body=b'{"error": {"message": "not today"}}')
-    host.script = lambda number, body: (
-        refusal if "tools" in body or number % 2 else good(number, body)
-    )
-    report = check(host)
-    told = one(report, "requests")
-    assert (told.status, told.says.endswith("not today")) == ("fail", True)
-    assert one(report, "tool calls").status == "fail"
-
-
-def test_calls_that_are_cut_are_told_in_one_line_when_they_are_long(host):
-    broken = call("search", '{"words": [' + '"fuel",\n\t ' * 90)
-    host.script = lambda number, body: (
-        Fault(message={"content": None, "tool_calls": [broken]}, finish_reason="length")
-        if "tools" in body
-        else good(number, body)
-    )
-    report = check(host)
-    says = one(report, "tool calls").says
-    assert "not_json: the arguments are not JSON" in says
-    assert "\n" not in says
-    assert len(says) < 250
-    assert report.as_json()["tools"]["cut"] == 8
-
-
-def test_tools_are_not_asked_when_the_profile_has_none(host):
-    can = Capabilities(structured_output=True, cached_tokens=True)
-    report = check(host, profile=profile_of(host, capabilities=can))
-    assert report.figures.tools is None
-    assert not any("tools" in body for body in host.calls)
-    assert report.as_json()["tools"] is None
 
 
 def test_structured_output_fails_when_answers_do_not_follow(host):

@@ -11,7 +11,7 @@ from engine.profile import Throughput
 from engine.server import cache_tokens
 from flows.cli import app
 from flows.engine_check import EngineCheck, check
-from tests.engine.test_check import good, page
+from tests.engine.check_host import good, page
 from tests.fakes.engine_server import FakeEngine, Fault
 
 PROFILE = """\
