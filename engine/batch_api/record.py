@@ -214,9 +214,12 @@ class HeldRecord:
 
     def remove(self) -> None:
         """Remove it: its answers are kept elsewhere."""
-        # The record last: without it nobody would know of the other.
-        self.store.delete(f"{self.folder}/{self.record.ends_path}")
+        ends_path = f"{self.folder}/{self.record.ends_path}"
+        # The record after the ends: without it nobody would know of them.
+        self.store.delete(ends_path)
         self.store.delete(f"{self.folder}/{self.record.path}")
+        # Another process may have put them once more while the record was still there.
+        self.store.delete(ends_path)
 
 
 def _as_bytes(record: BatchRecord) -> bytes:

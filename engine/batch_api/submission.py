@@ -141,7 +141,8 @@ class Submission:
         )
 
     def _refused(self, held: HeldRecord, exc: RequestRejected) -> None:
-        held.end(b"", status="refused", refusal=str(exc), refusal_status=exc.status)
+        # No ends are put: another process may have taken the shard over, and put those that it has found.
+        held.change(state="ended", status="refused", refusal=str(exc), refusal_status=exc.status)
 
     def _drop(self, held: HeldRecord) -> None:
         """Forget a batch that the host has not begun, and the file that it may have of it."""

@@ -7,10 +7,13 @@ from collections import Counter
 import pytest
 
 from engine.batch import Amount, Budget, Caps
+from engine.batch.hosted import line_id_of
+from engine.batch_api.desk import Desk, Keeping
 from engine.batch_api.limits import BatchLimits, window_s
+from engine.batch_api.record import BatchRecord, HeldRecord, SinkChanged
 from engine.errors import EngineMisconfigured
 from engine.profile import Prices
-from tests.engine.batch_rounds import SHARD, MemoryStore, Rounds, request, spent
+from tests.engine.batch_rounds import FOLDER, SHARD, MemoryStore, Rounds, request, spent
 from tests.fakes.batch_host import BatchHostServer
 
 NUM = 9
@@ -306,20 +309,32 @@ def test_a_later_process_takes_up_what_waits_and_sends_nothing(host, tmp_path):
     assert len(host.kept.submitted) == 1
 
 
-class SlowStore(MemoryStore):
-    """Something happens just before the ends of lines are put for the first time."""
+class SharedStore(MemoryStore):
+    """Another process does something once, by what it happens before or after."""
 
-    meanwhile = None
+    def __init__(self):
+        super().__init__()
+        self.meanwhile = {}
+
+    def _happen(self, when):
+        self.meanwhile.pop(when, lambda: None)()
 
     def put(self, path, data):
-        happens, self.meanwhile = self.meanwhile, None
-        if happens is not None and path.endswith(".ends.jsonl"):
-            happens()
+        self._happen("before ends are put")
         super().put(path, data)
+
+    def put_if_match(self, path, data, etag):
+        found = super().put_if_match(path, data, etag)
+        self._happen("after a record is changed")
+        return found
+
+    def delete(self, path):
+        super().delete(path)
+        self._happen("after something is deleted")
 
 
 def test_nothing_is_left_in_the_sink_when_two_processes_collect_one_batch(host, tmp_path):
-    store = SlowStore()
+    store = SharedStore()
     host.set(takes_to_end=False)
     requests = [request(number) for number in range(NUM)]
     first = Rounds(url=host.url, store=store, folder=tmp_path / "first")
@@ -330,16 +345,54 @@ def test_nothing_is_left_in_the_sink_when_two_processes_collect_one_batch(host, 
         desk.begin([])
         first._round(desk, endpoint, requests, SHARD)
         host.set(takes_to_end=True)
-        store.meanwhile = lambda: ended.append(second.carry_out(requests))
+        store.meanwhile["before ends are put"] = lambda: ended.append(second.carry_out(requests))
         desk.wait([SHARD], until_s=None, is_cancelled=lambda: False, tell=lambda _: None)
         assert desk.waiting() == []
     check_all_answered(second, host, ended[0])
 
 
-def open_desk(rounds):
-    from engine.batch_api.desk import Desk, Keeping
-    from tests.engine.batch_rounds import FOLDER
+def test_paid_answers_stay_when_the_host_refuses_who_has_lost_the_shard(host, tmp_path):
+    store = SharedStore()
+    requests = [request(number) for number in range(NUM)]
+    first = Rounds(url=host.url, store=store, folder=tmp_path / "first")
+    second = Rounds(url=host.url, store=store, folder=tmp_path / "second")
+    endpoint, desk = open_desk(first)
+    _, other = open_desk(second)
 
+    def take_over():
+        with other:
+            other.open(SHARD)
+            other.find(line_id_of(requests[0].request_key, 0), SHARD)
+            other.wait([SHARD], until_s=None, is_cancelled=lambda: False, tell=lambda _: None)
+        host.set(refuse={"begin": 400}, refuse_times=1)
+
+    store.meanwhile["after a record is changed"] = take_over
+    with desk, pytest.raises(SinkChanged):
+        first._round(desk, endpoint, requests, SHARD)
+    check_all_answered(second, host, second.carry_out(requests))
+    assert len(host.kept.submitted) == 1
+
+
+def test_no_ends_are_left_when_another_process_puts_them_while_they_are_removed():
+    store = SharedStore()
+    record = BatchRecord(
+        batch_key="key", shard=SHARD, stage="topic", run_id="run-1", base_url="http://host/v1",
+        model="model", window="24h", lines={},
+    )  # fmt: skip
+    held = HeldRecord.create(store, record, FOLDER)
+    other = HeldRecord.find(store, f"{FOLDER}/{record.path}", FOLDER)
+    held.end(b"")
+
+    def put_once_more():
+        with pytest.raises(SinkChanged):
+            other.end(b"")
+
+    store.meanwhile["after something is deleted"] = put_once_more
+    held.remove()
+    assert store.objects == {}
+
+
+def open_desk(rounds):
     endpoint = rounds.endpoint()
     keeping = Keeping(store=rounds.store, folder=FOLDER, scratch=rounds.folder / "scratch")
     limits = endpoint.profile.capabilities.batch_api
