@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
 
 from engine.errors import EngineMisconfigured, EngineUnavailable, PrerequisiteError
 from engine.local_models import LOCAL_MODELS
 from engine.profile import Profile
-from engine.prompt import repair_text, user_text
 from engine.server import Server, ensure_server, find_server
 from engine.status import authorization, map_errors, raise_for_status
 from engine.tokens import TokenCounter
@@ -44,15 +43,6 @@ class Endpoint:
     def __repr__(self) -> str:
         """Return the address and model; never the key."""
         return f"Endpoint({self.base_url!r}, model={self.model!r})"
-
-    def prompt_overhead(
-        self, instructions: str, question: str, schema: Mapping[str, Any] | None = None
-    ) -> int:
-        """Return the tokens a prompt needs beside its material, room for one repair included."""
-        repair = repair_text("x" * 200)
-        shown = None if self.profile.capabilities.structured_output else schema
-        texts = [instructions, user_text("", question, shown), repair]
-        return sum(self.counter.count_many(texts)) + TEMPLATE_MARGIN_TOKENS
 
     def close(self) -> None:
         """End the engine, if opening the endpoint started it, and close connections."""

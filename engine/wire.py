@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.endpoint import Endpoint
+from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
 from engine.grammar import inexpressible
 from engine.profile import Profile
-from engine.prompt import user_text
+from engine.prompt import answer_text, repair_text, user_text
 from engine.request import JsonSchema, ModeName, Request
 from engine.tool import ToolSpec
 
@@ -160,6 +160,26 @@ def opening_text(
         return user_text(material, f"{question.strip()}\n{THINK}")
     enforced = profile.capabilities.structured_output and mode not in {"agent", "swarm"}
     return user_text(material, question, None if enforced else schema)
+
+
+def prompt_overhead(
+    endpoint: Endpoint,
+    instructions: str,
+    question: str,
+    schema: Mapping[str, Any],
+    *,
+    mode: ModeName,
+) -> int:
+    """Return the tokens a prompt needs beside its material, room for one repair included.
+
+    The thinking in front of an answer is not in it.
+    """
+    profile = endpoint.profile
+    asked = opening_text("", question, schema, mode=mode, profile=profile)
+    texts = [instructions, asked, repair_text("x" * 200)]
+    if thinks_aloud(mode, profile):
+        texts.append(answer_text(None if profile.capabilities.structured_output else schema))
+    return sum(endpoint.counter.count_many(texts)) + TEMPLATE_MARGIN_TOKENS
 
 
 THINK = (

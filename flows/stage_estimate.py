@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from config.pipeline import PipelineConfig, StageConfig
-from connectors.document import Chunk, Segment, Span
+from connectors.document import Chunk, Segment
 from engine.wire import opening_text
 from flows.planned_hits import planned_hits
 from flows.row_estimate import RowTokens
 from flows.run.ask import Asker
-from flows.run.labels import bind_labels
 from flows.run.prepare import PreparedStage
 from flows.run.vectors import vectors_of
 
@@ -26,8 +25,6 @@ QUOTED_TOKENS = 40
 
 ANSWERS_PER_GROUP = 10
 """Answers that a group is taken to have: how many say the same is not known before they are there."""
-
-_MANY_LINES = 20
 
 _GROUPED = f"one group per {ANSWERS_PER_GROUP} answers"
 _COMPUTED = f"one row per {ANSWERS_PER_GROUP} records"
@@ -145,15 +142,10 @@ def sharing(stage: StageConfig, load: Load, lost: Mapping[str, int], *, leads: b
 
 def overhead_tokens(asker: Asker, stage: StageConfig, question: str) -> int:
     """Return the tokens of a prompt beside its material, as they are sent."""
-    endpoint, schema = asker.endpoint, None
-    mode = asker.stages[stage.name].way.mode
-    if not endpoint.profile.capabilities.structured_output:
-        # The choice of a label is put in words where there are many.
-        lines = [Segment(kind="paragraph", text="", span=Span()) for _ in range(_MANY_LINES)]
-        schema = bind_labels(stage.output, [line.with_label("L10") for line in lines])
-    text = opening_text("", question, schema, mode=mode, profile=endpoint.profile)
-    tail = endpoint.counter.count(text)
-    return asker.instructions_tokens + tail + endpoint.chat_tokens
+    endpoint, prepared = asker.endpoint, asker.stages[stage.name]
+    asked = "", question, prepared.schema_of_many
+    text = opening_text(*asked, mode=prepared.way.mode, profile=endpoint.profile)
+    return asker.instructions_tokens + endpoint.counter.count(text) + endpoint.chat_tokens
 
 
 def largest_request(pipeline: PipelineConfig, asker: Asker, chunk_tokens: int) -> int:

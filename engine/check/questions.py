@@ -20,7 +20,7 @@ from engine.endpoint import Endpoint
 from engine.prompt import CONSTANT, user_text
 from engine.request import JsonSchema, ModeName, Request, content_key
 from engine.tool import ToolSpec
-from engine.wire import Turn, body_of, opening, opening_messages
+from engine.wire import Turn, body_of, opening, opening_messages, prompt_overhead
 
 _SHORT_LINES = 12
 _LONGER = 1.2
@@ -105,7 +105,7 @@ class Questions:
         """Make the text that the long ones share."""
         self.endpoint, self.plan = endpoint, plan
         question = _long_question()
-        beside = endpoint.prompt_overhead(CONSTANT, question, LONG_SCHEMA)
+        beside = prompt_overhead(endpoint, CONSTANT, question, LONG_SCHEMA, mode=plan.mode)
         room = plan.context_tokens - beside - LONG_ANSWER_TOKENS - self._reasoning(plan.mode)
         self.documents = LongDocuments(endpoint, seed=plan.seed, room_tokens=max(64, room))
         self.prompt_tokens = beside + self.documents.num_tokens

@@ -19,7 +19,7 @@ from connectors.masking import in_texts
 from engine.endpoint import TEMPLATE_MARGIN_TOKENS, Endpoint
 from engine.prompt import instructions
 from engine.request import Request, content_key, request_key
-from engine.wire import opening_text
+from engine.wire import opening_text, prompt_overhead
 from flows.run.labels import Line
 from flows.run.lines import DocumentLines
 from flows.run.masked import Mask
@@ -339,9 +339,10 @@ class Asker:
     def room(self, stage: StageConfig) -> int:
         """Return how many tokens of material fit beside instructions, question and answer."""
         longest = max(stage.prompt, stage.combine or "", key=len)
-        overhead = self.endpoint.prompt_overhead(self.instructions, longest, stage.output)
-        answer = self.stages[stage.name].answer_tokens
-        return self.endpoint.context_tokens - overhead - answer
+        prepared = self.stages[stage.name]
+        asked = self.instructions, longest, prepared.schema_of_many
+        overhead = prompt_overhead(self.endpoint, *asked, mode=prepared.way.mode)
+        return self.endpoint.context_tokens - overhead - prepared.answer_tokens
 
     def _ask(
         self,

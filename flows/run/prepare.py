@@ -18,12 +18,14 @@ from engine.endpoint import Endpoint
 from engine.grammar import inexpressible
 from engine.modes.spectrum import Choice, Shape, choose
 from engine.profile import Profile
-from engine.request import ModeName, stage_fingerprint
+from engine.request import JsonSchema, ModeName, stage_fingerprint
 from flows.run.labels import Binding, bind_labels
 from flows.run.vectors import vectors_key
 
 AS_GIVEN = "as the pipeline says"
 """Reason of a mode that the pipeline names itself."""
+
+_MANY_LINES = 20
 
 _CLOSED_TYPES = frozenset({"boolean", "integer", "number", "null"})
 
@@ -60,6 +62,12 @@ class PreparedStage:
         """Return the most tokens that an answer may take, thinking in front of it included."""
         ways = [self.way, *([self.again] if self.again else [])]
         return self.config.max_output_tokens + max(way.max_reasoning_tokens for way in ways)
+
+    @property
+    def schema_of_many(self) -> JsonSchema:
+        """Return the answer's schema about so many lines that a prompt puts the choice of a label in words."""
+        line = Segment(label="L10", kind="paragraph", text="", span=Span())
+        return self.binding.to([line] * _MANY_LINES)
 
 
 class _Around(NamedTuple):

@@ -16,6 +16,8 @@ from flows.cli import app
 from flows.estimate import estimate
 from flows.report.took import took
 from flows.run.approvals import decide, questions
+from flows.run.ask import Asker
+from flows.run.bench import plan_engine
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
 from flows.run.resume import reopen
@@ -30,7 +32,7 @@ EXPENSES = "name,kind,amount\nAda,hotel,140\nBob,hotel,210\nCleo,hotel,310\nDan,
 PROFILE = """\
 name: scripted
 base_url: {url}
-context_tokens: 100000
+context_tokens: {context}
 capabilities: {{tools: true, structured_output: true}}
 tokenizer: {{tokenize: false}}
 modes:
@@ -87,8 +89,10 @@ def corpus(tmp_path):
     return tmp_path
 
 
-def job(corpus, server, stages=REVIEW, *, head="", **options):
-    (corpus / "scripted.yaml").write_text(PROFILE.format(url=server.url), encoding="utf-8")
+def job(corpus, server, stages=REVIEW, *, head="", context=100_000, **options):
+    (corpus / "scripted.yaml").write_text(
+        PROFILE.format(url=server.url, context=context), encoding="utf-8"
+    )
     (corpus / "work.yaml").write_text(f"name: work\n{head}stages:\n{stages}", encoding="utf-8")
     asked = Options(
         source=str(corpus / "in"),
@@ -144,6 +148,51 @@ def test_claim_on_the_list_of_documents_has_no_source(corpus):
         run_job(job(corpus, server))
     (claim,) = record(corpus)["claims"]
     assert claim["verdict"] == "unsourced"
+
+
+NIGHTS = [f"hotel_night_{number}" for number in range(40)]
+OVER_CHUNKS = f"""\
+  - name: nights
+    over: chunk
+    mode: agent
+    tools: [search]
+    prompt: What did each night cost?
+    output: {{{", ".join(f"{night}: integer?" for night in NIGHTS)}}}
+"""
+
+
+class Brief:
+    """Answers at once that there is nothing."""
+
+    def reply(self, body):
+        return ScriptedReply(content=json.dumps(dict.fromkeys(NIGHTS)), reasoning="Done.")
+
+
+def test_plan_counts_the_schema_that_an_agent_is_shown_although_its_host_has_a_grammar(corpus):
+    (corpus / "in" / "expenses.csv").unlink()
+    with AgentServer(Brief()) as server:
+        asked = job(corpus, server, OVER_CHUNKS)
+        (planned,) = estimate(asked, sample=None, notify=print)["stages"]
+        run_job(asked)
+        with plan_engine(asked.pipeline.engine, print) as endpoint:
+            system = Asker(asked.pipeline, endpoint).instructions_tokens + endpoint.chat_tokens
+            opening = endpoint.counter.count(server.bodies[0]["messages"][1]["content"])
+    assert planned["requests"] == 1
+    assert planned["prompt_tokens"] - system == pytest.approx(opening, abs=3)
+
+
+def test_agent_is_asked_about_a_chunk_that_fills_the_room_beside_its_question(corpus):
+    (corpus / "in" / "expenses.csv").unlink()
+    text = "The harbour was calm.\n\n" * 800
+    (corpus / "in" / "policy.txt").write_text(text, encoding="utf-8")
+    with AgentServer(Brief()) as server:
+        asked = job(corpus, server, OVER_CHUNKS, context=6000)
+        with plan_engine(asked.pipeline.engine, print) as endpoint:
+            room = Asker(asked.pipeline, endpoint).room(asked.pipeline.stages[0])
+        sized = f"chunk.max_tokens={room}"
+        manifest = run_job(job(corpus, server, OVER_CHUNKS, context=6000, settings=(sized,)))
+    assert manifest["chunks"] > 1
+    assert manifest["stages"]["nights"]["outcomes"] == {"succeeded": manifest["chunks"]}
 
 
 def test_nothing_is_asked_again_while_neither_documents_nor_question_change(corpus):
