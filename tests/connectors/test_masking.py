@@ -33,6 +33,10 @@ FOUND = [
     ("IBAN", "DE89 3704 0044 0532 0130 \uff10\uff10"),
     ("CARD", "\uff14111 1111 1111 1111"),
     ("IP", "\uff11\uff10.0.0.\uff17"),
+    ("PHONE", "\uff10\uff13\u3000\uff11\uff12\uff13\uff14\u3000\uff15\uff16\uff17\uff18"),
+    ("CARD", "4111\u30001111\u30001111\u30001111"),
+    ("EMAIL", "ada@10.0.0.7"),
+    ("EMAIL", "anna [at] 3com.example"),
 ]
 
 GLUED = [
@@ -57,6 +61,8 @@ LEFT = [
     "AZ-030-1234567",
     "example.org/0301234567",
     "a stop (at) midnight",
+    "measured (at) 3.5 bar",
+    "measured (at) 3 (dot) 5 bar",
     "row \uff11\uff12 of x\u00b2",
 ]
 
