@@ -40,6 +40,7 @@ NUM_SHARDS = 2
 JOIN_S = 20.0
 """When the second of two processes begins."""
 MOST_START_S = 120.0
+"""How long the first process of an arm may load its modules; all arms do it at once."""
 _ANSWER_TOKENS = 100
 _SCHEMA = {"type": "object", "properties": {"topic": {"type": "string"}}, "required": ["topic"]}
 
@@ -137,7 +138,7 @@ def _measure(arm: Arm, seconds: float, burst_every_s: float) -> dict[str, Any]:
             stack.callback(worker.wait)
             stack.callback(worker.kill)
             if number == 0:
-                _wait_for_calls(url)
+                wait_for_calls(url, worker)
                 end = time.monotonic() + seconds
             if number + 1 < arm.processes:
                 time.sleep(min(JOIN_S, seconds / 4))
@@ -160,14 +161,18 @@ def _figures(url: str) -> dict[str, Any]:
     return value
 
 
-def _wait_for_calls(url: str) -> None:
-    """Wait until the first process has begun: to load its modules takes seconds on a busy machine.
+def wait_for_calls(url: str, worker: subprocess.Popen[bytes]) -> None:
+    """Wait until a process has begun: to load its modules takes seconds on a busy machine.
 
     Raises:
-        RuntimeError: It has not for two minutes.
+        RuntimeError: It has ended, or has not begun for two minutes.
     """
     until = time.monotonic() + MOST_START_S
     while not _figures(url)["calls"]:
+        if worker.poll() is not None:
+            raise RuntimeError(
+                f"the process that was to call {url} has ended with {worker.returncode}; it says why above"
+            )
         if time.monotonic() > until:
             raise RuntimeError(f"no call has reached {url} in {MOST_START_S:g} s")
         time.sleep(0.1)

@@ -13,7 +13,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import WordLevelTrainer
 
 from benchmarks import gpu_capacity
-from benchmarks.limited_engine import Book, Rules
+from benchmarks.limited_engine import Book, Rules, arguments
+from benchmarks.pace_keeping import wait_for_calls
 from engine import tiny
 from engine.capacity import parse_gpus
 from tests.corpora.make import write_video
@@ -64,6 +65,19 @@ def test_pace_keeping_breaks_no_limit_when_run_in_small():
     assert all(arm["calls"] > 20 for arm in arms), arms
     # How much is used says little of so few seconds: a burst may take them all.
     assert all(0 <= arm["used"] <= 1 for arm in arms), arms
+
+
+def test_pace_keeping_ends_when_its_process_dies_before_the_first_call():
+    command = arguments(Rules(max_in_flight=1))
+    with (
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as host,
+        subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as worker,
+    ):
+        try:
+            with pytest.raises(RuntimeError, match="has ended with 3"):
+                wait_for_calls(host.stdout.readline().strip(), worker)
+        finally:
+            host.kill()
 
 
 def test_limited_engine_has_figures_before_its_first_step_has_passed():
