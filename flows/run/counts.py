@@ -124,18 +124,18 @@ class ShardReport:
     @property
     def is_to_go_on(self) -> bool:
         """Tell whether some of its requests are asked for again when the run goes on, parts of a reduce too."""
-        return self._has_failures(UNPAID)
+        return bool(self._stages_with(UNPAID))
 
     @property
-    def awaits_batch(self) -> bool:
-        """Tell whether some of its requests wait for a batch of the host."""
-        return self._has_failures({AWAITING_BATCH})
+    def stages_in_batches(self) -> frozenset[str]:
+        """Return the stages some of whose requests wait for a batch of the host, or to go into one."""
+        return self._stages_with({AWAITING_BATCH})
 
-    def _has_failures(self, classes: Set[str]) -> bool:
-        return any(
-            failure.error_class in classes
-            for stage in self.stages.values()
-            for failure in stage.failures
+    def _stages_with(self, classes: Set[str]) -> frozenset[str]:
+        return frozenset(
+            name
+            for name, stage in self.stages.items()
+            if any(failure.error_class in classes for failure in stage.failures)
         )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from flows.run.bench import Bench
 from flows.run.counts import ShardReport
@@ -18,6 +16,8 @@ class Waits:
 
     bench: Bench
     _plans: dict[str, ShardPlan] = field(default_factory=dict)
+    _stages: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Which stages of a shard wait."""
     _begun: dict[str, float] = field(default_factory=dict)
     """When each stage was seen to wait for the first time, by `time.monotonic`."""
     _was_idle: bool = False
@@ -25,8 +25,8 @@ class Waits:
 
     def note(self, plan: ShardPlan, report: ShardReport) -> None:
         """Take down whether a shard has to be asked about once more."""
-        if report.awaits_batch:
-            self._plans[plan.shard] = plan
+        if stages := report.stages_in_batches:
+            self._plans[plan.shard], self._stages[plan.shard] = plan, stages
 
     def ready(self) -> list[ShardPlan]:
         """Return shards that have something to go on with, once there are some; none to end with the rest.
@@ -43,28 +43,25 @@ class Waits:
             return []
         names = desk.wait(
             list(self._plans),
-            until_s=self._until_s(desk.waiting()),
+            until_s=self._until_s(),
             is_cancelled=bench.cancelled.is_set,
             tell=lambda words: bench.progress.wait_for(words, desk.waiting()),
         )
         bench.progress.enter("processing")
         return [self._plans.pop(name) for name in names]
 
-    def _until_s(self, waiting: Sequence[Mapping[str, Any]]) -> float | None:
+    def _until_s(self) -> float | None:
         """Return when to give up what waits; None: never.
 
-        A stage that has nothing out keeps the run from nothing: what it needs may be what is waited for.
+        A stage of which nothing waits has no say: what it needs may be what is waited for.
         """
-        terms = {
-            stage.name: stage.batch_api
-            for stage in self.bench.job.pipeline.stages
-            if stage.batch_api is not None
-        }
+        waiting = frozenset().union(*(self._stages[shard] for shard in self._plans))
         now = time.monotonic()
         ends = []
-        for name in {one["stage"] for one in waiting} & set(terms) or set(terms):
-            limit_s = terms[name].max_wait_s
-            if limit_s is None:
+        for stage in self.bench.job.pipeline.stages:
+            if stage.batch_api is None or stage.name not in waiting:
+                continue
+            if stage.batch_api.max_wait_s is None:
                 return None
-            ends.append(self._begun.setdefault(name, now) + limit_s)
-        return max(ends, default=None)
+            ends.append(self._begun.setdefault(stage.name, now) + stage.batch_api.max_wait_s)
+        return max(ends)

@@ -118,7 +118,7 @@ class Work:
         sensitive = self.bench.sensitive and replace(self.bench.sensitive, progress=part)
         bench = replace(self.bench, progress=part, sensitive=sensitive)
         report = process(bench, plan, wait=wait, again=again)
-        if report.awaits_batch:
+        if report.stages_in_batches:
             part.withdraw()
         self._waits.note(plan, report)
         self._held.note(plan, report, part)

@@ -127,6 +127,18 @@ def test_a_run_leaves_when_only_stages_wait_that_are_not_waited_for(host, tmp_pa
     check_paid_once(tmp_path, host, last)
 
 
+def test_a_run_leaves_for_its_own_stage_when_the_host_takes_nothing(host, tmp_path):
+    host.set(refuse={"upload": 503})
+    write_world(tmp_path, host.url)
+    # `title` could be waited for, but has nothing to send yet.
+    first = run_in(tmp_path, "stages.kind.batch_api.max_wait_s=0")
+    assert (first["verdict"], first["batches"]) == ("awaiting_batch", [])
+    host.set(refuse={})
+    more = Options(settings=("stages.kind.batch_api.max_wait_s=null",))
+    last = run_job(reopen(first["run_id"], str(tmp_path / "lake"), "resume", more))
+    check_paid_once(tmp_path, host, last)
+
+
 def test_the_command_tells_what_waits_and_that_the_run_can_go_on(host, tmp_path):
     from typer.testing import CliRunner
 
