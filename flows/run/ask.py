@@ -271,7 +271,7 @@ class Asker:
         return replace(inquiry, num_inputs=num_inputs, num_answered=num_answered)
 
     def unpaid(self, unit: Subject, num_inputs: int) -> Inquiry:
-        """Return the inquiry of a unit that waits for answers which the budget did not cover."""
+        """Return the inquiry of a unit that needs answers which wait for a larger budget, a person or a batch."""
         inquiry = self._unasked(
             unit.stage,
             unit.document,

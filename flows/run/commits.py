@@ -42,7 +42,8 @@ class Commit:
     outcomes: Mapping[str, int]
     """Records by outcome, all stages together."""
     again: bool
-    """Whether some of its documents may be read with better luck, or a person has refused a stage."""
+    """Whether the next run looks at it once more though its documents are the same: some may be read with better luck,
+    a person has refused a stage, or a stage before it was not answered yet."""
     parts: Mapping[str, PartInfo]
     """By path in the sink."""
 

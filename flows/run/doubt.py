@@ -81,7 +81,7 @@ def decide(settled: Settled, again: Result, reason: str) -> Settled:
     """Return what counts after the question was asked again in Thinking.
 
     Its answer does, where there is one; else the first answer stands, if there was one. As long as it
-    waits for a batch, so does the question.
+    waits for a batch or a person, so does the question.
     """
     waits = again.error_class in AWAITED
     keeps = again.outcome != "succeeded" and settled.result.outcome == "succeeded" and not waits

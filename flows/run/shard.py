@@ -77,7 +77,7 @@ def process_shard(
         bench: What the run works with.
         plan: The shard.
         wait: Whether to wait for a shard that somebody else works on.
-        again: Whether this process has asked about it before, and some of it waited for a batch.
+        again: Whether this process has asked about it before, and some of it waited for a batch or a person.
 
     Raises:
         ShardClaimed: Another run works on it.

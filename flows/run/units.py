@@ -19,7 +19,7 @@ WHEN = "when"
 """Error class of what a stage's `when` leaves out: it is not missing."""
 
 UPSTREAM_OVER_BUDGET = "upstream_over_budget"
-"""Error class of what needs an answer that the budget did not cover: a run with more will ask it."""
+"""Error class of what needs an answer that waits for a larger budget, a person or a batch: a later run will ask it."""
 
 AWAITING_APPROVAL = "awaiting_approval"
 """Error class of a request that waits for a person's decision, on its stage or on a call of its agent."""

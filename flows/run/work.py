@@ -113,7 +113,11 @@ class Work:
     def _counting(
         self, process: _Process, plan: ShardPlan, *, wait: bool, again: bool
     ) -> ShardReport:
-        """Process a shard or a stage; it is counted in the run's progress when nothing of it waits."""
+        """Process a shard or a stage, and take down what of it waits for a batch or a person.
+
+        It is counted in the run's progress when it is done, or waits for a person; then until it is asked about
+        once more.
+        """
         part = self.bench.progress.part()
         sensitive = self.bench.sensitive and replace(self.bench.sensitive, progress=part)
         bench = replace(self.bench, progress=part, sensitive=sensitive)
