@@ -32,7 +32,7 @@ EXPENSES = "name,kind,amount\nAda,hotel,140\nBob,hotel,210\nCleo,hotel,310\nDan,
 PROFILE = """\
 name: scripted
 base_url: {url}
-context_tokens: {context}
+context_tokens: 100000
 capabilities: {{tools: true, structured_output: true}}
 tokenizer: {{tokenize: false}}
 modes:
@@ -89,10 +89,8 @@ def corpus(tmp_path):
     return tmp_path
 
 
-def job(corpus, server, stages=REVIEW, *, head="", context=100_000, **options):
-    (corpus / "scripted.yaml").write_text(
-        PROFILE.format(url=server.url, context=context), encoding="utf-8"
-    )
+def job(corpus, server, stages=REVIEW, *, head="", profile=PROFILE, **options):
+    (corpus / "scripted.yaml").write_text(profile.format(url=server.url), encoding="utf-8")
     (corpus / "work.yaml").write_text(f"name: work\n{head}stages:\n{stages}", encoding="utf-8")
     asked = Options(
         source=str(corpus / "in"),
@@ -183,14 +181,15 @@ def test_plan_counts_the_schema_that_an_agent_is_shown_although_its_host_has_a_g
 
 def test_agent_is_asked_about_a_chunk_that_fills_the_room_beside_its_question(corpus):
     (corpus / "in" / "expenses.csv").unlink()
+    small = PROFILE.replace("100000", "6000")
     text = "The harbour was calm.\n\n" * 800
     (corpus / "in" / "policy.txt").write_text(text, encoding="utf-8")
     with AgentServer(Brief()) as server:
-        asked = job(corpus, server, OVER_CHUNKS, context=6000)
+        asked = job(corpus, server, OVER_CHUNKS, profile=small)
         with plan_engine(asked.pipeline.engine, print) as endpoint:
             room = Asker(asked.pipeline, endpoint).room(asked.pipeline.stages[0])
         sized = f"chunk.max_tokens={room}"
-        manifest = run_job(job(corpus, server, OVER_CHUNKS, context=6000, settings=(sized,)))
+        manifest = run_job(job(corpus, server, OVER_CHUNKS, profile=small, settings=(sized,)))
     assert manifest["chunks"] > 1
     assert manifest["stages"]["nights"]["outcomes"] == {"succeeded": manifest["chunks"]}
 
