@@ -28,6 +28,7 @@ _KEY_BYTES = 16
 _NUM_FETCHERS = 8
 _BLOCK_ROWS = 16_384
 """Vectors that are compared at once: 64 MiB of vectors of 1,024 numbers."""
+_NUMBER_BYTES = np.dtype(np.float32).itemsize
 _KIND = np.dtype("<f2")
 """In the sink: half precision, which takes less than 0.001 off a cosine. On this machine's disk they are in
 single precision, with which a processor reckons many times faster."""
@@ -138,8 +139,8 @@ class VectorStore:
         """Return all vectors; the file stays mapped, since to map it anew takes longer than to reckon with it."""
         with self._lock:
             if self._held is None or len(self._held) < self._num_rows:
-                whole = np.memmap(self._file, dtype=np.float32, mode="r")
-                self._held = whole.reshape(-1, self._num_dims)
+                shape = (self._num_rows, self._num_dims)
+                self._held = np.memmap(self._file, dtype=np.float32, mode="r", shape=shape)
             return self._held
 
     @property
@@ -191,7 +192,11 @@ class VectorStore:
     def _keep_locked(self, rows: NDArray[np.void]) -> None:
         with self._writing():
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._file.open("ab") as file:
+            self._file.touch()
+            with self._file.open("r+b") as file:
+                # A write that failed may have left a part of its rows behind those that count.
+                file.truncate(self._num_rows * self._num_dims * _NUMBER_BYTES)
+                file.seek(0, io.SEEK_END)
                 file.write(rows["vector"].astype(np.float32).tobytes())
         for number, key in enumerate(rows["key"], start=self._num_rows):
             self._numbers.setdefault(key.tobytes(), number)

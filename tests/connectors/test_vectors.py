@@ -1,5 +1,6 @@
 """Vectors of texts: kept in a sink, and searched."""
 
+import resource
 import threading
 from contextlib import suppress
 
@@ -145,6 +146,28 @@ def test_error_names_the_file_where_this_machine_cannot_keep_vectors(tmp_path):
     (tmp_path / "a").write_text("no folder")
     with pytest.raises(StorageError, match=r"vectors.f4.*check that the disk has room"):
         put(store_of(tmp_path), north=axis(0))
+
+
+def test_vectors_are_found_after_a_write_that_failed_halfway(tmp_path):
+    store = store_of(tmp_path)
+    for number in range(20):
+        put(store, **{f"old {number}": axis(number % 2)})
+    row = NUM_DIMS * 4
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Of three rows one and a half can be written; the objects in the sink are smaller than the file is.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20 * row + row * 3 // 2, most))
+    try:
+        with pytest.raises(StorageError, match="vectors.f4"):
+            put(store, north=axis(2), east=axis(3), south=axis(4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert (tmp_path / "a" / "vectors.f4").stat().st_size > 20 * row
+    numbers = store.numbers([key_of("old 1")])
+    assert store.nearest(axis(1), numbers, 1) == [(0, pytest.approx(1.0))]
+    put(store, north=axis(2), east=axis(3), south=axis(4))
+    numbers = store.numbers([key_of(text) for text in ("old 1", "north", "east", "south")])
+    for place, number in enumerate((1, 2, 3, 4)):
+        assert store.nearest(axis(number), numbers, 1) == [(place, pytest.approx(1.0))]
 
 
 def test_vectors_are_found_again_on_s3(bucket, tmp_path):
