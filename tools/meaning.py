@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
-from connectors.errors import StorageError
+from connectors.errors import DiskFull, StorageError
 from connectors.index import Hit, Passage
-from connectors.vectors import Key, VectorStore, key_of
+from connectors.vectors import Claimed, Key, VectorStore, key_of
 from engine.errors import VectorsUnavailable
-from engine.modes.mode import LogFailed
+from engine.modes.mode import LogFailed, raise_gravest
 from engine.tool import Aside
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ DEPTH = 50
 """Best passages by words and by meaning that are put together."""
 _RANK_OFFSET = 60
 _AT_ONCE = 8
-_POLL_S = 0.05
 _READ_AT_ONCE = 4_096
 
 
@@ -118,23 +118,30 @@ class Meanings:
             await asyncio.to_thread(self._list)
         if self.has_too_many:
             return
-        while missing := await self._missing():
-            with self._store.taking(missing) as own:
-                if own:
-                    await self._make(frozenset(own), aside)
-                else:
-                    # Another search is at them; where it fails, this one takes them over.
-                    await asyncio.sleep(_POLL_S)
-        self._numbers = self._store.numbers(self._keys)
+        left: Sequence[Key] = self._keys
+        while left:
+            async with self._claiming(left) as claimed:
+                if claimed.own:
+                    await self._make(frozenset(claimed.own), aside)
+            # Where one of the others fails, this search takes over what is left.
+            await claimed.others_end()
+            left = claimed.others
+        self._numbers = await asyncio.to_thread(self._store.numbers, self._keys)
 
-    async def _missing(self) -> list[Key]:
-        try:
-            return await asyncio.to_thread(self._store.missing, self._keys)
-        except StorageError as exc:
-            # Told to the model it would answer without what it could not find.
-            raise VectorsUnavailable(
-                f"search.vectors: those in the sink cannot be read: {exc}"
-            ) from exc
+    @asynccontextmanager
+    async def _claiming(self, keys: Sequence[Key]) -> AsyncIterator[Claimed]:
+        async with AsyncExitStack() as stack:
+            try:
+                claimed = await stack.enter_async_context(self._store.claiming(keys))
+            except DiskFull as exc:
+                # Of this machine: no request would get further.
+                raise LogFailed(str(exc)) from exc
+            except StorageError as exc:
+                # Told to the model it would answer without what it could not find.
+                raise VectorsUnavailable(
+                    f"search.vectors: those in the sink cannot be read: {exc}"
+                ) from exc
+            yield claimed
 
     def _list(self) -> None:
         places, keys = [], []
@@ -177,9 +184,7 @@ class Meanings:
                 raise LogFailed(f"vectors are paid for and cannot be kept: {exc}") from exc
 
         # All come to their end before one that failed is told: what was paid for is kept.
-        for ended in await asyncio.gather(*map(one, calls), return_exceptions=True):
-            if isinstance(ended, BaseException):
-                raise ended
+        raise_gravest(await asyncio.gather(*map(one, calls), return_exceptions=True))
 
 
 def _said(passage: Passage) -> str:
