@@ -6,8 +6,19 @@ import asyncio
 import re
 
 import pytest
+from aiohttp import web
 
-from engine.batch import BreakerRule, Budget, Caps, Embedder, RetryRule, num_dims, route_to, run
+from engine.batch import (
+    BreakerRule,
+    Budget,
+    Caps,
+    Embedder,
+    RetryRule,
+    line_of_vectors,
+    num_dims,
+    route_to,
+    run,
+)
 from engine.embeddings import read_vectors
 from engine.errors import EngineMisconfigured
 from engine.modes.mode import Workshop
@@ -66,7 +77,7 @@ def embed(
 ):
     """Return what became of one agent's request, the tool, and the events on record."""
     endpoint = endpoint_of(None, profile or host_profile(host))
-    (line,) = route_to(endpoint, rule=rule).lines
+    line = line_of_vectors(endpoint, rule=rule)
     tool, log = Embeds(texts), MemoryLog()
     workshop = Workshop(tools=lambda _: tool, steps=log.of)
 
@@ -146,6 +157,56 @@ def test_no_other_engine_stands_in_for_the_agents_own_where_the_host_of_vectors_
     assert (result.outcome, result.error_class) == ("failed", "vectors_unavailable")
     assert (result.engine, result.fallback) == ("scripted", None)
     assert "fallback" not in result.error
+
+
+class Both(AgentServer):
+    """Answers questions, and has no vectors."""
+
+    def routes(self, router):
+        super().routes(router)
+        router.add_post("/v1/embeddings", self._fail)
+
+    async def _fail(self, _request):
+        return web.json_response({"error": {"message": "no memory"}}, status=500)
+
+
+class Answers(Calls):
+    """An agent that calls the one tool where it has it, and answers."""
+
+    def reply(self, body):
+        sent = Transcript(body)
+        if sent.tools and not sent.calls:
+            return super().reply(body)
+        return ScriptedReply(content='{"ok": "yes"}')
+
+
+def test_host_that_fails_for_vectors_is_asked_questions_as_before():
+    rule = BreakerRule(max_failures=AT_ONCE.max_attempts)
+    with Both(Answers()) as host, AgentServer(Answers()) as other:
+        route = route_to(*(endpoint_of(None, profile_of(one)) for one in (host, other)), rule=rule)
+        vectors = host_profile(host)
+        line = line_of_vectors(endpoint_of(None, vectors), rule=rule, beside=route.lines)
+        embedder = Embedder(line=line, num_dims=NUM_DIMS)
+
+        def asked(request):
+            async def requests():
+                yield request
+
+            async def collect():
+                workshop = Workshop(tools=lambda _: Embeds(TEXTS))
+                batch = run(requests(), route, retry=AT_ONCE, workshop=workshop, embedder=embedder)
+                return [one async for one in batch]
+
+            (result,) = asyncio.run(collect())
+            return result
+
+        assert asked(agent_request("Embed it.", DONE)).error_class == "vectors_unavailable"
+        assert line.breaker.is_open
+        result = asked(agent_request("Say it.", DONE, mode="instant"))
+        assert (result.outcome, result.fallback) == ("succeeded", None)
+        assert not other.bodies
+    # The host's limits are for all of its calls.
+    assert line.pace is route.lines[0].pace
 
 
 def test_text_that_the_host_never_takes_is_told_without_advice_on_chunks(agents):

@@ -48,6 +48,7 @@ class EmbeddingServer(AsyncServer):
         api_key: str | None = None,
         tells_usage: bool = True,
         is_tei: bool = False,
+        model: str = MODEL,
     ) -> None:
         """Take a free port of 127.0.0.1.
 
@@ -59,6 +60,7 @@ class EmbeddingServer(AsyncServer):
             api_key: Key that it asks for; it is echoed in the refusal.
             tells_usage: Whether answers say what they took.
             is_tei: Whether it is like Hugging Face TEI, which has no `/v1/models` and other errors.
+            model: What it calls its model.
         """
         super().__init__()
         self.calls: list[list[str]] = []
@@ -68,6 +70,7 @@ class EmbeddingServer(AsyncServer):
         self.fault, self.num_dims = fault, num_dims
         self._max_tokens, self._api_key, self._tells_usage = max_tokens, api_key, tells_usage
         self._is_tei = is_tei
+        self.model = model
         self._at_once = 0
 
     def routes(self, router: web.UrlDispatcher) -> None:
@@ -76,7 +79,7 @@ class EmbeddingServer(AsyncServer):
         router.add_post("/v1/embeddings", self._embed)
 
     async def _models(self, _: web.Request) -> web.Response:
-        model = {"id": MODEL, "object": "model", "max_model_len": self._max_tokens}
+        model = {"id": self.model, "object": "model", "max_model_len": self._max_tokens}
         return web.json_response({"object": "list", "data": [model]})
 
     async def _embed(self, request: web.Request) -> web.Response:
