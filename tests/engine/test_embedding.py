@@ -20,9 +20,10 @@ from engine.batch import (
     run,
 )
 from engine.embeddings import read_vectors
-from engine.errors import EngineMisconfigured
+from engine.errors import EngineMisconfigured, EngineUnavailable
 from engine.modes.mode import Workshop
 from engine.profile import EmbeddingRule, Prices, Profile, RateTier
+from engine.status import status_error
 from engine.steps import Embedded, MemoryLog
 from engine.tool import ToolAnswer, ToolSpec
 from tests.engine.agent_runs import agent_request, profile_of
@@ -74,11 +75,12 @@ def embed(
     budget=None,
     num_dims=NUM_DIMS,
     fallback=(),
+    tool=Embeds,
 ):
     """Return what became of one agent's request, the tool, and the events on record."""
     endpoint = endpoint_of(None, profile or host_profile(host))
     line = line_of_vectors(endpoint, rule=rule)
-    tool, log = Embeds(texts), MemoryLog()
+    tool, log = tool(texts), MemoryLog()
     workshop = Workshop(tools=lambda _: tool, steps=log.of)
 
     async def requests():
@@ -253,6 +255,23 @@ def test_texts_are_cut_until_a_host_of_unknown_context_takes_them(agents, num_wo
     assert sent == sorted(set(sent), reverse=True)
 
 
+@pytest.mark.parametrize("context", [None, 8192])
+def test_texts_are_cut_where_llama_cpp_has_a_batch_smaller_than_its_context(agents, context):
+    text = "crane " * 900
+    with EmbeddingServer(max_tokens=512, is_llama_cpp=True) as host:
+        result, tool, (event,) = embed(
+            agents, host, [text, "short"], profile=host_profile(host, context_tokens=context)
+        )
+    assert result.outcome == "succeeded"
+    assert len(tool.vectors) == 2
+    assert 128 < event.usage.prompt_tokens - 1 <= 512
+
+
+def test_other_failure_that_speaks_of_a_batch_is_no_text_too_long():
+    body = b'{"error": {"message": "out of memory: input is too large to process"}}'
+    assert type(status_error(500, body, base_url="http://host/v1")) is EngineUnavailable
+
+
 @pytest.mark.parametrize(("context", "held"), [(512, 512), (None, 32_768)])
 def test_host_without_a_list_of_models_is_taken_where_the_profile_names_one(agents, context, held):
     with EmbeddingServer(is_tei=True) as host:
@@ -310,12 +329,30 @@ def test_call_beyond_the_budget_is_not_sent(agents):
     assert not host.calls
 
 
+class EmbedsEach(Embeds):
+    """The tool: has each text made into a vector by a call of its own, all at once."""
+
+    async def call(self, _name, _arguments, aside):
+        self.vectors = await asyncio.gather(*(aside.embed([text]) for text in self.texts))
+        return ToolAnswer(text=f"{len(self.vectors)} vectors")
+
+
+class Slow(EmbeddingServer):
+    """Takes a while for each call, so that others come in between."""
+
+    async def _answer(self, body, number):
+        await asyncio.sleep(0.02)
+        return await super()._answer(body, number)
+
+
 def test_limits_of_a_tier_hold_for_vectors(agents):
-    tier = RateTier(name="one", max_in_flight=1, requests_per_minute=1)
-    with EmbeddingServer() as host:
+    tier = RateTier(name="one", max_in_flight=1)
+    texts = [f"text {number}" for number in range(6)]
+    with Slow() as host:
         facts = host_profile(host, tiers=(tier,), tier="one")
-        result, _, _ = embed(agents, host, TEXTS, profile=facts)
+        result, _, _ = embed(agents, host, texts, profile=facts, tool=EmbedsEach)
     assert result.outcome == "succeeded"
+    assert sorted(host.texts) == texts
     assert host.most_at_once == 1
 
 
