@@ -38,6 +38,14 @@ class Found(NamedTuple):
     """`words`, `meaning`, or both."""
 
 
+class _Place(NamedTuple):
+    """Where a passage stands."""
+
+    document: int
+    first: int
+    last: int
+
+
 def fused(by_words: Sequence[Hit], by_meaning: Sequence[Hit], limit: int) -> list[Found]:
     """Return the best passages of two lists, best first: by reciprocal rank fusion.
 
@@ -47,12 +55,12 @@ def fused(by_words: Sequence[Hit], by_meaning: Sequence[Hit], limit: int) -> lis
     Source: Cormack, Clarke, Buettcher: Reciprocal Rank Fusion outperforms Condorcet and individual Rank
     Learning Methods, SIGIR 2009; 60 is theirs.
     """
-    scores: dict[tuple[int, int, int], float] = {}
-    hits: dict[tuple[int, int, int], Hit] = {}
-    ways: dict[tuple[int, int, int], list[str]] = {}
+    scores: dict[_Place, float] = {}
+    hits: dict[_Place, Hit] = {}
+    ways: dict[_Place, list[str]] = {}
     for way, found in (("words", by_words), ("meaning", by_meaning)):
         for rank, hit in enumerate(found, start=1):
-            place = (hit.document, hit.first, hit.last)
+            place = _Place(hit.document, hit.first, hit.last)
             hits.setdefault(place, hit)
             scores[place] = scores.get(place, 0.0) + 1 / (_RANK_OFFSET + rank)
             ways.setdefault(place, []).append(way)
@@ -72,7 +80,7 @@ class Meanings:
         """
         self._store, self._of_corpus = store, passages
         self._one_at_a_time = asyncio.Lock()
-        self._places: list[tuple[int, int, int]] = []
+        self._places: list[_Place] = []
         self._keys: list[Key] = []
         self._numbers: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None
         self.has_too_many = False
@@ -103,11 +111,10 @@ class Meanings:
         assert self._numbers is not None
         numbers, places = self._numbers, self._places
         if among is not None:
-            kept = [n for n, (document, _, _) in enumerate(places) if document in among]
+            kept = [n for n, place in enumerate(places) if place.document in among]
             numbers, places = numbers[kept], [places[n] for n in kept]
         found = self._store.nearest(vector, numbers, DEPTH)
-        hits = ((places[place], score) for place, score in found)
-        return [Hit(document=d, first=f, last=e, score=score) for (d, f, e), score in hits]
+        return [Hit(**places[number]._asdict(), score=score) for number, score in found]
 
     def _passages(self) -> Iterator[Passage]:
         # Hosts refuse blank texts.
@@ -144,16 +151,19 @@ class Meanings:
             yield claimed
 
     def _list(self) -> None:
-        places, keys = [], []
-        for passage in islice(self._passages(), MOST_PASSAGES + 1):
-            places.append((passage.document, passage.first, passage.last))
+        places: list[_Place] = []
+        keys: list[Key] = []
+        for passage in self._passages():
+            if len(keys) == MOST_PASSAGES:
+                self.has_too_many = True
+                logger.warning(
+                    "the corpus has more than %d passages; it is searched by words only",
+                    MOST_PASSAGES,
+                )
+                return
+            places.append(_Place(passage.document, passage.first, passage.last))
             keys.append(key_of(_said(passage)))
         self._places, self._keys = places, keys
-        self.has_too_many = len(keys) > MOST_PASSAGES
-        if self.has_too_many:
-            logger.warning(
-                "the corpus has more than %d passages; it is searched by words only", MOST_PASSAGES
-            )
 
     async def _make(self, own: frozenset[Key], aside: Aside) -> None:
         """Have vectors made of these passages, and keep them call by call."""

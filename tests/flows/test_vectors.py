@@ -400,6 +400,15 @@ def test_sensitive_documents_are_not_sent_to_vectors_elsewhere(corpus):
     assert not host.calls
 
 
+def test_sensitive_documents_may_be_worked_on_where_no_stage_searches(corpus):
+    head = "policy: {sensitive: ['**/policy.txt'], on_premises: [scripted.yaml]}\n"
+    stages = STAGE.replace("[search]", "[documents]")
+    with AgentServer(Lists()) as agents, EmbeddingServer() as host:
+        run_job(job(corpus, agents, host, head=head, stages=stages))
+    assert record(corpus)["outcome"] == "succeeded"
+    assert not host.calls
+
+
 def test_broken_pack_is_made_anew(corpus):
     with AgentServer(Searcher()) as agents, EmbeddingServer() as host:
         run_job(job(corpus, agents, host))

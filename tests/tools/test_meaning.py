@@ -142,7 +142,28 @@ def test_corpus_of_too_many_passages_is_searched_by_words_and_nothing_is_paid(
     tool = tool_of(tmp_path, [HOTEL], [PUMP], [paragraph("A hotel in Narvik.")])
     text = asked(tool, aside, query="hotel")
     assert text.startswith("2 passages, best first, by words only, since the corpus is too large")
+    text = asked(tool, aside, query="lodging", document="D2")
+    assert text.startswith("Nothing found.")
+    assert "by words only, since the corpus is too large for vectors. " in text
+    assert text.endswith("in the named documents only.")
     assert not aside.embedded
+
+
+@pytest.mark.parametrize(
+    ("query", "begin"), [('"hotel"', "2 passages, best first:"), ('"inn"', "Nothing")]
+)
+def test_quotes_are_not_taken_for_a_corpus_that_is_too_large(tmp_path, monkeypatch, query, begin):
+    monkeypatch.setattr(meaning, "MOST_PASSAGES", 2)
+    tool = tool_of(tmp_path, [HOTEL], [PUMP], [paragraph("A hotel in Narvik.")])
+    asked(tool, FakeAside(), query="hotel")
+    text = asked(tool, FakeAside(), query=query)
+    assert text.startswith(begin)
+    assert "by words only" not in text
+
+
+def test_corpus_of_as_many_passages_as_can_be_is_searched_by_meaning(tmp_path, monkeypatch):
+    monkeypatch.setattr(meaning, "MOST_PASSAGES", 2)
+    assert "by meaning" in asked(tool_of(tmp_path, [HOTEL], [PUMP]), FakeAside(), query="lodging")
 
 
 class Full(VectorStore):
