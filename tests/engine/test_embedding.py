@@ -19,6 +19,7 @@ from engine.batch import (
     route_to,
     run,
 )
+from engine.batch.embedding import _PROBE_RULE
 from engine.embeddings import read_vectors
 from engine.errors import EngineMisconfigured, EngineUnavailable
 from engine.modes.mode import Workshop
@@ -361,6 +362,23 @@ def test_number_of_dimensions_is_asked_for_again_where_the_host_is_busy():
         endpoint = endpoint_of(None, host_profile(host))
         assert num_dims(endpoint, AT_ONCE) == NUM_DIMS
     assert len(host.calls) == 3
+
+
+def test_engine_that_does_not_answer_is_named_and_each_wait_for_it_is_told(caplog):
+    with (
+        EmbeddingServer(fault=lambda *_: "error") as host,
+        pytest.raises(
+            EngineUnavailable, match=r"^search.vectors: engine 'vectors': .* answered 500"
+        ),
+    ):
+        num_dims(endpoint_of(None, host_profile(host)), AT_ONCE)
+    waits = [one.getMessage() for one in caplog.records if "asked again in" in one.getMessage()]
+    assert len(waits) == AT_ONCE.max_attempts - 1
+    assert all("engine 'vectors'" in one and "answered 500" in one for one in waits)
+
+
+def test_start_of_a_run_waits_little_more_than_a_minute_for_a_host_that_asks_for_an_hour():
+    assert 60 <= _PROBE_RULE.delay_s(1, 3600.0) <= 75
 
 
 @pytest.mark.parametrize(
