@@ -129,7 +129,7 @@ class Meanings:
         while left:
             async with self._claiming(left) as claimed:
                 if claimed.own:
-                    await self._make(frozenset(claimed.own), aside)
+                    await self._make(claimed.own, aside)
             # Where one of the others fails, this search takes over what is left.
             await claimed.others_end()
             left = claimed.others
@@ -165,7 +165,7 @@ class Meanings:
             keys.append(key_of(_said(passage)))
         self._places, self._keys = places, keys
 
-    async def _make(self, own: frozenset[Key], aside: Aside) -> None:
+    async def _make(self, own: Sequence[Key], aside: Aside) -> None:
         """Have vectors made of these passages, and keep them call by call."""
         left = set(own)
         batch: dict[Key, str] = {}
