@@ -109,7 +109,7 @@ def _paid(route: Route, requests: int, folder: Path) -> float:
 
         results = asyncio.run(work())
         ledger.save()
-        ledger.commit({"document": results})
+        ledger.commit({"document": results}, ())
         ledger.remove_journal()
     assert len(results) == requests
     return time.monotonic() - started

@@ -21,7 +21,7 @@ from prefect.states import Suspended
 from pydantic import Field, ValidationError, create_model
 
 from engine.status import map_errors
-from flows.report.words import shown_arguments, waiting_words
+from flows.report.words import in_one_line, shown_arguments, waiting_words
 from flows.run.approvals import Question, decide, questions
 from flows.run.registry import open_sink
 
@@ -228,12 +228,12 @@ def told(question: Question) -> str:
         return f"{head}:\n\n{_block(shown_arguments(question.arguments))}"
     lines = [f"**{approval_id}**: stage {stage}, {waiting_words(question.waiting)}"]
     lines += [f"- builds on {_code(place)}" for place in question.builds_on]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _block(shown_arguments(question.description))])
 
 
 def _code(text: str) -> str:
     """Return text in one line, to be read as it is."""
-    plain = " ".join(shown_arguments(text).split())
+    plain = in_one_line(text)
     ticks = "`" * (_longest_run(plain) + 1)
     return f"{ticks} {plain} {ticks}" if "`" in plain else f"`{plain}`"
 

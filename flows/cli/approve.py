@@ -87,14 +87,12 @@ def approve(
 
 def _stands(question: Question, decision: Decision) -> str:
     """Return the decision on what was asked, which another one does not change."""
-    from flows.report.words import shown_arguments
-
-    what, by = f"stage {question.stage}", shown_arguments(decision.by)
+    what = f"stage {question.stage}"
     if question.tool is not None:
         what = f"{question.tool} of {what}"
     verdict = "approved" if decision.is_approved else "refused"
     return (
-        f"{what} ({question.approval_id}): {verdict} by {by} at {decision.decided_at};"
+        f"{what} ({question.approval_id}): {verdict} by {decision.by} at {decision.decided_at};"
         " the first decision stands"
     )
 
@@ -123,4 +121,4 @@ def _told(question: Question) -> str:
         return f"Stage {stage} wants to call {tool} ({call_id}):\n{arguments}"
     lines = [f"Stage {stage} waits for you ({call_id}): {waiting_words(question.waiting)}"]
     lines += [f"it builds on {escape(place)}" for place in question.builds_on]
-    return "\n".join(lines)
+    return "\n".join([*lines, f"it asks: {escape(shown_arguments(question.description))}"])

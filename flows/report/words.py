@@ -149,15 +149,20 @@ def shown_arguments(arguments: str) -> str:
     )
 
 
+def in_one_line(text: str) -> str:
+    """Return text in one line, with what a terminal would obey or hide written out."""
+    return " ".join(shown_arguments(text).split())
+
+
 def approval_story(one: Mapping[str, Any]) -> str:
     """Return one line on what a person was asked to agree to, and what was decided."""
     what = f"stage {one['stage']}"
     if one["tool"] is not None:
         what += f", {counted(one['count'], 'call')} of {one['tool']}"
     if one["decision"] == "waiting":
-        return f"{what}: waiting since {one['last_at']}"
+        return f"{what}: waiting since {one['at']}"
     reason = f": {one['reason']}" if one["reason"] else ""
-    return f"{what}: {one['decision']} by {one['by']} at {one['last_at']}{reason}"
+    return f"{what}: {one['decision']} by {one['by']} at {one['at']}{reason}"
 
 
 def report_place(manifest: Mapping[str, Any] | None) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import json
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +22,12 @@ from engine.modes.mode import AwaitingApproval
 from engine.request import Request, content_key
 from engine.steps import AskedCall, Decided
 from engine.tool import ToolSpec
+from flows.report.words import in_one_line
 
 ID_CHARS = 10
 _NUM_THREADS = 4
+_READ_AT_ONCE = 16
+_QUESTION, _DECISION = ".json", ".decision.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +138,11 @@ def folder(run_id: str) -> str:
 
 def question_path(run_id: str, approval_id: str) -> str:
     """Return where a question lies."""
-    return f"{folder(run_id)}/{approval_id}.json"
+    return f"{folder(run_id)}/{approval_id}{_QUESTION}"
 
 
 def _decision_path(run_id: str, approval_id: str) -> str:
-    return f"{folder(run_id)}/{approval_id}.decision.json"
+    return f"{folder(run_id)}/{approval_id}{_DECISION}"
 
 
 def _question(request: Request, call: AskedCall, spec: ToolSpec, written_at: float) -> Question:
@@ -166,15 +168,21 @@ def question_from_json(value: dict[str, Any]) -> Question:
 def questions(lake: Lake, run_id: str) -> Iterator[tuple[Question, Decision | None]]:
     """Yield all that a person was asked about in a run, oldest first, with what was decided."""
     paths = {item.path for item in lake.storage.list(folder(run_id))}
+    asked = [path for path in paths if not path.endswith(_DECISION)]
+    decided = paths.intersection(path.removesuffix(_QUESTION) + _DECISION for path in asked)
+    with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+        questions_found = [*threads.map(lake.find_json, asked)]
+        decisions = dict(zip(decided, threads.map(lake.find_json, decided), strict=True))
     found = []
-    for path in sorted(paths):
-        if path.endswith(".decision.json"):
-            continue
-        question = question_from_json(json.loads(lake.storage.get(path)))
-        decided = _decision_path(run_id, question.approval_id)
-        decision = Decision(**json.loads(lake.storage.get(decided))) if decided in paths else None
-        found.append((question, decision))
-    yield from sorted(found, key=lambda pair: pair[0].asked_at)
+    for path, value in zip(asked, questions_found, strict=True):
+        if value is None:
+            continue  # withdrawn since it was listed
+        decision = decisions.get(path.removesuffix(_QUESTION) + _DECISION)
+        found.append((
+            question_from_json(value),
+            None if decision is None else Decision(**decision),
+        ))
+    yield from sorted(found, key=lambda pair: (pair[0].asked_at, pair[0].approval_id))
 
 
 def find_decision(lake: Lake, run_id: str, approval_id: str) -> Decision | None:
@@ -203,14 +211,21 @@ def decide(
         by: Who; None for the user of this process.
     """
     decision = Decision(
-        is_approved=is_approved, by=by or getpass.getuser(), reason=reason, decided_at=now()
+        is_approved=is_approved,
+        by=in_one_line(by or getpass.getuser()),
+        # It is told in logs, records, reports and at terminals.
+        reason=in_one_line(reason),
+        decided_at=now(),
     )
     held = lake.claim(_decision_path(run_id, question.approval_id), asdict(decision))
     return Decision(**held)
 
 
 def summary(found: Sequence[tuple[Question, Decision | None]]) -> list[dict[str, Any]]:
-    """Return what was asked and decided, equal decisions on calls of one tool in one entry, oldest first."""
+    """Return what was asked and decided, equal decisions on calls of one tool in one entry, oldest first.
+
+    `at` is when the last of them was decided, or the first that waits was asked.
+    """
     times: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for question, decision in found:
         verdict = "waiting"
@@ -227,7 +242,7 @@ def summary(found: Sequence[tuple[Question, Decision | None]]) -> list[dict[str,
             "by": by,
             "reason": reason,
             "count": len(at),
-            "last_at": max(at),
+            "at": min(at) if verdict == "waiting" else max(at),
         }
         for (stage, tool, verdict, by, reason), at in times.items()
     ]

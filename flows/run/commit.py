@@ -58,8 +58,8 @@ class Done:
     is_open: bool = False
     """Whether the next run asks again for some of it, though nothing that it rests on may have changed: a person
     has refused it, or a stage before it was not answered yet."""
-    held_keys: frozenset[str] = frozenset()
-    """Keys of requests that wait for a person's agreement."""
+    withheld_keys: frozenset[str] = frozenset()
+    """Keys of requests that a person has not agreed to, not yet or not at all."""
 
 
 def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport:
@@ -90,13 +90,13 @@ def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport
             # A path that this table names has its rows in place.
             last=[("documents", parquet.to_parquet(document_rows, parquet.DOCUMENTS))],
             usage=usage_rows(ends.all(), shard.ledger),
-            results=_by_document(ends.all(), shard.ledger),
+            results=_by_document(ends.all()),
             outcomes=Counter(end.result.outcome for end in ends.all()),
             work_key=bench.work_key,
             documents=[read.document for read in documents],
             transcripts=transcripts_of(ends.all(), shard.ledger.steps.by_request()),
             is_open=any(end.result.error_class == REFUSED for end in ends.all()),
-            held_keys=held_keys(ends.all()),
+            withheld_keys=withheld_keys(ends.all()),
         ),
     )
     bench.copies.add(name, (read.document.document_key for read in documents))
@@ -147,9 +147,9 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
         write_transcripts(bench.lake, run_id, name, done.transcripts)
     # Before the commit: a kill in between leaves the journal, and with it what is put again.
     shard.replays.put(ledger.new_answers(done.results))
-    ledger.commit(done.results)
+    ledger.commit(done.results, done.withheld_keys)
     if bench.job.pipeline.has_agents:
-        ledger.keep_steps(done.held_keys)
+        ledger.keep_steps(done.withheld_keys)
     put_all(done.last)
     bench.lake.put_json(path, asdict(report))
     _put_commit(shard, done, put)
@@ -157,7 +157,7 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
     if bench.desk is not None:
         every = (result for results in done.results.values() for result in results)
         open_keys = [one.request_key for one in every if one.outcome == "over_budget"]
-        bench.desk.close(name, {*open_keys, *done.held_keys})
+        bench.desk.close(name, {*open_keys, *done.withheld_keys})
     return report
 
 
@@ -206,25 +206,17 @@ def record_parts(
         yield inner, parquet.to_parquet(divided, schema)
 
 
-def held_keys(ends: Iterable[Answered]) -> frozenset[str]:
-    """Return the keys of the requests that wait for a person's agreement."""
-    return frozenset(request.request_key for end in ends for request in end.inquiry.held)
+def withheld_keys(ends: Iterable[Answered]) -> frozenset[str]:
+    """Return the keys of the requests that a person has not agreed to."""
+    return frozenset(request.request_key for end in ends for request in end.inquiry.withheld)
 
 
-def known_of_held(end: Answered, ledger: Ledger) -> list[Result]:
-    """Return what is paid already of an inquiry that is held back: samples that a killed run had."""
-    known = [ledger.find(request.request_key) for request in end.inquiry.held]
-    return [result for result in known if result is not None]
-
-
-def _by_document(ends: Iterable[Answered], ledger: Ledger) -> dict[str, list[Result]]:
+def _by_document(ends: Iterable[Answered]) -> dict[str, list[Result]]:
     found: dict[str, list[Result]] = {}
     for end in ends:
         document = end.inquiry.document
         results = found.setdefault(document.document_key if document else "", [])
-        if end.inquiry.requests:
-            results += end.results
-        results += known_of_held(end, ledger)
+        results += end.results
     return found
 
 
@@ -357,7 +349,8 @@ def _planned_cached_tokens(
                 if result.request_key in sent or result.request_key not in billed[stage].paid:
                     continue
                 # An engine keeps a cache for each adapter.
-                material = inquiry.requests[0].adapter, inquiry.requests[0].material
+                first = (inquiry.requests or inquiry.withheld)[0]
+                material = first.adapter, first.material
                 behind = inquiry.material_tokens if material in shown else inquiry.shared_tokens
                 sent[result.request_key] = whole_blocks(
                     bench.asker.instructions_tokens + behind, block

@@ -11,7 +11,7 @@ from engine.batch import AWAITING_BATCH, Amount
 from engine.profile import Prices
 from engine.request import Outcome, Result
 from flows.run.rows import Answered
-from flows.run.units import UNPAID
+from flows.run.units import AWAITING_APPROVAL, UNPAID
 
 
 class CountMismatch(RuntimeError):
@@ -84,8 +84,8 @@ class StageCount:
     """Skipped units by error class."""
     waiting: Mapping[str, int] = field(default_factory=dict)
     """Units that are `over_budget` by error class: what each waits for."""
-    held: Mapping[str, int] = field(default_factory=dict)
-    """What is held back until a person agrees: `requests`, `documents`, `prompt_tokens`, `max_output_tokens`."""
+    withheld: Mapping[str, int] = field(default_factory=dict)
+    """What goes out once a person agrees: `requests`, `documents`, `prompt_tokens`, `max_output_tokens`."""
     failures: tuple[Failure, ...] = ()
 
 
@@ -232,7 +232,7 @@ def count_stage(
         claims=dict(Counter(claim.verdict for answered in answers for claim in answered.claims)),
         skipped=_classes(answers, "skipped"),
         waiting=_classes(answers, "over_budget"),
-        held=_held(every),
+        withheld=_withheld(every),
         failures=_failures(_failure_of(a) for a in every if a.result.outcome in UNANSWERED),
     )
 
@@ -242,15 +242,15 @@ def _classes(answers: Sequence[Answered], outcome: Outcome) -> dict[str, int]:
     return dict(Counter(a.result.error_class or "" for a in answers if a.result.outcome == outcome))
 
 
-def _held(every: Sequence[Answered]) -> dict[str, int]:
-    """Return what is held back; nothing where that is nothing."""
-    held = [end.inquiry for end in every if end.inquiry.held]
-    requests = [request for inquiry in held for request in inquiry.held]
+def _withheld(every: Sequence[Answered]) -> dict[str, int]:
+    """Return what waits for a person; nothing where that is nothing."""
+    waiting = [end.inquiry for end in every if end.result.error_class == AWAITING_APPROVAL]
+    requests = [request for inquiry in waiting for request in inquiry.withheld]
     if not requests:
         return {}
     return {
         "requests": len(requests),
-        "documents": len({one.document.source.path for one in held if one.document}),
+        "documents": len({one.document.source.path for one in waiting if one.document}),
         "prompt_tokens": sum(request.prompt_tokens for request in requests),
         "max_output_tokens": sum(
             request.max_output_tokens + request.max_reasoning_tokens for request in requests
@@ -370,7 +370,7 @@ def _add_stage(counts: Sequence[StageCount]) -> StageCount:
         claims=_add([count.claims for count in counts]),
         skipped=_add([count.skipped for count in counts]),
         waiting=_add([count.waiting for count in counts]),
-        held=_add([count.held for count in counts]),
+        withheld=_add([count.withheld for count in counts]),
         failures=_failures(failure for count in counts for failure in count.failures),
     )
 

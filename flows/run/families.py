@@ -33,8 +33,8 @@ from flows.run.held import fetch_images
 from flows.run.leaders import Sent
 from flows.run.ledger import load_answers
 from flows.run.rows import Answered, Inquiry, close
-from flows.run.stage_approval import hold
-from flows.run.units import AWAITED
+from flows.run.stage_approval import withhold
+from flows.run.units import AWAITED, AWAITING_APPROVAL, REFUSED
 
 if TYPE_CHECKING:
     from flows.run.shard import Shard
@@ -119,14 +119,17 @@ class Scheduler:
         decision = await shard.bench.stage_approval.look(inquiry.stage)
         if decision is not None and decision.is_approved:
             return inquiry
-        return hold(inquiry, decision, shard.bench.job.run_id)
+        return withhold(inquiry, decision, shard.bench.job.run_id)
 
-    def _unsent(self, inquiry: Inquiry) -> Answered:
-        end, progress = close(inquiry, None), self._shard.bench.progress
-        progress.add(requests=len(inquiry.held))
-        for _ in inquiry.held:
-            progress.add_repeated(end.result)
-        return end
+    def _unsent(self, inquiry: Inquiry, results: Sequence[Result] = ()) -> Answered:
+        """Return the end of what is not sent, with what is paid of it: answers, and samples that a killed run had."""
+        end, ledger, progress = close(inquiry, None), self._shard.ledger, self._shard.bench.progress
+        if end.result.error_class == AWAITING_APPROVAL:
+            progress.add(requests=len(inquiry.withheld))
+            for _ in inquiry.withheld:
+                progress.add_repeated(end.result)
+        known = (ledger.find(one.request_key, fresh=inquiry.is_fresh) for one in inquiry.withheld)
+        return replace(end, results=[*results, *(one for one in known if one is not None)])
 
     def wait_for_earlier(self, family: int) -> None:
         """Let later families begin, while this one waits for what an earlier one asks."""
@@ -142,10 +145,12 @@ class Scheduler:
             assert request is not None
             if inquiry.stage.approval:
                 agreed = await self._agreed(replace(inquiry, requests=(request,)))
-                if agreed.held:
-                    found[number] = self._unsent(agreed)
                 if not agreed.requests:
+                    waits = self._unsent(agreed, ends[number].results)
+                    is_refused = waits.result.error_class == REFUSED
                     # Refused: what is there stays as it is.
+                    kept = replace(ends[number], inquiry=replace(inquiry, withheld=(request,)))
+                    found[number] = kept if is_refused else waits
                     return
             first = settle(inquiry.stage, ends[number].results)
             end = decide(first, await self._result(inquiry, request, family), doubts[number])

@@ -28,11 +28,10 @@ from flows.run.claims import claimed
 from flows.run.commit import (
     Done,
     bills,
-    held_keys,
-    known_of_held,
     put_done,
     record_parts,
     usage_rows,
+    withheld_keys,
 )
 from flows.run.compute import compute, tables_key
 from flows.run.counts import UNANSWERED, ShardReport, count_stage, left_alone
@@ -240,14 +239,8 @@ class _Ends:
             usage=usage_rows(every, shard.ledger),
             transcripts=transcripts_of(every, shard.ledger.steps.by_request()),
             is_open=any(end.result.error_class in {REFUSED, UPSTREAM_OVER_BUDGET} for end in every),
-            held_keys=held_keys(every),
-            results={
-                "": [
-                    result
-                    for end in every
-                    for result in (*end.results, *known_of_held(end, shard.ledger))
-                ]
-            },
+            withheld_keys=withheld_keys(every),
+            results={"": [result for end in every for result in end.results]},
             outcomes=Counter(end.result.outcome for end in every),
             work_key=work_key,
         )
@@ -255,11 +248,11 @@ class _Ends:
 
 def _slim(end: Answered) -> Answered:
     """Return the end without the material that was sent."""
-    requests, held = (
+    requests, withheld = (
         tuple(replace(one, material="", schema={}) for one in every)
-        for every in (end.inquiry.requests, end.inquiry.held)
+        for every in (end.inquiry.requests, end.inquiry.withheld)
     )
-    inquiry = replace(end.inquiry, requests=requests, held=held, again=None, lines=())
+    inquiry = replace(end.inquiry, requests=requests, withheld=withheld, again=None, lines=())
     return replace(end, inquiry=inquiry)
 
 

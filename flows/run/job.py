@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from config.errors import ConfigError
 from config.load import find_pipeline, load_pipeline
 from config.pipeline import PipelineConfig
+from config.validate import validated
 from connectors.sinks.lake import Lake
 from connectors.storage import Source, open_source
 from engine.request import ModeName
@@ -86,8 +87,12 @@ class Job:
 
 
 def job_from_json(value: dict[str, Any], start: Start) -> Job:
-    """Return the job that `Job.as_json` described."""
-    pipeline = PipelineConfig.model_validate(value["pipeline"])
+    """Return the job that `Job.as_json` described.
+
+    Raises:
+        ConfigError: A key is wrong: another version of this program has begun the run.
+    """
+    pipeline = validated(PipelineConfig, value["pipeline"], Path(f"run {value['run_id']}"))
     return Job(
         run_id=value["run_id"],
         pipeline=pipeline,

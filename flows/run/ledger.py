@@ -134,12 +134,16 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
 
     def _take(self, answer: Answer) -> None:
         key = answer.result.request_key
-        if answer.result.outcome in self._stands:
+        if self._does_stand(answer):
             self._results[key] = answer
         else:
             self._results.pop(key, None)
             if answer.result.outcome in ENDED or answer.result.error_class == _REFUSED:
                 self.steps.forget(key)
+
+    def _does_stand(self, answer: Answer) -> bool:
+        outcome = answer.result.outcome
+        return outcome in self._stands and (outcome != "failed" or answer.run == self._by["run"])
 
     def find(self, request_key: str, *, fresh: bool = False) -> Result | None:
         """Return the request's result, if there is one that stands or is of this attempt.
@@ -192,15 +196,13 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         """Take a result that another shard has paid for, if it stands."""
         key, run = answer.result.request_key, self._by["run"]
         held = self._results.get(key)
-        if answer.result.outcome in self._stands and (
-            held is None or held.run != run == answer.run
-        ):
+        if self._does_stand(answer) and (held is None or held.run != run == answer.run):
             self._results[key] = answer
 
     def replay(self, answer: Answer) -> Result | None:
         """Take a result that the cache has, and return it if it stands."""
         key = answer.result.request_key
-        if answer.result.outcome not in self._stands:
+        if not self._does_stand(answer):
             return None
         self._this_attempt[key] = replace(answer, shard="")
         self._of_cache.add(key)
@@ -236,7 +238,9 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
             logger.warning("shard=%s: answers stay on this machine for now: %s", self._shard, exc)
         self._journal.close()
 
-    def commit(self, answered: Mapping[str, Sequence[Result]]) -> None:
+    def commit(
+        self, answered: Mapping[str, Sequence[Result]], withheld_keys: Collection[str]
+    ) -> None:
         """Put the results that the shard's rows rest on into the sink's answers.
 
         Earlier results about a document stay, so that a prompt that comes back costs nothing; those
@@ -244,26 +248,33 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
 
         Args:
             answered: Results by the key of their document.
+            withheld_keys: Requests that this run has not asked, since a person has not agreed to them. What was
+                answered to them before and did not stand leaves: it must not stand once they may be asked.
         """
-        kept = {_place(answer): answer for answer in self._kept if answer.document_key in answered}
+        leaves = {key for key in withheld_keys if self._find(key) is None}
+        kept = {
+            _place(answer): answer
+            for answer in self._kept
+            if answer.document_key in answered and answer.result.request_key not in leaves
+        }
         kept |= {_place(answer): answer for answer in self._answers(answered)}
         if list(kept.values()) != self._kept:
             data = "".join(map(as_line, kept.values())).encode()
             self._lake.storage.put(answers_path(self._shard), data)
 
-    def keep_steps(self, held_keys: Collection[str]) -> None:
+    def keep_steps(self, withheld_keys: Collection[str]) -> None:
         """Keep what agents have done whose requests have no answer yet: a later run goes on from there.
 
         What was begun for requests that nobody asks any more, such as those of an edited prompt, is dropped.
 
         Args:
-            held_keys: Requests that this run has not asked, since a person has to agree first.
+            withheld_keys: Requests that this run has not asked, since a person has not agreed to them.
         """
         found = {key: self._find(key) for key in self.steps.request_keys()}
         going_on = {
             key
             for key, end in found.items()
-            if key in held_keys
+            if key in withheld_keys
             or (
                 end is not None
                 and end.result.outcome in _OPEN

@@ -34,8 +34,8 @@ class Inquiry:
     """What is asked about, unique in the document, or in the stage where there is none."""
     requests: tuple[Request, ...] = ()
     """One per sample; none where nothing is asked: `unasked` says why."""
-    held: tuple[Request, ...] = ()
-    """Those that go out once a person has agreed to the stage."""
+    withheld: tuple[Request, ...] = ()
+    """Those that a person has not agreed to, not yet or not at all; then there are no others."""
     again: Request | None = None
     """What is asked where the answer is doubtful; None where the stage does not escalate."""
     lines: Sequence[Line] = ()

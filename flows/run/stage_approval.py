@@ -1,4 +1,4 @@
-"""Stages that a person must agree to: their requests are held back until then, once in a run.
+"""Stages that a person must agree to: their requests are withheld until then, once in a run.
 
 A stage is asked about when the first of its requests would go out; while nobody has decided, its requests end as
 `over_budget` with the class `awaiting_approval`, all other stages go on, and the question says how many wait. When all
@@ -29,6 +29,7 @@ from flows.run.approvals import (
     now,
     question_from_json,
     question_path,
+    questions,
 )
 from flows.run.counts import ShardReport, StageCount, add_up
 from flows.run.plan import ShardPlan
@@ -88,7 +89,7 @@ class StageApproval:
 
         Args:
             stage: The stage.
-            count: Its figures, with what is held back.
+            count: Its figures, with what is withheld.
 
         Raises:
             StorageError: The sink cannot be read or written.
@@ -106,11 +107,11 @@ class StageApproval:
 
     def tell(self, stage: StageConfig, count: StageCount) -> Question:
         """Put what waits into the question on a stage, and return it."""
-        held = count.held
-        tokens = held["prompt_tokens"], held["max_output_tokens"]
+        withheld = count.withheld
+        tokens = withheld["prompt_tokens"], withheld["max_output_tokens"]
         waiting = Waiting(
-            requests=held["requests"],
-            documents=held["documents"],
+            requests=withheld["requests"],
+            documents=withheld["documents"],
             prompt_tokens=tokens[0],
             max_output_tokens=tokens[1],
             max_usd=_most_usd(self._prices, *tokens),
@@ -135,9 +136,12 @@ class StageApproval:
             return self._decided.get(stage.name)
 
     def _asked(self, stage: StageConfig) -> Question:
-        """Return the question on a stage as it lies in the sink, put there now if it was not."""
+        """Return the question on a stage as it lies in the sink, put there now if it was not.
+
+        One that nobody has answered is withdrawn where the stage has been changed since: what is shown is what goes out.
+        """
         question = Question(
-            approval_id=content_key("approval", "stage", stage.name)[:ID_CHARS],
+            approval_id=content_key("approval", "stage", stage.name, stage.asked())[:ID_CHARS],
             stage=stage.name,
             tool=None,
             description=stage.prompt,
@@ -145,7 +149,13 @@ class StageApproval:
             builds_on=tuple(f"{self._lake.url}/{self._tables[n]}/*.parquet" for n in stage.needs),
         )
         path = question_path(self._run_id, question.approval_id)
-        return question_from_json({**self._lake.claim(path, asdict(question))})
+        asked = question_from_json({**self._lake.claim(path, asdict(question))})
+        if stage.name not in self._looked_s:
+            for other, decision in questions(self._lake, self._run_id):
+                is_old = other.approval_id != asked.approval_id and decision is None
+                if is_old and (other.stage, other.tool) == (stage.name, None):
+                    self._lake.storage.delete(question_path(self._run_id, other.approval_id))
+        return asked
 
 
 def _most_usd(prices: Prices | None, prompt_tokens: int, output_tokens: int) -> float | None:
@@ -154,7 +164,7 @@ def _most_usd(prices: Prices | None, prompt_tokens: int, output_tokens: int) -> 
     return (prompt_tokens * prices.input_usd + output_tokens * prices.output_usd) / 1e6
 
 
-def hold(inquiry: Inquiry, decision: Decision | None, run_id: str) -> Inquiry:
+def withhold(inquiry: Inquiry, decision: Decision | None, run_id: str) -> Inquiry:
     """Return an inquiry of a stage that nobody has agreed to, as it ends: waiting, or refused.
 
     Args:
@@ -162,10 +172,11 @@ def hold(inquiry: Inquiry, decision: Decision | None, run_id: str) -> Inquiry:
         decision: What was decided on its stage; None: nothing yet.
         run_id: The run.
     """
-    name, kept = inquiry.stage.name, replace(inquiry, requests=(), again=None)
+    name = inquiry.stage.name
+    kept = replace(inquiry, requests=(), again=None, withheld=inquiry.requests)
     if decision is None:
         why = f"stage {name!r} waits for a person's approval: headrace approve {run_id}"
-        return replace(kept, held=inquiry.requests, unasked=("over_budget", AWAITING_APPROVAL, why))
+        return replace(kept, unasked=("over_budget", AWAITING_APPROVAL, why))
     why = f"{decision.by} refused stage {name!r} at {decision.decided_at}"
     if decision.reason:
         why += f": {decision.reason}"
@@ -173,8 +184,8 @@ def hold(inquiry: Inquiry, decision: Decision | None, run_id: str) -> Inquiry:
 
 
 @dataclass(slots=True)
-class Held:
-    """The shards of a run, or its gathered stages, with requests that are held back."""
+class Withheld:
+    """The shards of a run, or its gathered stages, with requests that wait for a person."""
 
     bench: Bench
     _shards: dict[str, tuple[ShardPlan, ShardReport, ProgressPart]] = field(default_factory=dict)
@@ -182,7 +193,7 @@ class Held:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, plan: ShardPlan, report: ShardReport, part: ProgressPart) -> None:
-        """Take down what of a shard is held back, and tell it in the question now and then.
+        """Take down what of a shard waits, and tell it in the question now and then.
 
         Args:
             plan: The shard.
@@ -191,7 +202,7 @@ class Held:
         """
         with self._lock:
             self._shards.pop(plan.shard, None)
-            if not any(count.held for count in report.stages.values()):
+            if not any(count.withheld for count in report.stages.values()):
                 return
             self._shards[plan.shard] = plan, report, part
             if time.monotonic() - self._told_s >= _TELL_S:
@@ -220,7 +231,7 @@ class Held:
         found = [
             name
             for name, (_, report, _) in self._shards.items()
-            if any(count.held and stage in decided for stage, count in report.stages.items())
+            if any(count.withheld and stage in decided for stage, count in report.stages.items())
         ]
         ready = [self._shards.pop(name) for name in found]
         for _, _, part in ready:
@@ -228,7 +239,7 @@ class Held:
         return [plan for plan, _, _ in ready]
 
     def _counts(self) -> list[tuple[StageConfig, StageCount]]:
-        """Return the stages of which something is held back, with their figures."""
+        """Return the stages of which something waits, with their figures."""
         total = add_up([report for _, report, _ in self._shards.values()])
         stages = {stage.name: stage for stage in self.bench.job.pipeline.stages}
-        return [(stages[name], count) for name, count in total.stages.items() if count.held]
+        return [(stages[name], count) for name, count in total.stages.items() if count.withheld]

@@ -16,7 +16,7 @@ from flows.run.gather import gathered_levels, process_stage, to_gather
 from flows.run.graph import stage_shard
 from flows.run.plan import Planner, Retry, ShardPlan, ahead
 from flows.run.shard import process_shard
-from flows.run.stage_approval import Held
+from flows.run.stage_approval import Withheld
 from flows.run.waiting import Waits
 
 MIN_ASKED = 100
@@ -48,13 +48,13 @@ class Work:
     markers: Mapping[str, ShardReport]
     """Reports of the shards that earlier attempts of the run have done."""
     _waits: Waits = field(init=False)
-    _held: Held = field(init=False)
+    _withheld: Withheld = field(init=False)
     _put_off: list[ShardPlan] = field(default_factory=list)
     _num_planned: int = 0
     _reports: dict[str, ShardReport] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._waits, self._held = Waits(self.bench), Held(self.bench)
+        self._waits, self._withheld = Waits(self.bench), Withheld(self.bench)
 
     def reports(self) -> list[ShardReport]:
         """Return the reports of all shards, those of earlier attempts of the run included.
@@ -72,7 +72,7 @@ class Work:
             shards, self._put_off = self._put_off, []
             self.notify(f"waiting for {len(shards)} shards that another run is working on")
             self._go_through(iter(shards), wait=True)
-        while ready := self._waits.ready() or self._held.ready():
+        while ready := self._waits.ready() or self._withheld.ready():
             self._go_through(iter(ready), wait=True, again=True)
         # Not those that have been opened again.
         done = [self.markers[s] for s in self.planner.unchanged if s in self.markers]
@@ -94,7 +94,7 @@ class Work:
         if self.bench.hopeless.is_set() or any(report.num_left for report in reports):
             return found
         for stages in gathered_levels(self.bench):
-            self._held = Held(self.bench)
+            self._withheld = Withheld(self.bench)
             plans = to_gather(self.bench, stages)
             self.bench.in_work.expect(max(1, len(plans)))
             done = {stage_shard(stage) for stage in stages} - {plan.shard for plan in plans}
@@ -106,7 +106,7 @@ class Work:
                 for report in self.dispatch(worker, plans):
                     if report is not None:
                         ends[report.shard] = report
-                plans, again = self._waits.ready() or self._held.ready(), True
+                plans, again = self._waits.ready() or self._withheld.ready(), True
             found += ends.values()
         return found
 
@@ -121,7 +121,7 @@ class Work:
         if report.awaits_batch:
             part.withdraw()
         self._waits.note(plan, report)
-        self._held.note(plan, report, part)
+        self._withheld.note(plan, report, part)
         return report
 
     def _counted(self, shards: Iterator[ShardPlan]) -> Iterator[ShardPlan]:

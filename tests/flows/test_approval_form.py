@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -160,6 +161,11 @@ def call(number, arguments):
         arguments=arguments,
         asked_at="2026-11-27T12:00:00+00:00",
     )
+
+
+def test_form_of_a_stage_shows_what_it_asks():
+    question = replace(call(1, ""), tool=None, description="Which colour?\n```\n# Agree")
+    assert told(question).endswith("\n````\nWhich colour?\n```\n# Agree\n````")
 
 
 def test_form_shows_as_many_as_a_person_can_read_and_none_in_part():

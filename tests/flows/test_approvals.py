@@ -15,8 +15,8 @@ from engine.request import Request
 from engine.steps import AskedCall
 from engine.tool import ToolSpec
 from flows.cli import app
-from flows.report.words import shown_arguments
-from flows.run.approvals import SinkApproval, decide, questions
+from flows.report.words import approval_story, shown_arguments
+from flows.run.approvals import Question, SinkApproval, decide, find_decision, questions, summary
 from tests.flows.stack_client import HEADRACE
 
 REQUEST = Request(
@@ -78,6 +78,29 @@ def test_arguments_are_shown_without_what_a_terminal_would_obey():
     hidden = '{"sql": "DROP\u009b2K\u202e\u200b é 日本"}'
     assert shown_arguments(hidden) == '{"sql": "DROP\\x9b2K\\u202e\\u200b é 日本"}'
     assert shown_arguments('{\n  "a": 1\r}') == '{\n  "a": 1\\r}'
+
+
+def test_what_a_person_types_is_kept_as_a_line_that_no_terminal_obeys(tmp_path):
+    lake = Lake(str(tmp_path))
+    question = Question(approval_id="1", stage="work", tool=None, description="?", asked_at="2026")
+    typed = "too dear\x1b[2K\n\nask again"
+    decide(lake, "run", question, is_approved=False, reason=typed, by="ada\r\nbo")
+    stands = find_decision(lake, "run", "1")
+    assert (stands.by, stands.reason) == ("ada\\r bo", "too dear\\x1b[2K ask again")
+
+
+def test_calls_that_wait_are_told_since_the_first_of_them():
+    waiting = [
+        (
+            Question(
+                approval_id=at, stage="work", tool="send", description="", asked_at=f"2026-11-{at}"
+            ),
+            None,
+        )
+        for at in ("23", "27")
+    ]
+    (one,) = summary(waiting)
+    assert approval_story(one) == "stage work, 2 calls of send: waiting since 2026-11-23"
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from flows.run.approvals import Waiting, decide, questions
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
 from flows.run.progress import Progress
-from flows.run.resume import reopen
+from flows.run.resume import reopen, with_pipeline
 from flows.terminal import print_summary
 from tests.fakes.engine_server import FakeEngine, Fault
 from tests.flows.notes import write_notes
@@ -118,7 +118,7 @@ def test_nothing_of_a_stage_goes_out_before_a_person_has_agreed(corpus, engine):
     told = {one["stage"]: one for one in last["approvals"]}
     assert (told["weight"]["decision"], told["weight"]["by"]) == ("approved", "ada")
     assert told["weight"]["reason"] == "small"
-    assert told["weight"]["last_at"]
+    assert told["weight"]["at"]
 
 
 def test_what_waits_for_a_person_is_told_so_and_not_as_out_of_money(corpus, engine, capsys):
@@ -204,10 +204,13 @@ def test_what_is_decided_while_the_run_goes_on_goes_out_in_the_same_run(corpus):
 def test_answers_that_the_sink_has_need_nobodys_agreement(corpus, engine):
     run_job(job(corpus, engine, "stages.weight.approval=null", "stages.all.approval=null"))
     before = asked(engine)
-    # Written anew from what is there, with the approval as the file has it.
-    again = run_job(job(corpus, engine, "failure_limit=0.1"))
+    text = PIPELINE.replace("Which colour?", "Which hue?")
+    (corpus / "notes.yaml").write_text(text, encoding="utf-8")
+    # All shards are gone through again, since what they ask has changed.
+    again = run_job(job(corpus, engine, "stages.all.approval=null"))
     assert again["verdict"] == "complete"
-    assert asked(engine) == before
+    assert sum("Which hue?" in json.dumps(call["messages"]) for call in engine.calls) == NUM_FILES
+    assert asked(engine)["weight"] == before["weight"]
     assert again["approvals"] == []
 
 
@@ -277,6 +280,7 @@ def test_person_at_the_terminal_is_asked_with_what_waits_and_what_it_builds_on(c
     text = " ".join(shown.decode().split())
     assert "Stage weight waits for you" in text
     assert "6 requests about 6 documents" in text
+    assert "it asks: How heavy is it?" in text
     assert f"it builds on {corpus}/lake/records/stage=kind/*.parquet" in text
     assert ends(corpus, "weight") == {("succeeded", None): 6}
     assert ends(corpus, "all") == {("skipped", "refused"): 1}
@@ -332,6 +336,130 @@ def test_doubtful_answers_are_asked_again_only_when_a_person_has_agreed(corpus, 
         assert len(engine.calls) == (3 if is_approved else 1) * NUM_FILES
     assert last["verdict"] == "complete"
     assert ends(corpus, "colour") == {("succeeded", None): NUM_FILES}
+
+
+@pytest.mark.parametrize("left", ["failed", "invalid_output"])
+def test_what_a_person_agrees_to_goes_out_whatever_earlier_runs_were_answered(corpus, left):
+    bad = Fault(content="{}") if left == "invalid_output" else Fault(status=400, body=b"not today")
+
+    def script(_number, body):
+        return bad if engine.is_bad and "How heavy" in json.dumps(body["messages"]) else None
+
+    with FakeEngine(script=script) as engine:
+        engine.is_bad = True
+        settings = "stages.weight.approval=null", "stages.all.approval=null", "failure_limit=1.0"
+        run_job(job(corpus, engine, *settings))
+        assert {outcome for outcome, _ in ends(corpus, "weight")} == {left}
+        engine.is_bad = False
+        first = run_job(job(corpus, engine, "stages.all.approval=null"))
+        if left == "invalid_output":
+            # It stands until somebody says that it is to be tried again.
+            assert first["verdict"] == "complete"
+            first = run_job(reopen(first["run_id"], str(corpus / "lake"), "retry"))
+        assert first["verdict"] == "awaiting_approval"
+        settle(corpus, first["run_id"], "weight", is_approved=True)
+        last = run_job(reopen(first["run_id"], str(corpus / "lake"), "resume"))
+        assert last["verdict"] == "complete"
+        assert ends(corpus, "weight") == {("succeeded", None): NUM_FILES}
+
+
+def killed(corpus, engine, when):
+    """Run `notes.yaml` without approvals, and kill it as soon as `when` says so."""
+    process = subprocess.Popen(
+        [
+            HEADRACE, "run", str(corpus / "notes.yaml"), f"--source={corpus / 'in'}",
+            f"--sink={corpus / 'lake'}", f"--engine={engine.url}", "--set=stages.colour.approval=null",
+        ],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not when() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert when()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("is_approved", [True, False])
+def test_first_answers_are_not_paid_again_when_their_doubt_waits_for_a_person(corpus, is_approved):
+    more = ", approval: required, escalate: {when: [empty], max_share: 1.0}"
+    (corpus / "notes.yaml").write_text(ESCALATED.format(more=more), encoding="utf-8")
+
+    def script(number, _body):
+        hangs = number >= NUM_FILES and engine.is_slow
+        return Fault(hang_s=60) if hangs else Fault(content='{"colour": ""}')
+
+    with FakeEngine(script=script) as engine:
+        engine.is_slow = True
+        killed(corpus, engine, lambda: len(engine.calls) > NUM_FILES)
+        engine.is_slow = False
+        before = len(engine.calls)
+        first = run_job(job(corpus, engine))
+        assert first["verdict"] == "awaiting_approval"
+        assert len(engine.calls) == before
+        settle(corpus, first["run_id"], "colour", is_approved=is_approved)
+        last = run_job(reopen(first["run_id"], str(corpus / "lake"), "resume"))
+        # This engine thinks in a turn of its own.
+        assert len(engine.calls) - before == (2 if is_approved else 0) * NUM_FILES
+    assert last["verdict"] == "complete"
+    assert ends(corpus, "colour") == {("succeeded", None): NUM_FILES}
+
+
+@pytest.mark.timeout(120)
+def test_samples_of_a_killed_run_are_not_paid_again_when_a_person_refused_the_others(corpus):
+    more = ", approval: required, samples: 2, temperature: 1.0"
+    (corpus / "notes.yaml").write_text(ESCALATED.format(more=more), encoding="utf-8")
+
+    def script(number, _body):
+        return Fault(hang_s=60) if number >= answered and engine.is_slow else None
+
+    answered = 3
+    with FakeEngine(script=script) as engine:
+        engine.is_slow = True
+        journal = corpus / "lake" / "_headrace" / "journal"
+        killed(
+            corpus,
+            engine,
+            lambda: (
+                sum(file.read_text().count('"result"') for file in journal.glob("*/*")) == answered
+            ),
+        )
+        engine.is_slow = False
+        before = len(engine.calls)
+        for is_approved, outcome in ((False, ("skipped", "refused")), (True, ("succeeded", None))):
+            first = run_job(job(corpus, engine))
+            assert first["verdict"] == "awaiting_approval"
+            settle(corpus, first["run_id"], "colour", is_approved=is_approved)
+            last = run_job(reopen(first["run_id"], str(corpus / "lake"), "resume"))
+            assert last["verdict"] == "complete"
+            assert outcome in ends(corpus, "colour")
+        assert ends(corpus, "colour") == {("succeeded", None): NUM_FILES}
+        assert len(engine.calls) - before == 2 * NUM_FILES - answered
+
+
+@pytest.mark.parametrize("is_decided", [True, False])
+def test_changed_stage_is_asked_about_anew(corpus, engine, is_decided):
+    first = run_job(job(corpus, engine))
+    before, _ = found(corpus, first["run_id"])["weight"]
+    if is_decided:
+        settle(corpus, first["run_id"], "weight", is_approved=True)
+    text = PIPELINE.replace("How heavy is it?", "How heavy is it now?")
+    (corpus / "notes.yaml").write_text(text, encoding="utf-8")
+    same = reopen(first["run_id"], str(corpus / "lake"), "resume")
+    changed = with_pipeline(same, str(corpus / "notes.yaml"), accept_changes=True)
+    again = run_job(changed)
+    assert again["verdict"] == "awaiting_approval"
+    assert ends(corpus, "weight") == {("over_budget", "awaiting_approval"): NUM_FILES}
+    lake = Lake(str(corpus / "lake"))
+    asked_about = [
+        (question.description, decision is None)
+        for question, decision in questions(lake, first["run_id"])
+        if question.stage == "weight"
+    ]
+    # Which of them stands for what is on record; what nobody has answered is asked in one way only.
+    old = [(before.description, False)] if is_decided else []
+    assert asked_about == [*old, ("How heavy is it now?", True)]
 
 
 def test_budget_that_is_reached_is_told_before_what_waits_for_a_person(corpus, engine):
