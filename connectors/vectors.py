@@ -6,14 +6,16 @@ search is exact: it compares a query with every vector, so nothing is trained an
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ _KEY_BYTES = 16
 _NUM_FETCHERS = 8
 _BLOCK_ROWS = 16_384
 """Vectors that are compared at once: 64 MiB of vectors of 1,024 numbers."""
+_NUMBER_BYTES = np.dtype(np.float32).itemsize
 _KIND = np.dtype("<f2")
 """In the sink: half precision, which takes less than 0.001 off a cosine. On this machine's disk they are in
 single precision, with which a processor reckons many times faster."""
@@ -36,6 +39,21 @@ single precision, with which a processor reckons many times faster."""
 def key_of(text: str) -> Key:
     """Return the key of a text: equal for equal texts."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:_KEY_BYTES]
+
+
+class Claimed(NamedTuple):
+    """Texts without a vector, by who is about to pay for it; each once, in their order."""
+
+    own: list[Key]
+    """Left to the one who claims."""
+    others: list[Key]
+    """Claimed by others before."""
+    ends: set[Future[None]]
+    """Of the claims of those others: each is done when its claim has come to an end, well or not."""
+
+    async def others_end(self) -> None:
+        """Return when all of those others have come to an end."""
+        await asyncio.gather(*map(asyncio.wrap_future, self.ends))
 
 
 class VectorStore:
@@ -66,33 +84,43 @@ class VectorStore:
         self._num_rows = 0
         self._held: NDArray[np.float32] | None = None
         self._numbers: dict[Key, int] = {}
-        self._taken: set[Key] = set()
+        self._ends: dict[Key, Future[None]] = {}
+        """Ends of the claims to keys that have no vector yet."""
+        # All begin with a claim, and the first one reads the sink: in a thread of their own those who wait
+        # for it leave the loops' threads to others.
+        self._claims = ThreadPoolExecutor(1, thread_name_prefix="vectors-claims")
 
-    def missing(self, keys: Collection[Key]) -> list[Key]:
-        """Return those that have no vector yet, each once, in their order.
+    @asynccontextmanager
+    async def claiming(self, keys: Sequence[Key]) -> AsyncIterator[Claimed]:
+        """Yield which of these have no vector yet; others leave those alone that are claimed while the block runs.
 
         Raises:
-            StorageError: The sink cannot be read.
+            StorageError: The sink cannot be read, or this machine's disk cannot be written.
         """
+        end: Future[None] = Future()
+        # One who waits for it and gives up must not end it for all.
+        end.set_running_or_notify_cancel()
+        try:
+            loop = asyncio.get_running_loop()
+            yield await loop.run_in_executor(self._claims, self._claimed, keys, end)
+        finally:
+            end.set_result(None)
+
+    def _claimed(self, keys: Sequence[Key], end: Future[None]) -> Claimed:
         self._load()
         with self._lock:
-            return [key for key in dict.fromkeys(keys) if key not in self._numbers]
-
-    @contextmanager
-    def taking(self, keys: Collection[Key]) -> Iterator[list[Key]]:
-        """Yield those that nobody else is about to pay for; others leave them alone while the block runs."""
-        with self._lock:
-            own = [
-                key
-                for key in dict.fromkeys(keys)
-                if key not in self._taken and key not in self._numbers
-            ]
-            self._taken.update(own)
-        try:
-            yield own
-        finally:
-            with self._lock:
-                self._taken.difference_update(own)
+            claimed = Claimed([], [], set())
+            for key in dict.fromkeys(keys):
+                if key in self._numbers:
+                    continue
+                other = self._ends.get(key)
+                if other is None or other.done():
+                    self._ends[key] = end
+                    claimed.own.append(key)
+                else:
+                    claimed.others.append(key)
+                    claimed.ends.add(other)
+            return claimed
 
     def put(self, vectors: Mapping[Key, Sequence[float]]) -> None:
         """Keep vectors; they are in the sink when this returns.
@@ -138,8 +166,8 @@ class VectorStore:
         """Return all vectors; the file stays mapped, since to map it anew takes longer than to reckon with it."""
         with self._lock:
             if self._held is None or len(self._held) < self._num_rows:
-                whole = np.memmap(self._file, dtype=np.float32, mode="r")
-                self._held = whole.reshape(-1, self._num_dims)
+                shape = (self._num_rows, self._num_dims)
+                self._held = np.memmap(self._file, dtype=np.float32, mode="r", shape=shape)
             return self._held
 
     @property
@@ -191,10 +219,15 @@ class VectorStore:
     def _keep_locked(self, rows: NDArray[np.void]) -> None:
         with self._writing():
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._file.open("ab") as file:
+            self._file.touch()
+            with self._file.open("r+b") as file:
+                # A write that failed may have left a part of its rows behind those that count.
+                file.truncate(self._num_rows * self._num_dims * _NUMBER_BYTES)
+                file.seek(0, io.SEEK_END)
                 file.write(rows["vector"].astype(np.float32).tobytes())
-        for number, key in enumerate(rows["key"], start=self._num_rows):
-            self._numbers.setdefault(key.tobytes(), number)
+        for number, key in enumerate(map(bytes, rows["key"]), start=self._num_rows):
+            self._numbers.setdefault(key, number)
+            self._ends.pop(key, None)
         self._num_rows += len(rows)
 
     @contextmanager

@@ -33,8 +33,13 @@ _TOO_LONG = re.compile(
     r"|input tokens exceed|`?inputs`? must have less than \d+ tokens|`?inputs`? tokens \+ `?max_new_tokens`? must",
     re.IGNORECASE,
 )
-"""How vLLM, SGLang, llama.cpp, Moonshot, TEI and TGI say it; the protocol has no status for it. No retry
-hangs on it, only what the record says."""
+"""How vLLM, SGLang, llama.cpp, Moonshot, TEI and TGI say it; the protocol has no code for it. By it an agent's
+conversation is made shorter and a text of a search is cut, and the record says so."""
+_TOO_LARGE = re.compile(
+    r"input (?:\(\d+ tokens\) )?is too large to process[.,] (?:please )?increase the physical batch size",
+    re.IGNORECASE,
+)
+"""How llama.cpp says, with status 500, that a text for a vector is longer than its --ubatch-size."""
 
 
 def authorization(api_key: str | None) -> dict[str, str]:
@@ -101,7 +106,8 @@ def status_error(
     """Return the error of an answer that is not a 2xx.
 
     EngineMisconfigured for 401, 403 and 404, EngineUnavailable for 408, 409, 425, 429 and 5xx,
-    RequestTooLong for a 400, 413 or 422 about the context's length, RequestRejected for any other.
+    RequestTooLong for a 400, 413 or 422 about the context's length and for llama.cpp's 500 about its batch,
+    RequestRejected for any other.
 
     Args:
         status: HTTP status.
@@ -113,6 +119,8 @@ def status_error(
     text = f"{base_url} answered {status}: {said(body, secret)}"
     if status in _MISCONFIGURED:
         return EngineMisconfigured(f"{text}; check {_MISCONFIGURED[status]}")
+    if _TOO_LARGE.match(said(body, secret)):
+        return RequestTooLong(text, status=status)
     if status in _LATER or status >= 500:
         return EngineUnavailable(text, retry_after_s=_retry_after(retry_after), status=status)
     if status in _ABOUT_BODY and _is_about_length(body):

@@ -26,11 +26,7 @@ from flows.plan_totals import cost, for_run, totals, with_seconds
 from flows.planned_hits import measured_block
 from flows.row_estimate import RowTokens, row_tokens
 from flows.run.ask import Asker
-from flows.run.bench import (
-    endpoint_facts,
-    open_room,
-    plan_engine,
-)
+from flows.run.bench import endpoint_facts, open_room, plan_asker
 from flows.run.chunk_size import cache_of, chunk_rule
 from flows.run.job import Job
 from flows.run.masked import open_mask
@@ -38,7 +34,6 @@ from flows.run.plan import list_sources, require_match
 from flows.run.plans import keep_plan
 from flows.run.reading import read_chunks
 from flows.run.routes import Passage, routes_of
-from flows.run.served import as_seen, asker_of
 from flows.stage_estimate import Material, estimate_stages, largest_request, num_rows
 from flows.usage_records import load_usage
 
@@ -142,15 +137,13 @@ def _of_route(
         job = replace(job, pipeline=job.pipeline.model_copy(update={"stages": own}))
     lake = job.open_lake()
     mask = open_mask(job.pipeline.policy, lake)
-    with plan_engine(passage.engines[0], notify) as opened:
-        endpoint = as_seen(opened, passage, mask)
-        asker = asker_of(job, endpoint, passage, mask=mask)
+    with plan_asker(job, passage, mask, notify) as asker:
         # Records of sensitive documents are not counted at the engine of the others.
         usage = load_usage(lake)
         known = calibrate(lake, asker, job.pipeline.stages, usage) if is_last else {}
         learned = _Learned(known, measured_block(usage))
         plan = _estimate(job, asker, refs, sample=sample, learned=learned, notify=notify)
-    return {"route": passage.name, **plan}, endpoint.profile
+        return {"route": passage.name, **plan}, asker.endpoint.profile
 
 
 def _estimate(

@@ -157,7 +157,10 @@ def _plan_on(config: PipelineConfig, mode: str, asked: Asked, origin: str) -> Ma
     try:
         return _plan(config, mode, asked, origin)
     except ConfigError as exc:
-        raise ConfigError(f"--host {config.engine}: {exc}") from exc
+        named = f"--host {config.engine}"
+        if not asked.hosts:
+            named = f"{config.engine}, which is compared where no --host is named"
+        raise ConfigError(f"{named}: {exc}") from exc
 
 
 def _plan(config: PipelineConfig, mode: str, asked: Asked, origin: str) -> Mapping[str, Any]:

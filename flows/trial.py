@@ -18,7 +18,7 @@ from engine.endpoint import Endpoint
 from engine.wire import body_of, opening, opening_text
 from flows.run.ask import Asker
 from flows.run.asking import ask_all
-from flows.run.bench import endpoint_facts, open_bench, open_room, plan_engine
+from flows.run.bench import endpoint_facts, open_bench, open_room, plan_asker
 from flows.run.chunk_size import chunk_rule
 from flows.run.job import Job, new_run_id
 from flows.run.manifest import spent_json
@@ -28,7 +28,6 @@ from flows.run.progress import Progress
 from flows.run.reading import ReadDocument, read_chunks
 from flows.run.routes import routes_of
 from flows.run.rows import Answered, Inquiry
-from flows.run.served import as_seen, asker_of
 from flows.run.shard import open_shard, read
 from flows.run.units import rows_of
 
@@ -122,8 +121,7 @@ def _check_outside(trial: Trial) -> None:
 def _dry(job: Job, trial: Trial, ref: SourceRef, notify: Callable[[str], None]) -> dict[str, Any]:
     passage = routes_of(job.pipeline).find([ref.path])
     mask = open_mask(job.pipeline.policy, job.open_lake())
-    with plan_engine(passage.engines[0], notify) as opened:
-        asker = asker_of(job, as_seen(opened, passage, mask), passage, mask=mask)
+    with plan_asker(job, passage, mask, notify) as asker:
         return _planned(job, trial, ref, asker)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
-from connectors.errors import StorageError
+from connectors.errors import DiskFull, StorageError
 from connectors.index import Hit, Passage
-from connectors.vectors import Key, VectorStore, key_of
+from connectors.vectors import Claimed, Key, VectorStore, key_of
 from engine.errors import VectorsUnavailable
-from engine.modes.mode import LogFailed
+from engine.modes.mode import LogFailed, raise_gravest
 from engine.tool import Aside
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ DEPTH = 50
 """Best passages by words and by meaning that are put together."""
 _RANK_OFFSET = 60
 _AT_ONCE = 8
-_POLL_S = 0.05
 _READ_AT_ONCE = 4_096
 
 
@@ -38,6 +38,14 @@ class Found(NamedTuple):
     """`words`, `meaning`, or both."""
 
 
+class _Place(NamedTuple):
+    """Where a passage stands."""
+
+    document: int
+    first: int
+    last: int
+
+
 def fused(by_words: Sequence[Hit], by_meaning: Sequence[Hit], limit: int) -> list[Found]:
     """Return the best passages of two lists, best first: by reciprocal rank fusion.
 
@@ -47,12 +55,12 @@ def fused(by_words: Sequence[Hit], by_meaning: Sequence[Hit], limit: int) -> lis
     Source: Cormack, Clarke, Buettcher: Reciprocal Rank Fusion outperforms Condorcet and individual Rank
     Learning Methods, SIGIR 2009; 60 is theirs.
     """
-    scores: dict[tuple[int, int, int], float] = {}
-    hits: dict[tuple[int, int, int], Hit] = {}
-    ways: dict[tuple[int, int, int], list[str]] = {}
+    scores: dict[_Place, float] = {}
+    hits: dict[_Place, Hit] = {}
+    ways: dict[_Place, list[str]] = {}
     for way, found in (("words", by_words), ("meaning", by_meaning)):
         for rank, hit in enumerate(found, start=1):
-            place = (hit.document, hit.first, hit.last)
+            place = _Place(hit.document, hit.first, hit.last)
             hits.setdefault(place, hit)
             scores[place] = scores.get(place, 0.0) + 1 / (_RANK_OFFSET + rank)
             ways.setdefault(place, []).append(way)
@@ -72,7 +80,7 @@ class Meanings:
         """
         self._store, self._of_corpus = store, passages
         self._one_at_a_time = asyncio.Lock()
-        self._places: list[tuple[int, int, int]] = []
+        self._places: list[_Place] = []
         self._keys: list[Key] = []
         self._numbers: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None
         self.has_too_many = False
@@ -103,11 +111,10 @@ class Meanings:
         assert self._numbers is not None
         numbers, places = self._numbers, self._places
         if among is not None:
-            kept = [n for n, (document, _, _) in enumerate(places) if document in among]
+            kept = [n for n, place in enumerate(places) if place.document in among]
             numbers, places = numbers[kept], [places[n] for n in kept]
         found = self._store.nearest(vector, numbers, DEPTH)
-        hits = ((places[place], score) for place, score in found)
-        return [Hit(document=d, first=f, last=e, score=score) for (d, f, e), score in hits]
+        return [Hit(**places[number]._asdict(), score=score) for number, score in found]
 
     def _passages(self) -> Iterator[Passage]:
         # Hosts refuse blank texts.
@@ -118,37 +125,47 @@ class Meanings:
             await asyncio.to_thread(self._list)
         if self.has_too_many:
             return
-        while missing := await self._missing():
-            with self._store.taking(missing) as own:
-                if own:
-                    await self._make(frozenset(own), aside)
-                else:
-                    # Another search is at them; where it fails, this one takes them over.
-                    await asyncio.sleep(_POLL_S)
-        self._numbers = self._store.numbers(self._keys)
+        left: Sequence[Key] = self._keys
+        while left:
+            async with self._claiming(left) as claimed:
+                if claimed.own:
+                    await self._make(claimed.own, aside)
+            # Where one of the others fails, this search takes over what is left.
+            await claimed.others_end()
+            left = claimed.others
+        self._numbers = await asyncio.to_thread(self._store.numbers, self._keys)
 
-    async def _missing(self) -> list[Key]:
-        try:
-            return await asyncio.to_thread(self._store.missing, self._keys)
-        except StorageError as exc:
-            # Told to the model it would answer without what it could not find.
-            raise VectorsUnavailable(
-                f"search.vectors: those in the sink cannot be read: {exc}"
-            ) from exc
+    @asynccontextmanager
+    async def _claiming(self, keys: Sequence[Key]) -> AsyncIterator[Claimed]:
+        async with AsyncExitStack() as stack:
+            try:
+                claimed = await stack.enter_async_context(self._store.claiming(keys))
+            except DiskFull as exc:
+                # Of this machine: no request would get further.
+                raise LogFailed(str(exc)) from exc
+            except StorageError as exc:
+                # Told to the model it would answer without what it could not find.
+                raise VectorsUnavailable(
+                    f"search.vectors: those in the sink cannot be read: {exc}"
+                ) from exc
+            yield claimed
 
     def _list(self) -> None:
-        places, keys = [], []
-        for passage in islice(self._passages(), MOST_PASSAGES + 1):
-            places.append((passage.document, passage.first, passage.last))
+        places: list[_Place] = []
+        keys: list[Key] = []
+        for passage in self._passages():
+            if len(keys) == MOST_PASSAGES:
+                self.has_too_many = True
+                logger.warning(
+                    "the corpus has more than %d passages; it is searched by words only",
+                    MOST_PASSAGES,
+                )
+                return
+            places.append(_Place(passage.document, passage.first, passage.last))
             keys.append(key_of(_said(passage)))
         self._places, self._keys = places, keys
-        self.has_too_many = len(keys) > MOST_PASSAGES
-        if self.has_too_many:
-            logger.warning(
-                "the corpus has more than %d passages; it is searched by words only", MOST_PASSAGES
-            )
 
-    async def _make(self, own: frozenset[Key], aside: Aside) -> None:
+    async def _make(self, own: Sequence[Key], aside: Aside) -> None:
         """Have vectors made of these passages, and keep them call by call."""
         left = set(own)
         batch: dict[Key, str] = {}
@@ -177,9 +194,7 @@ class Meanings:
                 raise LogFailed(f"vectors are paid for and cannot be kept: {exc}") from exc
 
         # All come to their end before one that failed is told: what was paid for is kept.
-        for ended in await asyncio.gather(*map(one, calls), return_exceptions=True):
-            if isinstance(ended, BaseException):
-                raise ended
+        raise_gravest(await asyncio.gather(*map(one, calls), return_exceptions=True))
 
 
 def _said(passage: Passage) -> str:

@@ -25,6 +25,7 @@ from tools.tool import Arguments, Scope, spec_of
 
 _MOST_LINE_CHARS = 700
 _WORD = re.compile(r"\w+")
+_BY_WORDS_ONLY = "by words only, since the corpus is too large for vectors"
 
 
 class SearchArguments(Arguments):
@@ -95,12 +96,19 @@ class Search:
         is_near = self._meanings is not None and not has_quotes(asked.query)
         depth = max(DEPTH, asked.limit) if is_near else asked.limit
         by_words = await asyncio.to_thread(self._by_words, asked.query, depth, among)
+        is_too_large = False
         if self._meanings is None or not is_near:
             found = [Found(hit, "") for hit in by_words]
         else:
             by_meaning = await self._meanings.nearest(asked.query, aside, among=among)
             found = fused(by_words, by_meaning, asked.limit)
-        return await asyncio.to_thread(self._answer, asked, found, among)
+            is_too_large = self._meanings.has_too_many
+        if not found:
+            return ToolAnswer(text=_nothing(is_narrow=among is not None, is_too_large=is_too_large))
+        head = f"{len(found)} passages, best first" if len(found) > 1 else "1 passage"
+        head += f", {_BY_WORDS_ONLY}:" if is_too_large else ":"
+        shown = await asyncio.to_thread(lambda: [self._shown(one, asked.query) for one in found])
+        return ToolAnswer(text="\n\n".join([head, *shown]))
 
     def _among(self, asked: SearchArguments) -> set[int] | None:
         """Return the numbers of the documents to look in; None for all."""
@@ -114,21 +122,6 @@ class Search:
             self._index = _opened(self._corpus, self._scratch, self._open_index)
         return self._index.search(query, limit=limit, among=among)
 
-    def _answer(
-        self, asked: SearchArguments, found: Sequence[Found], among: set[int] | None
-    ) -> ToolAnswer:
-        if not found:
-            return ToolAnswer(
-                text="Nothing found. Try other words, fewer words, or none in quotes."
-                + (" It was looked for in the named documents only." if among is not None else "")
-            )
-        head = f"{len(found)} passages, best first:" if len(found) > 1 else "1 passage:"
-        if self._meanings is not None and self._meanings.has_too_many:
-            head = f"{head.removesuffix(':')}, by words only, since the corpus is too large for vectors:"
-        return ToolAnswer(
-            text="\n\n".join([head, *(self._shown(one, asked.query) for one in found)])
-        )
-
     def _shown(self, found: Found, query: str) -> str:
         hit = found.hit
         entry = self._corpus.entries[hit.document]
@@ -140,6 +133,16 @@ class Search:
         ]
         place = shown_place(entry, [segment.span for segment in segments])
         return "\n".join([f"{place}, found by {found.by}" if found.by else place, *lines])
+
+
+def _nothing(*, is_narrow: bool, is_too_large: bool) -> str:
+    """Return what the model is told where nothing is found."""
+    said = "Nothing found. Try other words, fewer words, or none in quotes."
+    if is_too_large:
+        said += f" It was looked for {_BY_WORDS_ONLY}."
+    if is_narrow:
+        said += " It was looked for in the named documents only."
+    return said
 
 
 def _around(segment: Segment, words: set[str]) -> Segment:

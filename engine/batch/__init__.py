@@ -8,7 +8,7 @@ from engine.batch.embedding import Embedder, num_dims
 from engine.batch.hosted import AWAITING_BATCH, BatchDesk
 from engine.batch.ledger import WINDOW, Log
 from engine.batch.pace import Limits, Pace
-from engine.batch.route import Line, Route, route_to
+from engine.batch.route import Line, Route, line_of_vectors, route_to
 from engine.batch.schedule import run
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Pace",
     "RetryRule",
     "Route",
+    "line_of_vectors",
     "num_dims",
     "route_to",
     "run",

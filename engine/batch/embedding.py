@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +28,14 @@ from engine.request import Request
 from engine.status import authorization, map_errors, raise_for_status
 from engine.tokens import TokenCounter
 
+logger = logging.getLogger(__name__)
+
 _LEAST_TOKENS = 128
 """A text of no more is not cut where a host finds it too long. Small models take 256, and a host may count
 twice what we do."""
 _PROBE = "water"
-_PROBE_RULE = RetryRule(max_attempts=4)
+_PROBE_RULE = RetryRule(max_attempts=4, max_delay_s=6.0)
+"""A Retry-After of a minute is followed, after which a tier's minute has passed; no longer one: someone waits."""
 _PROBE_TIMEOUT_S = 60.0
 
 
@@ -58,8 +62,19 @@ def num_dims(endpoint: Endpoint, retry: RetryRule = _PROBE_RULE) -> int:
             return len(_asked_for_one(endpoint).vectors[0])
         except EngineUnavailable as exc:
             if attempt == retry.max_attempts:
-                raise
-            time.sleep(retry.delay_s(attempt, exc.retry_after_s))
+                raise EngineUnavailable(
+                    f"search.vectors: engine {endpoint.profile.name!r}: {exc}",
+                    retry_after_s=exc.retry_after_s,
+                    status=exc.status,
+                ) from exc
+            delay_s = retry.delay_s(attempt, exc.retry_after_s)
+            logger.warning(
+                "search.vectors: engine %r is asked again in %.0f s: %s",
+                endpoint.profile.name,
+                delay_s,
+                exc,
+            )
+            time.sleep(delay_s)
         except (EngineMisconfigured, RequestRejected) as exc:
             raise EngineMisconfigured(
                 f"search.vectors: engine {endpoint.profile.name!r} gives no vectors with model"

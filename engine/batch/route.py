@@ -95,3 +95,19 @@ def route_to(
         for endpoint in [*own, *endpoints[1:]]
     ]
     return Route(lines, Replicas([endpoint.base_url for endpoint in own]))
+
+
+def line_of_vectors(
+    endpoint: Endpoint, *, rule: BreakerRule | None = None, beside: Sequence[Line] = ()
+) -> Line:
+    """Return the line to an endpoint that makes vectors.
+
+    Args:
+        endpoint: Who makes them.
+        rule: When it is left alone.
+        beside: Lines of routes: an endpoint that they lead to keeps its gate, since a host's limits are for
+            all calls. Its breaker it does not keep: one that makes no vectors may well answer questions.
+    """
+    paces = {line.endpoint.base_url: line.pace for line in beside}
+    pace = paces.get(endpoint.base_url) or Pace(endpoint.profile.limits)
+    return Line(endpoint, Breaker(rule), pace)

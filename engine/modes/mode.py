@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from engine.endpoint import Endpoint
-from engine.errors import EngineError
+from engine.errors import (
+    BudgetReached,
+    EngineError,
+    EngineUnavailable,
+    RequestRejected,
+    VectorsUnavailable,
+)
 from engine.reply import Reply
 from engine.request import ModeName, Outcome, Request, Work
 from engine.steps import AskedCall, Decided, Event, MemoryLog, Paid, StepLog
@@ -46,6 +52,29 @@ class LogFailed(EngineError):
 
 class HandedOver(EngineError):
     """An agent has lost its way here; the next engine of the route goes on with its work."""
+
+
+_OF_REQUEST = (
+    AwaitingApproval,
+    BudgetReached,
+    EngineUnavailable,
+    RequestRejected,
+    VectorsUnavailable,
+)
+"""Errors that end one request, and not the run."""
+
+
+def raise_gravest(ends: Iterable[object]) -> None:
+    """Raise the first error among what some calls came to; one that ends the run goes before all others.
+
+    What ends the run must not be hidden behind what ends one request only.
+
+    Raises:
+        BaseException: One of them is an error.
+    """
+    failed = [end for end in ends if isinstance(end, BaseException)]
+    for end in sorted(failed, key=lambda end: isinstance(end, _OF_REQUEST)):
+        raise end
 
 
 class NoTools:

@@ -61,6 +61,7 @@ class Asker:
         *,
         route: RouteName = "open",
         mask: Mask | None = None,
+        maker: Endpoint | None = None,
     ) -> None:
         """Make the stages ready.
 
@@ -69,6 +70,7 @@ class Asker:
             endpoint: Who is asked.
             route: By which route; answers of one count for no other.
             mask: What is masked in all that is said of documents; None: nothing.
+            maker: Makes vectors for searches by meaning; None: nothing is searched so.
 
         Raises:
             ConfigError: The engine cannot do what a stage wants.
@@ -85,7 +87,7 @@ class Asker:
         # Neighbours of many rows begin alike.
         self._weigh_beginning = lru_cache(maxsize=4096)(lambda t: endpoint.counter.weigh([t])[0])
         key = "" if route == "open" else f"{route}:{mask.key if mask else ''}"
-        self.stages = prepare_all(pipeline, endpoint, self.instructions, route_key=key)
+        self.stages = prepare_all(pipeline, endpoint, self.instructions, route_key=key, maker=maker)
         # By the question: a stage that shares it with a fresh one has the same answer.
         self._fresh = {
             prepared.way.fingerprint for prepared in self.stages.values() if prepared.config.fresh

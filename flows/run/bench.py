@@ -37,13 +37,13 @@ from flows.run.flights import Flights
 from flows.run.job import Job
 from flows.run.leaders import Leaders
 from flows.run.line_store import LineStores
-from flows.run.masked import claim_key, open_mask
+from flows.run.masked import Mask, claim_key, open_mask
 from flows.run.passwords import Passwords
 from flows.run.prepare import check_fit
 from flows.run.progress import Progress
 from flows.run.record_tables import claim_record_tables
 from flows.run.routes import Passage, Routes, routes_of
-from flows.run.served import Served, as_sent, serve
+from flows.run.served import Served, as_seen, as_sent, asker_of, serve
 from flows.run.shift import Shift
 from flows.run.slices import Slices
 from flows.run.stage_approval import StageApproval
@@ -244,6 +244,31 @@ def plan_engine(engine: str, notify: Callable[[str], None]) -> Endpoint:
     )
 
 
+@contextmanager
+def plan_asker(
+    job: Job, passage: Passage, mask: Mask | None, notify: Callable[[str], None]
+) -> Iterator[Asker]:
+    """Yield what makes questions for the endpoint of a route, for planning.
+
+    Raises:
+        ConfigError: There is no such profile, or the engine cannot do what a stage wants.
+        EngineMisconfigured: The endpoint refuses the key, or has another model.
+    """
+    maker = vectors_engine(job.pipeline)
+    with ExitStack() as stack:
+        opened = {
+            one: stack.enter_context(plan_engine(one, notify))
+            for one in dict.fromkeys([passage.engines[0], *([maker] if maker else [])])
+        }
+        yield asker_of(
+            job,
+            as_seen(opened[passage.engines[0]], passage, mask),
+            passage,
+            mask=mask,
+            maker=opened[maker] if maker else None,
+        )
+
+
 def endpoint_facts(endpoint: Endpoint) -> dict[str, Any]:
     """Return what an endpoint is, for a plan or a trial."""
     return {
@@ -343,8 +368,7 @@ def open_bench(
         served: list[Served] = []
         lines: list[Line] = []
         for passage in routes.passages:
-            endpoints = [opened[engine] for engine in passage.engines]
-            served.append(serve(room, passage, endpoints, mask=mask, beside=lines, notify=notify))
+            served.append(serve(room, passage, opened, mask=mask, beside=lines, notify=notify))
             lines += served[-1].route.lines
         folder = room.scratch / "vectors"
         vectors = open_vectors(opened[maker], room.lake, folder, beside=lines) if maker else None
@@ -415,7 +439,8 @@ def open_bench(
 
 def _with_limits(lines: Sequence[Line]) -> list[Line]:
     """Return a line for each gate that keeps a tier's limits, which several runs have to share."""
-    gates = {id(line.pace): line for line in lines}
+    # The first one's: it has made the gate.
+    gates = {id(line.pace): line for line in reversed(lines)}
     # Without a tier no limit of the host is known that they could exceed.
     return [line for line in gates.values() if line.endpoint.profile.tier is not None]
 

@@ -20,7 +20,7 @@ from engine.modes.spectrum import Choice, Shape, choose
 from engine.profile import Profile
 from engine.request import JsonSchema, ModeName, stage_fingerprint
 from flows.run.labels import Binding, bind_labels
-from flows.run.vectors import vectors_key
+from flows.run.vectors import vectors_key, vectors_of
 
 AS_GIVEN = "as the pipeline says"
 """Reason of a mode that the pipeline names itself."""
@@ -76,23 +76,36 @@ class _Around(NamedTuple):
     instructions: str
     route_key: str
     """Of the route, whose answers count for no other one; empty for the open route."""
-    vectors_key: Sequence[str]
+    vectors_key: Sequence[object]
     """Of what makes vectors for its searches; empty where they are by words only."""
 
 
 def prepare_all(
-    pipeline: PipelineConfig, endpoint: Endpoint, instructions: str, *, route_key: str
+    pipeline: PipelineConfig,
+    endpoint: Endpoint,
+    instructions: str,
+    *,
+    route_key: str,
+    maker: Endpoint | None,
 ) -> dict[str, PreparedStage]:
     """Return the stages of a pipeline that ask something, by name, ready to ask on the endpoint.
+
+    Args:
+        pipeline: The stages.
+        endpoint: Who is asked.
+        instructions: What stands in front of all prompts.
+        route_key: Of the route, as `_Around` has it.
+        maker: Makes vectors for the stages that search by meaning; None where none does.
 
     Raises:
         ConfigError: A prompt is no template, or the engine cannot do what a stage wants.
     """
+    key = vectors_key(maker) if maker is not None else []
     return {
         stage.name: _prepare(
             stage,
             endpoint,
-            _Around(instructions, route_key, vectors_key(pipeline, stage)),
+            _Around(instructions, route_key, key if vectors_of(pipeline, stage) else []),
         )
         for stage in pipeline.stages
         if stage.compute is None

@@ -20,6 +20,7 @@ from config.pipeline import PipelineConfig, StageConfig
 from config.policy import PolicyConfig
 from engine.profile import Profile
 from flows.run.globs import glob_regex
+from flows.run.vectors import vectors_engine
 
 _ANY_CASE = re.IGNORECASE | re.DOTALL
 
@@ -210,7 +211,7 @@ def _check_vectors(pipeline: PipelineConfig, policy: PolicyConfig) -> None:
     Raises:
         ConfigError: It may not.
     """
-    engine = pipeline.search.vectors
+    engine = vectors_engine(pipeline)
     if engine is None:
         return
     if policy.sensitive and engine not in policy.on_premises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from flows.run.job import Job
 from flows.run.keys import reading_key, work_key
 from flows.run.masked import Mask, masked_endpoint
 from flows.run.routes import Passage
+from flows.run.vectors import vectors_engine
 
 if TYPE_CHECKING:
     from flows.run.bench import Room
@@ -46,7 +47,7 @@ class Served:
 def serve(
     room: Room,
     passage: Passage,
-    endpoints: Sequence[Endpoint],
+    opened: Mapping[str, Endpoint],
     *,
     mask: Mask | None,
     beside: Sequence[Line],
@@ -57,7 +58,7 @@ def serve(
     Args:
         room: The job and its sink.
         passage: The route.
-        endpoints: Its engines, opened, in their order.
+        opened: All engines of the job.
         mask: What is masked where the route is a masked one.
         beside: Lines of the job's other routes.
         notify: Called with a line about a replica that does not answer.
@@ -66,8 +67,9 @@ def serve(
         ConfigError: The engine cannot do what a stage wants, or chunks do not fit.
         EngineMisconfigured: A replica has another model.
     """
-    endpoint, *others = [as_seen(one, passage, mask) for one in endpoints]
-    asker = asker_of(room.job, endpoint, passage, mask=mask)
+    endpoint, *others = [as_seen(opened[one], passage, mask) for one in passage.engines]
+    maker = vectors_engine(room.job.pipeline)
+    asker = asker_of(room.job, endpoint, passage, mask=mask, maker=opened[maker] if maker else None)
     replicas = replicas_of(endpoint, notify)
     rule = chunk_rule(room.job, endpoint, asker, room.lake)
     caches = [held for one in (endpoint, *replicas) if (held := cache_of(one)) is not None]
@@ -83,11 +85,23 @@ def serve(
     )
 
 
-def asker_of(job: Job, endpoint: Endpoint, passage: Passage, *, mask: Mask | None) -> Asker:
-    """Return what makes questions for the endpoint of a route, given as `as_seen` has it."""
+def asker_of(
+    job: Job, endpoint: Endpoint, passage: Passage, *, mask: Mask | None, maker: Endpoint | None
+) -> Asker:
+    """Return what makes questions for the endpoint of a route, given as `as_seen` has it.
+
+    Args:
+        job: What is asked.
+        endpoint: Who is asked.
+        passage: The route.
+        mask: What is masked where the route is a masked one.
+        maker: Makes vectors for searches by meaning; None where nothing is searched so.
+    """
     is_masked = passage.name == "masked"
     pipeline = as_sent(job, passage, endpoint.profile).pipeline
-    return Asker(pipeline, endpoint, route=passage.name, mask=mask if is_masked else None)
+    return Asker(
+        pipeline, endpoint, route=passage.name, mask=mask if is_masked else None, maker=maker
+    )
 
 
 def as_sent(job: Job, passage: Passage, profile: Profile) -> Job:

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.errors import ConfigError
-from config.load import load_profile
 from config.pipeline import PipelineConfig, StageConfig
 from connectors.sinks.lake import Lake
 from connectors.storage import STATE_PREFIX
 from connectors.vectors import VectorStore
-from engine.batch import Embedder, Line, num_dims, route_to
+from engine.batch import Embedder, Line, line_of_vectors, num_dims
 from engine.endpoint import Endpoint
 from engine.profile import EmbeddingRule, Profile
 from engine.request import content_key
 
 VECTORS = f"{STATE_PREFIX}/vectors"
 """Where a sink keeps the vectors of passages, a folder for each model."""
-_VERSION = 1
-"""Of what of a passage is made into a vector (tools.meaning)."""
 _SEARCH = "search"
 
 
@@ -42,14 +39,17 @@ def vectors_of(pipeline: PipelineConfig, stage: StageConfig) -> str | None:
     return pipeline.search.vectors if _SEARCH in stage.tools else None
 
 
-def vectors_key(pipeline: PipelineConfig, stage: StageConfig) -> list[str]:
-    """Return what answers of a stage follow from, by what it may find by meaning; nothing where it may not."""
-    engine = vectors_of(pipeline, stage)
-    if engine is None:
-        return []
-    profile = load_profile(engine)
-    rule = rule_of(profile)
-    return [profile.model or profile.base_url or engine, rule.passage_prefix, rule.query_prefix]
+def vectors_key(maker: Endpoint) -> list[object]:
+    """Return what answers of a stage that searches follow from, by what it may find by meaning.
+
+    Args:
+        maker: Makes vectors; opened, or as a plan has it.
+
+    Raises:
+        ConfigError: Its profile says nothing of vectors.
+    """
+    rule = rule_of(maker.profile)
+    return [maker.model, maker.context_tokens, rule.passage_prefix, rule.query_prefix]
 
 
 def rule_of(profile: Profile) -> EmbeddingRule:
@@ -78,7 +78,7 @@ def open_vectors(
         endpoint: Who makes vectors.
         lake: The sink.
         folder: For this machine's copy of the vectors.
-        beside: Lines of the run's routes: an endpoint that they lead to keeps its breaker and its gate.
+        beside: Lines of the run's routes: an endpoint that they lead to keeps its gate.
 
     Raises:
         ConfigError: The engine's profile says nothing of vectors.
@@ -86,7 +86,8 @@ def open_vectors(
     """
     rule = rule_of(endpoint.profile)
     dims = num_dims(endpoint)
-    key = content_key("vectors", _VERSION, endpoint.model, rule.passage_prefix, dims)
+    # Longer texts are cut at the context: where that was wrong, they are made into vectors anew.
+    key = content_key("vectors", endpoint.model, endpoint.context_tokens, rule.passage_prefix, dims)
     store = VectorStore(
         lake.storage,
         f"{VECTORS}/{key[:32]}",
@@ -94,5 +95,6 @@ def open_vectors(
         num_dims=dims,
         texts_per_call=rule.texts_per_call,
     )
-    (line,) = route_to(endpoint, beside=beside).lines
-    return MeaningSearch(embedder=Embedder(line=line, num_dims=dims), store=store)
+    return MeaningSearch(
+        embedder=Embedder(line=line_of_vectors(endpoint, beside=beside), num_dims=dims), store=store
+    )

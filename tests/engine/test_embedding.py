@@ -6,12 +6,25 @@ import asyncio
 import re
 
 import pytest
+from aiohttp import web
 
-from engine.batch import BreakerRule, Budget, Caps, Embedder, RetryRule, num_dims, route_to, run
+from engine.batch import (
+    BreakerRule,
+    Budget,
+    Caps,
+    Embedder,
+    RetryRule,
+    line_of_vectors,
+    num_dims,
+    route_to,
+    run,
+)
+from engine.batch.embedding import _PROBE_RULE
 from engine.embeddings import read_vectors
-from engine.errors import EngineMisconfigured
+from engine.errors import EngineMisconfigured, EngineUnavailable
 from engine.modes.mode import Workshop
 from engine.profile import EmbeddingRule, Prices, Profile, RateTier
+from engine.status import status_error
 from engine.steps import Embedded, MemoryLog
 from engine.tool import ToolAnswer, ToolSpec
 from tests.engine.agent_runs import agent_request, profile_of
@@ -63,11 +76,12 @@ def embed(
     budget=None,
     num_dims=NUM_DIMS,
     fallback=(),
+    tool=Embeds,
 ):
     """Return what became of one agent's request, the tool, and the events on record."""
     endpoint = endpoint_of(None, profile or host_profile(host))
-    (line,) = route_to(endpoint, rule=rule).lines
-    tool, log = Embeds(texts), MemoryLog()
+    line = line_of_vectors(endpoint, rule=rule)
+    tool, log = tool(texts), MemoryLog()
     workshop = Workshop(tools=lambda _: tool, steps=log.of)
 
     async def requests():
@@ -148,6 +162,56 @@ def test_no_other_engine_stands_in_for_the_agents_own_where_the_host_of_vectors_
     assert "fallback" not in result.error
 
 
+class Both(AgentServer):
+    """Answers questions, and has no vectors."""
+
+    def routes(self, router):
+        super().routes(router)
+        router.add_post("/v1/embeddings", self._fail)
+
+    async def _fail(self, _request):
+        return web.json_response({"error": {"message": "no memory"}}, status=500)
+
+
+class Answers(Calls):
+    """An agent that calls the one tool where it has it, and answers."""
+
+    def reply(self, body):
+        sent = Transcript(body)
+        if sent.tools and not sent.calls:
+            return super().reply(body)
+        return ScriptedReply(content='{"ok": "yes"}')
+
+
+def test_host_that_fails_for_vectors_is_asked_questions_as_before():
+    rule = BreakerRule(max_failures=AT_ONCE.max_attempts)
+    with Both(Answers()) as host, AgentServer(Answers()) as other:
+        route = route_to(*(endpoint_of(None, profile_of(one)) for one in (host, other)), rule=rule)
+        vectors = host_profile(host)
+        line = line_of_vectors(endpoint_of(None, vectors), rule=rule, beside=route.lines)
+        embedder = Embedder(line=line, num_dims=NUM_DIMS)
+
+        def asked(request):
+            async def requests():
+                yield request
+
+            async def collect():
+                workshop = Workshop(tools=lambda _: Embeds(TEXTS))
+                batch = run(requests(), route, retry=AT_ONCE, workshop=workshop, embedder=embedder)
+                return [one async for one in batch]
+
+            (result,) = asyncio.run(collect())
+            return result
+
+        assert asked(agent_request("Embed it.", DONE)).error_class == "vectors_unavailable"
+        assert line.breaker.is_open
+        result = asked(agent_request("Say it.", DONE, mode="instant"))
+        assert (result.outcome, result.fallback) == ("succeeded", None)
+        assert not other.bodies
+    # The host's limits are for all of its calls.
+    assert line.pace is route.lines[0].pace
+
+
 def test_text_that_the_host_never_takes_is_told_without_advice_on_chunks(agents):
     with EmbeddingServer(max_tokens=0) as host:
         result, _, _ = embed(agents, host, TEXTS)
@@ -190,6 +254,23 @@ def test_texts_are_cut_until_a_host_of_unknown_context_takes_them(agents, num_wo
     assert held / 4 < event.usage.prompt_tokens - 1 <= held
     sent = [len(call[0]) for call in host.calls]
     assert sent == sorted(set(sent), reverse=True)
+
+
+@pytest.mark.parametrize("context", [None, 8192])
+def test_texts_are_cut_where_llama_cpp_has_a_batch_smaller_than_its_context(agents, context):
+    text = "crane " * 900
+    with EmbeddingServer(max_tokens=512, is_llama_cpp=True) as host:
+        result, tool, (event,) = embed(
+            agents, host, [text, "short"], profile=host_profile(host, context_tokens=context)
+        )
+    assert result.outcome == "succeeded"
+    assert len(tool.vectors) == 2
+    assert 128 < event.usage.prompt_tokens - 1 <= 512
+
+
+def test_other_failure_that_speaks_of_a_batch_is_no_text_too_long():
+    body = b'{"error": {"message": "out of memory: input is too large to process"}}'
+    assert type(status_error(500, body, base_url="http://host/v1")) is EngineUnavailable
 
 
 @pytest.mark.parametrize(("context", "held"), [(512, 512), (None, 32_768)])
@@ -249,12 +330,30 @@ def test_call_beyond_the_budget_is_not_sent(agents):
     assert not host.calls
 
 
+class EmbedsEach(Embeds):
+    """The tool: has each text made into a vector by a call of its own, all at once."""
+
+    async def call(self, _name, _arguments, aside):
+        self.vectors = await asyncio.gather(*(aside.embed([text]) for text in self.texts))
+        return ToolAnswer(text=f"{len(self.vectors)} vectors")
+
+
+class Slow(EmbeddingServer):
+    """Takes a while for each call, so that others come in between."""
+
+    async def _answer(self, body, number):
+        await asyncio.sleep(0.02)
+        return await super()._answer(body, number)
+
+
 def test_limits_of_a_tier_hold_for_vectors(agents):
-    tier = RateTier(name="one", max_in_flight=1, requests_per_minute=1)
-    with EmbeddingServer() as host:
+    tier = RateTier(name="one", max_in_flight=1)
+    texts = [f"text {number}" for number in range(6)]
+    with Slow() as host:
         facts = host_profile(host, tiers=(tier,), tier="one")
-        result, _, _ = embed(agents, host, TEXTS, profile=facts)
+        result, _, _ = embed(agents, host, texts, profile=facts, tool=EmbedsEach)
     assert result.outcome == "succeeded"
+    assert sorted(host.texts) == texts
     assert host.most_at_once == 1
 
 
@@ -263,6 +362,23 @@ def test_number_of_dimensions_is_asked_for_again_where_the_host_is_busy():
         endpoint = endpoint_of(None, host_profile(host))
         assert num_dims(endpoint, AT_ONCE) == NUM_DIMS
     assert len(host.calls) == 3
+
+
+def test_engine_that_does_not_answer_is_named_and_each_wait_for_it_is_told(caplog):
+    with (
+        EmbeddingServer(fault=lambda *_: "error") as host,
+        pytest.raises(
+            EngineUnavailable, match=r"^search.vectors: engine 'vectors': .* answered 500"
+        ),
+    ):
+        num_dims(endpoint_of(None, host_profile(host)), AT_ONCE)
+    waits = [one.getMessage() for one in caplog.records if "asked again in" in one.getMessage()]
+    assert len(waits) == AT_ONCE.max_attempts - 1
+    assert all("engine 'vectors'" in one and "answered 500" in one for one in waits)
+
+
+def test_start_of_a_run_waits_little_more_than_a_minute_for_a_host_that_asks_for_an_hour():
+    assert 60 <= _PROBE_RULE.delay_s(1, 3600.0) <= 75
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ class EmbeddingServer(AsyncServer):
         api_key: str | None = None,
         tells_usage: bool = True,
         is_tei: bool = False,
+        is_llama_cpp: bool = False,
+        model: str = MODEL,
     ) -> None:
         """Take a free port of 127.0.0.1.
 
@@ -55,10 +57,12 @@ class EmbeddingServer(AsyncServer):
             fault: What goes wrong with a call, by its number from 0 and its texts: `busy`, `error`, `nan`,
                 `null`, `fewer`, `lengths`, `shuffled`, `refused`, `hang`; None: nothing.
             num_dims: Numbers of a vector.
-            max_tokens: Words of the longest text; a longer one is a 400, or TEI's 413.
+            max_tokens: Words of the longest text; a longer one is a 400, TEI's 413, or llama.cpp's 500.
             api_key: Key that it asks for; it is echoed in the refusal.
             tells_usage: Whether answers say what they took.
             is_tei: Whether it is like Hugging Face TEI, which has no `/v1/models` and other errors.
+            is_llama_cpp: Whether it is like llama.cpp, which lists no context and refuses by its batch.
+            model: What it calls its model.
         """
         super().__init__()
         self.calls: list[list[str]] = []
@@ -67,7 +71,8 @@ class EmbeddingServer(AsyncServer):
         self.most_at_once = 0
         self.fault, self.num_dims = fault, num_dims
         self._max_tokens, self._api_key, self._tells_usage = max_tokens, api_key, tells_usage
-        self._is_tei = is_tei
+        self._is_tei, self._is_llama_cpp = is_tei, is_llama_cpp
+        self.model = model
         self._at_once = 0
 
     def routes(self, router: web.UrlDispatcher) -> None:
@@ -76,7 +81,9 @@ class EmbeddingServer(AsyncServer):
         router.add_post("/v1/embeddings", self._embed)
 
     async def _models(self, _: web.Request) -> web.Response:
-        model = {"id": MODEL, "object": "model", "max_model_len": self._max_tokens}
+        model = {"id": self.model, "object": "model"}
+        if not self._is_llama_cpp:
+            model["max_model_len"] = self._max_tokens
         return web.json_response({"object": "list", "data": [model]})
 
     async def _embed(self, request: web.Request) -> web.Response:
@@ -121,6 +128,12 @@ class EmbeddingServer(AsyncServer):
         return web.json_response(told)
 
     def _too_long(self, num_words: int) -> web.Response:
+        if self._is_llama_cpp:
+            return _error(
+                500,
+                f"input ({num_words} tokens) is too large to process. increase the physical batch size"
+                f" (current batch size: {self._max_tokens})",
+            )
         if not self._is_tei:
             return _error(400, f"This model's maximum context length is {self._max_tokens} tokens.")
         said = f"`inputs` must have less than {self._max_tokens} tokens. Given: {num_words}"

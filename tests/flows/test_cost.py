@@ -280,6 +280,16 @@ def test_own_engines_are_compared_when_nothing_may_leave(here):
     assert "--host priced.yaml: engine: 'priced.yaml' would be sent" in refused.output
 
 
+def test_host_that_nobody_named_is_not_told_as_if_it_had_been(here):
+    with_policy(here, '["1.txt"]')
+    with (here / "notes.yaml").open("a", encoding="utf-8") as file:
+        file.write("  certifications: [FIPS 140-3]\n")
+    arguments = ["cost", "notes.yaml", "--engine", "own.yaml", "--mode", "instant"]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 2
+    assert "moonshot, which is compared where no --host is named: " in refused.output
+
+
 def test_assumptions_are_the_same_when_a_masked_corpus_is_priced_again(here):
     with_policy(here, '["1.txt"]')
     first, second = (costs("--all", "--mode", "instant", "--mode", "thinking") for _ in range(2))

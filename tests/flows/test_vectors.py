@@ -12,11 +12,15 @@ import polars as pl
 import pytest
 
 from config.errors import ConfigError
+from engine.batch import line_of_vectors, route_to
 from engine.errors import EngineMisconfigured
+from engine.profile import Profile, RateTier
 from flows.estimate import estimate
+from flows.run.bench import _with_limits
 from flows.run.core import run_job
 from flows.run.job import Options, make_job
 from flows.run.resume import reopen
+from tests.engine.test_batch import endpoint_of
 from tests.fakes.agent_script import ScriptedCall, ScriptedReply, Transcript
 from tests.fakes.agent_server import AgentServer
 from tests.fakes.embedding_server import EmbeddingServer
@@ -50,6 +54,7 @@ KILLED = """
 import json, sys
 from pathlib import Path
 from flows.estimate import estimate
+from flows.run.bench import _with_limits
 from flows.run.core import run_job
 from flows.run.job import job_from_json
 run_job(job_from_json(json.loads(Path(sys.argv[1]).read_text()), "new"))
@@ -94,6 +99,11 @@ def job(corpus, agents, host, *, vectors="vectors.yaml", stages=STAGE, head="", 
 def record(corpus, stage="find"):
     (row,) = pl.read_parquet(f"{corpus}/lake/records/stage={stage}/*.parquet").to_dicts()
     return row
+
+
+def calibrated(asked):
+    """Return how many answers on the sink a plan takes for those of its stage."""
+    return estimate(asked, sample=None, notify=lambda _: None)["stages"][0]["calibrated_by"]
 
 
 def packs(corpus):
@@ -162,6 +172,43 @@ def test_what_vectors_took_is_in_budget_usage_and_transcript(corpus):
     # They are paid once, so a plan does not count them for every record.
     chat = usage["prompt_tokens"].sum() - usage["embedded_tokens"].sum()
     assert stage["prompt_tokens_expected"] == pytest.approx(chat, abs=1)
+
+
+def test_model_at_another_address_has_the_same_vectors_and_answers(corpus):
+    with AgentServer(Searcher()) as agents:
+        for number in range(2):
+            with EmbeddingServer() as host:
+                run_job(job(corpus, agents, host, vectors=host.url))
+                assert host.texts[0] == "water"
+                assert bool(host.texts[1:]) == (number == 0)
+                bodies = len(agents.bodies)
+    assert bodies == 2
+
+
+def test_another_model_at_the_same_address_is_another_question(corpus):
+    with AgentServer(Searcher()) as agents, EmbeddingServer() as host:
+        asked = job(corpus, agents, host, vectors=host.url)
+        run_job(asked)
+        passages = sorted(set(host.texts))
+        host.texts.clear()
+        assert calibrated(asked) == 1
+        host.model = "other"
+        assert calibrated(asked) == 0
+        run_job(job(corpus, agents, host, vectors=host.url))
+        assert sorted(set(host.texts)) == passages
+        assert len(agents.bodies) == 4
+
+
+def test_texts_cut_at_a_wrong_length_are_made_into_vectors_anew_at_the_right_one(corpus):
+    (corpus / "in" / "long.txt").write_text("hotel " * 3000, encoding="utf-8")
+    with AgentServer(Searcher()) as agents, EmbeddingServer() as host:
+        longest = []
+        for context in (256, 4096):
+            host.texts.clear()
+            run_job(job(corpus, agents, host, context=context))
+            longest.append(max(text.count("hotel") for text in host.texts))
+    assert longest[0] < longest[1] == 200
+    assert len(agents.bodies) == 4
 
 
 def test_budget_holds_for_vectors_and_a_larger_one_goes_on_with_those_that_are_paid(corpus):
@@ -326,6 +373,22 @@ def test_nothing_is_asked_where_no_stage_searches(corpus):
     assert not host.calls
 
 
+def test_runs_share_a_tier_also_where_vectors_come_from_the_same_address():
+    tier = RateTier(name="one", max_in_flight=1)
+    with EmbeddingServer() as host:
+        profile = Profile(
+            name="chat",
+            base_url=host.url,
+            context_tokens=4096,
+            modes={},
+            tiers=(tier,),
+            tier="one",
+        )
+        own = route_to(endpoint_of(None, profile)).lines
+        vectors = line_of_vectors(endpoint_of(host), beside=own)
+    assert [line.endpoint.profile.name for line in _with_limits([*own, vectors])] == ["chat"]
+
+
 def test_sensitive_documents_are_not_sent_to_vectors_elsewhere(corpus):
     head = "policy: {sensitive: ['**/policy.txt'], on_premises: [scripted.yaml]}\n"
     with (
@@ -334,6 +397,15 @@ def test_sensitive_documents_are_not_sent_to_vectors_elsewhere(corpus):
         pytest.raises(ConfigError, match=r"search.vectors: .* policy.sensitive marks"),
     ):
         run_job(job(corpus, agents, host, head=head))
+    assert not host.calls
+
+
+def test_sensitive_documents_may_be_worked_on_where_no_stage_searches(corpus):
+    head = "policy: {sensitive: ['**/policy.txt'], on_premises: [scripted.yaml]}\n"
+    stages = STAGE.replace("[search]", "[documents]")
+    with AgentServer(Lists()) as agents, EmbeddingServer() as host:
+        run_job(job(corpus, agents, host, head=head, stages=stages))
+    assert record(corpus)["outcome"] == "succeeded"
     assert not host.calls
 
 

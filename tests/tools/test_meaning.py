@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from connectors.document import Segment, Span
-from connectors.errors import StorageError
+from connectors.errors import DiskFull, StorageError
 from connectors.index import Hit
 from connectors.storage import open_storage
 from connectors.vectors import VectorStore
-from engine.errors import VectorsUnavailable
+from engine.errors import BudgetReached, EngineMisconfigured, VectorsUnavailable
 from engine.modes.mode import LogFailed
 from tests.fakes.aside import FakeAside
 from tests.fakes.embedding_server import NUM_DIMS
@@ -142,7 +142,28 @@ def test_corpus_of_too_many_passages_is_searched_by_words_and_nothing_is_paid(
     tool = tool_of(tmp_path, [HOTEL], [PUMP], [paragraph("A hotel in Narvik.")])
     text = asked(tool, aside, query="hotel")
     assert text.startswith("2 passages, best first, by words only, since the corpus is too large")
+    text = asked(tool, aside, query="lodging", document="D2")
+    assert text.startswith("Nothing found.")
+    assert "by words only, since the corpus is too large for vectors. " in text
+    assert text.endswith("in the named documents only.")
     assert not aside.embedded
+
+
+@pytest.mark.parametrize(
+    ("query", "begin"), [('"hotel"', "2 passages, best first:"), ('"inn"', "Nothing")]
+)
+def test_quotes_are_not_taken_for_a_corpus_that_is_too_large(tmp_path, monkeypatch, query, begin):
+    monkeypatch.setattr(meaning, "MOST_PASSAGES", 2)
+    tool = tool_of(tmp_path, [HOTEL], [PUMP], [paragraph("A hotel in Narvik.")])
+    asked(tool, FakeAside(), query="hotel")
+    text = asked(tool, FakeAside(), query=query)
+    assert text.startswith(begin)
+    assert "by words only" not in text
+
+
+def test_corpus_of_as_many_passages_as_can_be_is_searched_by_meaning(tmp_path, monkeypatch):
+    monkeypatch.setattr(meaning, "MOST_PASSAGES", 2)
+    assert "by meaning" in asked(tool_of(tmp_path, [HOTEL], [PUMP]), FakeAside(), query="lodging")
 
 
 class Full(VectorStore):
@@ -159,15 +180,61 @@ def test_run_stops_where_vectors_that_are_paid_for_cannot_be_kept(tmp_path):
         asked(tool_of(tmp_path, [HOTEL], store=full), FakeAside(), query="lodging")
 
 
-class Unread(VectorStore):
-    """Cannot read the sink."""
+class Unread:
+    """A storage that cannot be read."""
 
-    def missing(self, keys):
-        raise StorageError("access denied", uri="sink")
+    def __init__(self, error):
+        self.error = error
+
+    def list(self, _prefix):
+        raise self.error
+
+
+def unread(folder, error):
+    return VectorStore(Unread(error), "v", folder / "v", num_dims=NUM_DIMS, texts_per_call=4)
 
 
 def test_request_ends_where_vectors_cannot_be_read(tmp_path):
-    storage = open_storage(str(tmp_path / "sink"))
-    unread = Unread(storage, "v", tmp_path / "v", num_dims=NUM_DIMS, texts_per_call=4)
+    store = unread(tmp_path, StorageError("access denied", uri="sink"))
     with pytest.raises(VectorsUnavailable, match=r"the sink cannot be read: access denied"):
-        asked(tool_of(tmp_path, [HOTEL], store=unread), FakeAside(), query="lodging")
+        asked(tool_of(tmp_path, [HOTEL], store=store), FakeAside(), query="lodging")
+
+
+def test_run_stops_where_the_disk_has_no_room_for_what_is_read(tmp_path):
+    store = unread(tmp_path, DiskFull("no space left", uri="vectors.f4"))
+    with pytest.raises(LogFailed, match=r"^no space left$"):
+        asked(tool_of(tmp_path, [HOTEL], store=store), FakeAside(), query="lodging")
+
+
+class Ending(FakeAside):
+    """Its calls for vectors end with these, in their order."""
+
+    def __init__(self, *ends):
+        super().__init__()
+        self.ends = list(ends)
+
+    async def embed(self, texts, *, are_queries=False):
+        end = self.ends.pop(0) if self.ends else None
+        if end is not None:
+            raise end
+        return await super().embed(texts, are_queries=are_queries)
+
+
+OF_REQUEST = (BudgetReached("no more"), VectorsUnavailable("no answer"))
+
+
+@pytest.mark.parametrize("ends", [OF_REQUEST, OF_REQUEST[::-1]])
+def test_what_ends_the_run_is_told_before_what_ends_one_request(tmp_path, ends):
+    lines = [paragraph(f"Line {number} of the hotel. " * 30) for number in range(12)]
+    aside = Ending(*ends, EngineMisconfigured("the key is gone"))
+    with pytest.raises(EngineMisconfigured, match="the key is gone"):
+        asked(tool_of(tmp_path, lines), aside, query="lodging")
+
+
+def test_run_stops_for_vectors_that_cannot_be_kept_also_where_others_cannot_be_had(tmp_path):
+    lines = [paragraph(f"Line {number} of the hotel. " * 30) for number in range(8)]
+    full = Full(
+        open_storage(str(tmp_path)), "v", tmp_path / "v", num_dims=NUM_DIMS, texts_per_call=4
+    )
+    with pytest.raises(LogFailed, match="no space left"):
+        asked(tool_of(tmp_path, lines, store=full), Ending(OF_REQUEST[0]), query="lodging")

@@ -8,32 +8,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from engine.errors import (
-    BudgetReached,
-    EngineError,
-    EngineUnavailable,
-    RequestRejected,
-    VectorsUnavailable,
-)
+from engine.errors import EngineError
 from engine.modes.agent.calls import check
 from engine.modes.agent.conversation import Conversation, Step
 from engine.modes.agent.reading import READ_RESULT, read_result
 from engine.modes.agent.words import UNKNOWN_END
-from engine.modes.mode import AwaitingApproval, Means
+from engine.modes.mode import Means, raise_gravest
 from engine.request import AgentLimits, Request
 from engine.steps import AskedCall, Begun, Event, Returned, call_number
 from engine.tool import ToolError, ToolSpec
 
 logger = logging.getLogger(__name__)
 
-_OF_REQUEST = (
-    AwaitingApproval,
-    BudgetReached,
-    EngineUnavailable,
-    RequestRejected,
-    VectorsUnavailable,
-)
-"""Errors that end one request, and not the run."""
 _MAX_KEPT_CHARS = 1_000_000
 """Of one result; more is no answer to anything, and would be kept in memory and in the journal."""
 
@@ -60,11 +46,9 @@ class Calls:
             EngineError: One of them could not get an answer of the model; the others have ended by then. Where
                 several went wrong, it is the one that ends more.
         """
-        ends = await asyncio.gather(*map(self._run_call, step.pending), return_exceptions=True)
-        failed = [end for end in ends if end is not None]
-        # What ends the run must not be hidden behind what ends this request only.
-        for end in sorted(failed, key=lambda end: isinstance(end, _OF_REQUEST)):
-            raise end
+        raise_gravest(
+            await asyncio.gather(*map(self._run_call, step.pending), return_exceptions=True)
+        )
 
     async def _run_call(self, call: AskedCall) -> None:
         started = time.monotonic()
