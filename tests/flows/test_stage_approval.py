@@ -452,14 +452,14 @@ def test_changed_stage_is_asked_about_anew(corpus, engine, is_decided):
     assert again["verdict"] == "awaiting_approval"
     assert ends(corpus, "weight") == {("over_budget", "awaiting_approval"): NUM_FILES}
     lake = Lake(str(corpus / "lake"))
-    asked_about = [
+    asked_about = {
         (question.description, decision is None)
         for question, decision in questions(lake, first["run_id"])
         if question.stage == "weight"
-    ]
+    }
     # Which of them stands for what is on record; what nobody has answered is asked in one way only.
-    old = [(before.description, False)] if is_decided else []
-    assert asked_about == [*old, ("How heavy is it now?", True)]
+    old = {(before.description, False)} if is_decided else set()
+    assert asked_about == old | {("How heavy is it now?", True)}
 
 
 def test_budget_that_is_reached_is_told_before_what_waits_for_a_person(corpus, engine):
