@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 CONSTANT = """\
@@ -61,18 +62,27 @@ def shown_schema(schema: Mapping[str, Any] | None) -> str:
     return f"\nThe answer follows this JSON Schema: {shown}"
 
 
-_MAX_SHOWN_CHOICES = 16
+_MAX_SHOWN_LABELS = 16
+_LABEL = re.compile("L[0-9]+")
 
 
 def _in_words(schema: object) -> object:
     """Return the schema with long lists of labels put in words; the lines themselves show them."""
     if isinstance(schema, Mapping):
         choices = schema.get("enum")
-        if isinstance(choices, list) and len(choices) > _MAX_SHOWN_CHOICES:
+        if isinstance(choices, list) and len(choices) > _MAX_SHOWN_LABELS and _are_labels(choices):
             rest = {key: value for key, value in schema.items() if key != "enum"}
             return {**rest, "description": f"one label of a line, such as {choices[0]}"}
         return {key: _in_words(value) for key, value in schema.items()}
     return [_in_words(item) for item in schema] if isinstance(schema, list) else schema
+
+
+def _are_labels(choices: Sequence[object]) -> bool:
+    """Tell whether the choices are labels of lines; those of a pipeline's own are nowhere else to be seen."""
+    return all(
+        choice is None or (isinstance(choice, str) and _LABEL.fullmatch(choice))
+        for choice in choices
+    )
 
 
 def repair_text(error: str) -> str:
