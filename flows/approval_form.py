@@ -152,7 +152,10 @@ def take_answer() -> tuple[str, str] | None:
 
 def _keep(answer: ApprovalForm, run_id: str, sink: str, asked: Sequence[str]) -> None:
     lake, chosen = open_sink(sink), set(answer.only or asked) & set(asked)
-    for question, _ in questions(lake, run_id):
+    found = [question for question, _ in questions(lake, run_id)]
+    for gone in sorted(chosen - {question.approval_id for question in found}):
+        logger.warning("run_id=%s %s was withdrawn, since its stage was changed", run_id, gone)
+    for question in found:
         if question.approval_id not in chosen:
             continue
         stands = decide(

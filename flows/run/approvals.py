@@ -2,7 +2,7 @@
 
 The question lies at `runs/<run>/approvals/<id>.json`, the decision is put beside it; both outlast every process,
 so whoever decides need not be where the run is. Decisions are part of the run: an audit finds who agreed to what.
-The first decision stands. (flows.run.stage_approval holds back stages)
+The first decision stands. (flows.run.stage_approval withholds those of stages)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from config.errors import ConfigError
 from connectors.sinks.lake import Lake
 from engine.modes.mode import AwaitingApproval
 from engine.request import Request, content_key
@@ -209,6 +210,9 @@ def decide(
         is_approved: Whether somebody agrees.
         reason: Why, in their words.
         by: Who; None for the user of this process.
+
+    Raises:
+        ConfigError: The question was withdrawn, since its stage was changed.
     """
     decision = Decision(
         is_approved=is_approved,
@@ -218,6 +222,11 @@ def decide(
         decided_at=now(),
     )
     held = lake.claim(_decision_path(run_id, question.approval_id), asdict(decision))
+    if lake.find_json(question_path(run_id, question.approval_id)) is None:
+        raise ConfigError(
+            f"stage {question.stage!r} was changed after it was asked about; see what it asks now with: headrace"
+            f" approve {run_id}"
+        )
     return Decision(**held)
 
 

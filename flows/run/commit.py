@@ -31,7 +31,7 @@ from flows.run.plan import ShardPlan
 from flows.run.resume import marker_path
 from flows.run.rows import Answered, record_row, usage_row
 from flows.run.transcripts import transcripts_of, write_transcripts
-from flows.run.units import REFUSED
+from flows.run.units import AWAITING_APPROVAL
 
 if TYPE_CHECKING:
     from flows.run.reading import ReadDocument
@@ -56,10 +56,11 @@ class Done:
     transcripts: Sequence[Mapping[str, Any]] = ()
     """Rows of what agents did."""
     is_open: bool = False
-    """Whether the next run asks again for some of it, though nothing that it rests on may have changed: a person
-    has refused it, or a stage before it was not answered yet."""
+    """Whether a stage before it was not answered yet, so that the next run asks again for some of it."""
     withheld_keys: frozenset[str] = frozenset()
-    """Keys of requests that a person has not agreed to, not yet or not at all."""
+    """Keys of requests that a person has not agreed to, not yet or not at all; the next run asks again."""
+    awaited_keys: frozenset[str] = frozenset()
+    """Those of them that nobody has refused."""
 
 
 def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport:
@@ -95,8 +96,8 @@ def commit_shard(shard: Shard, documents: Sequence[ReadDocument]) -> ShardReport
             work_key=bench.work_key,
             documents=[read.document for read in documents],
             transcripts=transcripts_of(ends.all(), shard.ledger.steps.by_request()),
-            is_open=any(end.result.error_class == REFUSED for end in ends.all()),
             withheld_keys=withheld_keys(ends.all()),
+            awaited_keys=awaited_keys(ends.all()),
         ),
     )
     bench.copies.add(name, (read.document.document_key for read in documents))
@@ -147,7 +148,7 @@ def put_done(shard: Shard, done: Done) -> ShardReport:
         write_transcripts(bench.lake, run_id, name, done.transcripts)
     # Before the commit: a kill in between leaves the journal, and with it what is put again.
     shard.replays.put(ledger.new_answers(done.results))
-    ledger.commit(done.results, done.withheld_keys)
+    ledger.commit(done.results, done.awaited_keys)
     if bench.job.pipeline.has_agents:
         ledger.keep_steps(done.withheld_keys)
     put_all(done.last)
@@ -211,6 +212,11 @@ def withheld_keys(ends: Iterable[Answered]) -> frozenset[str]:
     return frozenset(request.request_key for end in ends for request in end.inquiry.withheld)
 
 
+def awaited_keys(ends: Iterable[Answered]) -> frozenset[str]:
+    """Return the keys of the requests on which a person has not decided yet."""
+    return withheld_keys(end for end in ends if end.result.error_class == AWAITING_APPROVAL)
+
+
 def _by_document(ends: Iterable[Answered]) -> dict[str, list[Result]]:
     found: dict[str, list[Result]] = {}
     for end in ends:
@@ -239,6 +245,7 @@ def _put_commit(shard: Shard, done: Done, parts: Mapping[str, PartInfo]) -> None
         document_keys=tuple(document.document_key for document in done.documents),
         outcomes=dict(done.outcomes),
         again=done.is_open
+        or bool(done.withheld_keys)
         or any(document.error_class in READ_AGAIN for document in done.documents),
         parts={**kept, **parts},
     )

@@ -96,8 +96,12 @@ def run_job(
     with open_bench(job, progress, notify, spent=spent, ask=ask) as bench:
         # The run begins here: what was misspelt so far has left no trace in the sink.
         _begin(bench)
+        if job.start != "new":
+            bench.stage_approval.withdraw_old(job.pipeline.stages)
         if bench.desk is not None:
-            bench.desk.begin([name for name, one in markers.items() if not one.is_to_go_on])
+            # Batches of what was refused are kept for whoever agrees to it in a later run.
+            kept = {name for name, one in markers.items() if one.is_to_go_on or one.is_refused}
+            bench.desk.begin([name for name in markers if name not in kept])
         with _remembered(job, started, progress), _logged(job):
             progress.enter("processing")
             work = Work(bench, open_planner(bench, listed), dispatch, notify, markers)

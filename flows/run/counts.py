@@ -11,7 +11,7 @@ from engine.batch import AWAITING_BATCH, Amount
 from engine.profile import Prices
 from engine.request import Outcome, Result
 from flows.run.rows import Answered
-from flows.run.units import AWAITING_APPROVAL, UNPAID
+from flows.run.units import AWAITING_APPROVAL, REFUSED, UNPAID
 
 
 class CountMismatch(RuntimeError):
@@ -125,6 +125,11 @@ class ShardReport:
     def is_to_go_on(self) -> bool:
         """Tell whether some of its requests are asked for again when the run goes on, parts of a reduce too."""
         return bool(self._stages_with(UNPAID))
+
+    @property
+    def is_refused(self) -> bool:
+        """Tell whether a person has refused some of its requests, about which the next run asks again."""
+        return any(REFUSED in stage.skipped for stage in self.stages.values())
 
     @property
     def stages_in_batches(self) -> frozenset[str]:

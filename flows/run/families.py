@@ -342,7 +342,10 @@ class Scheduler:
             self._asked(family)
             await asyncio.to_thread(replays.look, document_key, key)
         found = replays.find(document_key, request)
-        return None if found is None else self._shard.ledger.replay(found)
+        if found is None or (inquiry.stage.approval and found.result.outcome != "succeeded"):
+            # A person has agreed that it is asked, though one that did not succeed is there.
+            return None
+        return self._shard.ledger.replay(found)
 
     def _arrived(self, result: Result) -> None:
         bench = self._shard.bench

@@ -27,6 +27,7 @@ from flows.run.agents import catalogue, looks_itself, scope_key
 from flows.run.claims import claimed
 from flows.run.commit import (
     Done,
+    awaited_keys,
     bills,
     put_done,
     record_parts,
@@ -49,7 +50,6 @@ from flows.run.spool import Group, Spool
 from flows.run.transcripts import transcripts_of
 from flows.run.units import (
     CORPUS,
-    REFUSED,
     UNPAID,
     UPSTREAM_OVER_BUDGET,
     Reply,
@@ -238,8 +238,9 @@ class _Ends:
             ),
             usage=usage_rows(every, shard.ledger),
             transcripts=transcripts_of(every, shard.ledger.steps.by_request()),
-            is_open=any(end.result.error_class in {REFUSED, UPSTREAM_OVER_BUDGET} for end in every),
+            is_open=any(end.result.error_class == UPSTREAM_OVER_BUDGET for end in every),
             withheld_keys=withheld_keys(every),
+            awaited_keys=awaited_keys(every),
             results={"": [result for end in every for result in end.results]},
             outcomes=Counter(end.result.outcome for end in every),
             work_key=work_key,

@@ -239,7 +239,7 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
         self._journal.close()
 
     def commit(
-        self, answered: Mapping[str, Sequence[Result]], withheld_keys: Collection[str]
+        self, answered: Mapping[str, Sequence[Result]], awaited_keys: Collection[str]
     ) -> None:
         """Put the results that the shard's rows rest on into the sink's answers.
 
@@ -248,10 +248,10 @@ class Ledger:  # noqa: PLR0904 - all that is known of one shard's requests
 
         Args:
             answered: Results by the key of their document.
-            withheld_keys: Requests that this run has not asked, since a person has not agreed to them. What was
-                answered to them before and did not stand leaves: it must not stand once they may be asked.
+            awaited_keys: Requests on which a person has yet to decide. What was answered to them before and did
+                not stand leaves: it must not stand once they may be asked.
         """
-        leaves = {key for key in withheld_keys if self._find(key) is None}
+        leaves = {key for key in awaited_keys if self._find(key) is None}
         kept = {
             _place(answer): answer
             for answer in self._kept

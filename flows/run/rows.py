@@ -35,7 +35,7 @@ class Inquiry:
     requests: tuple[Request, ...] = ()
     """One per sample; none where nothing is asked: `unasked` says why."""
     withheld: tuple[Request, ...] = ()
-    """Those that a person has not agreed to, not yet or not at all; then there are no others."""
+    """Those that a person has not agreed to, not yet or not at all."""
     again: Request | None = None
     """What is asked where the answer is doubtful; None where the stage does not escalate."""
     lines: Sequence[Line] = ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,17 @@ class StageApproval:
         self._decided: dict[str, Decision] = {}
         self._looked_s: dict[str, float] = {}
 
+    def withdraw_old(self, stages: Sequence[StageConfig]) -> None:
+        """Withdraw what nobody has answered about stages that were changed since or are not asked about any more.
+
+        Raises:
+            StorageError: The sink cannot be read or written.
+        """
+        asked = {_approval_id(stage) for stage in stages if stage.approval}
+        for question, decision in questions(self._lake, self._run_id):
+            if question.tool is None and decision is None and question.approval_id not in asked:
+                self._lake.storage.delete(question_path(self._run_id, question.approval_id))
+
     async def look(self, stage: StageConfig) -> Decision | None:
         """Return the decision on a stage, which is asked about from now on; None while there is none.
 
@@ -136,26 +147,22 @@ class StageApproval:
             return self._decided.get(stage.name)
 
     def _asked(self, stage: StageConfig) -> Question:
-        """Return the question on a stage as it lies in the sink, put there now if it was not.
-
-        One that nobody has answered is withdrawn where the stage has been changed since: what is shown is what goes out.
-        """
+        """Return the question on a stage as it lies in the sink, put there now if it was not."""
         question = Question(
-            approval_id=content_key("approval", "stage", stage.name, stage.asked())[:ID_CHARS],
+            approval_id=_approval_id(stage),
             stage=stage.name,
             tool=None,
-            description=stage.prompt,
+            description="\n\n".join(filter(None, (stage.prompt, stage.combine))),
             asked_at=now(),
             builds_on=tuple(f"{self._lake.url}/{self._tables[n]}/*.parquet" for n in stage.needs),
         )
         path = question_path(self._run_id, question.approval_id)
-        asked = question_from_json({**self._lake.claim(path, asdict(question))})
-        if stage.name not in self._looked_s:
-            for other, decision in questions(self._lake, self._run_id):
-                is_old = other.approval_id != asked.approval_id and decision is None
-                if is_old and (other.stage, other.tool) == (stage.name, None):
-                    self._lake.storage.delete(question_path(self._run_id, other.approval_id))
-        return asked
+        return question_from_json({**self._lake.claim(path, asdict(question))})
+
+
+def _approval_id(stage: StageConfig) -> str:
+    """Return the id of the question on a stage, another one where the stage was changed: what is shown goes out."""
+    return content_key("approval", "stage", stage.name, stage.asked())[:ID_CHARS]
 
 
 def _most_usd(prices: Prices | None, prompt_tokens: int, output_tokens: int) -> float | None:

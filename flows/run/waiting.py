@@ -64,4 +64,4 @@ class Waits:
             if stage.batch_api.max_wait_s is None:
                 return None
             ends.append(self._begun.setdefault(stage.name, now) + stage.batch_api.max_wait_s)
-        return max(ends)
+        return max(ends, default=None)

@@ -94,7 +94,7 @@ class Work:
         if self.bench.hopeless.is_set() or any(report.num_left for report in reports):
             return found
         for stages in gathered_levels(self.bench):
-            self._withheld = Withheld(self.bench)
+            self._waits, self._withheld = Waits(self.bench), Withheld(self.bench)
             plans = to_gather(self.bench, stages)
             self.bench.in_work.expect(max(1, len(plans)))
             done = {stage_shard(stage) for stage in stages} - {plan.shard for plan in plans}

@@ -285,9 +285,12 @@ def test_shards_are_asked_about_when_batches_of_others_give_their_budget_back(ho
     assert set(submitted(host).values()) == {1}
 
 
-def test_a_run_ends_when_what_is_set_aside_for_a_batch_does_not_come_back(host, tmp_path):
+@pytest.mark.parametrize(
+    "more", ["", "  - {name: colour, prompt: Which one?, output: {colour: string}}\n"]
+)
+def test_a_run_ends_when_what_is_set_aside_for_a_batch_does_not_come_back(host, tmp_path, more):
     host.set(takes_to_end=False)
-    write_world(tmp_path, host.url, pipeline=SMALL)
+    write_world(tmp_path, host.url, pipeline=SMALL + more)
     first = run_in(tmp_path, "stages.kind.batch_api.max_wait_s=0", budget_usd=0.006)
     assert first["verdict"] == "awaiting_batch"
     [path, *_] = (tmp_path / "lake" / "_headrace" / "batches").rglob("*.json")

@@ -334,12 +334,20 @@ def test_doubtful_answers_are_asked_again_only_when_a_person_has_agreed(corpus, 
         last = run_job(reopen(first["run_id"], str(corpus / "lake"), "resume"))
         # This engine thinks in a turn of its own.
         assert len(engine.calls) == (3 if is_approved else 1) * NUM_FILES
-    assert last["verdict"] == "complete"
-    assert ends(corpus, "colour") == {("succeeded", None): NUM_FILES}
+        assert last["verdict"] == "complete"
+        assert ends(corpus, "colour") == {("succeeded", None): NUM_FILES}
+        # A no is of one run.
+        later = run_job(job(corpus, engine))
+        assert later["verdict"] == ("complete" if is_approved else "awaiting_approval")
 
 
-@pytest.mark.parametrize("left", ["failed", "invalid_output"])
-def test_what_a_person_agrees_to_goes_out_whatever_earlier_runs_were_answered(corpus, left):
+@pytest.mark.parametrize(
+    ("left", "more"),
+    [("failed", ()), ("invalid_output", ()), ("invalid_output", ("cache=cache",))],
+)
+def test_what_a_person_agrees_to_goes_out_whatever_earlier_runs_were_answered(corpus, left, more):
+    if more:
+        more = (f"cache={corpus / 'cache'}",)
     bad = Fault(content="{}") if left == "invalid_output" else Fault(status=400, body=b"not today")
 
     def script(_number, body):
@@ -348,10 +356,10 @@ def test_what_a_person_agrees_to_goes_out_whatever_earlier_runs_were_answered(co
     with FakeEngine(script=script) as engine:
         engine.is_bad = True
         settings = "stages.weight.approval=null", "stages.all.approval=null", "failure_limit=1.0"
-        run_job(job(corpus, engine, *settings))
+        run_job(job(corpus, engine, *settings, *more))
         assert {outcome for outcome, _ in ends(corpus, "weight")} == {left}
         engine.is_bad = False
-        first = run_job(job(corpus, engine, "stages.all.approval=null"))
+        first = run_job(job(corpus, engine, "stages.all.approval=null", *more))
         if left == "invalid_output":
             # It stands until somebody says that it is to be tried again.
             assert first["verdict"] == "complete"
@@ -460,6 +468,19 @@ def test_changed_stage_is_asked_about_anew(corpus, engine, is_decided):
     # Which of them stands for what is on record; what nobody has answered is asked in one way only.
     old = {(before.description, False)} if is_decided else set()
     assert asked_about == old | {("How heavy is it now?", True)}
+
+
+def test_question_is_withdrawn_when_its_stage_waits_for_nobody_any_more(corpus, engine):
+    first = run_job(job(corpus, engine))
+    old, _ = found(corpus, first["run_id"])["weight"]
+    text = PIPELINE.replace("needs: [kind], approval: required,", "needs: [kind],")
+    (corpus / "notes.yaml").write_text(text, encoding="utf-8")
+    same = reopen(first["run_id"], str(corpus / "lake"), "resume")
+    again = run_job(with_pipeline(same, str(corpus / "notes.yaml"), accept_changes=True))
+    assert [one["stage"] for one in again["approvals"]] == ["all"]
+    assert ends(corpus, "weight") == {("succeeded", None): NUM_FILES}
+    with pytest.raises(ConfigError, match="stage 'weight' was changed after it was asked about"):
+        decide(Lake(str(corpus / "lake")), first["run_id"], old, is_approved=True, reason="")
 
 
 def test_budget_that_is_reached_is_told_before_what_waits_for_a_person(corpus, engine):

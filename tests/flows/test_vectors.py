@@ -54,7 +54,6 @@ KILLED = """
 import json, sys
 from pathlib import Path
 from flows.estimate import estimate
-from flows.run.bench import _with_limits
 from flows.run.core import run_job
 from flows.run.job import job_from_json
 run_job(job_from_json(json.loads(Path(sys.argv[1]).read_text()), "new"))
