@@ -408,10 +408,19 @@ def _from_url(url: str) -> Profile:
 
 
 def _read_mask_words(data: Mapping[str, Any], path: Path) -> None:
-    """Put the words of the file that `policy.mask.words` names in its place."""
+    """Put the words of the file that `policy.mask.words` names in its place.
+
+    Raises:
+        ConfigError: There is no such file, or it is a text that names none.
+    """
     policy = data.get("policy")
     mask = policy.get("mask") if isinstance(policy, dict) else None
     if isinstance(mask, dict) and isinstance(words := mask.get("words"), str):
+        if not words.endswith(".txt"):
+            raise ConfigError(
+                f"{path}: policy.mask.words: {words!r} is neither a list nor the name of a .txt file; write"
+                " `words: [Ada Lind, Emil Varga]`, or `words: names.txt` with one name a line in that file"
+            )
         lines = _file_or_text(words, path, "policy.mask.words").splitlines()
         mask["words"] = [line.strip() for line in lines if line.strip()]
 

@@ -12,6 +12,10 @@ from config.model import Model
 from connectors.masking import MASK_KINDS, MaskKind, MaskRules
 
 _PatternName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,29}$")]
+_FILE = re.compile(
+    r"\.(?:txt|text|csv|tsv|md|json|jsonl|ya?ml|xlsx?|docx?|ods|odt|pdf)\s*$", re.IGNORECASE
+)
+"""What a word does not end in, and the name of a file does."""
 
 
 class MaskConfig(Model):
@@ -30,6 +34,17 @@ class MaskConfig(Model):
     restore: bool = False
     """Whether answers hold the values again. Without it the columns of answers hold placeholders. Citations are
     the lines of the sink's own chunks and hold what the source says either way."""
+
+    @field_validator("words")
+    @classmethod
+    def _check_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        for word in words:
+            if _FILE.search(word):
+                raise ValueError(
+                    f"{word!r} in a list is the name of a file, which is not read there and masks no name; put one"
+                    " name a line into a .txt file and give its name without a list: `words: names.txt`"
+                )
+        return words
 
     @field_validator("patterns")
     @classmethod

@@ -190,6 +190,31 @@ def test_surroundings_follow_the_environment_when_it_says_something():
     assert (told.cache, told.prefect_api_url) == (Path("/c"), "http://p/api")
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            "[names.txt]",
+            "'names.txt' in a list is the name of a file.* without a list: `words: names.txt`",
+        ),
+        (
+            "[Ada Lind, staff/names.CSV]",
+            "'staff/names.CSV' in a list .* without a list: `words: names.txt`",
+        ),
+        ("names.csv", "'names.csv' is neither a list nor the name of a .txt file"),
+        ("names", "'names' is neither a list nor the name of a .txt file"),
+        ("'Emil Varga, Lena Okafor'", "'Emil Varga, Lena Okafor' is neither .* write `words: "),
+    ],
+)
+def test_words_to_mask_are_refused_when_they_are_no_list_and_no_text_file(tmp_path, words, says):
+    (tmp_path / "names.txt").write_text("Ada Lind\n", encoding="utf-8")
+    file = tmp_path / "p.yaml"
+    head = "name: p\nstages: [{name: kind, prompt: What?, output: {kind: string}}]\n"
+    file.write_text(f"{head}policy: {{mask: {{words: {words}}}}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"p.yaml: policy.mask.words: {says}"):
+        load_pipeline(file)
+
+
 def test_words_to_mask_come_from_a_file_and_all_documents_may_be_sensitive(tmp_path):
     (tmp_path / "names.txt").write_text("Ada Lind\n\n  Emil Varga \n", encoding="utf-8")
     file = tmp_path / "p.yaml"
