@@ -45,6 +45,9 @@ def _key(profile: Profile) -> Sequence[Finding]:
     name = profile.api_key_env
     if name is None or load_secret(name):
         return [ok("engine key", f"{name} is set" if name else "the profile names none")]
+    if profile.needs_key:
+        says = f"{name} is not set, and {profile.name} answers nobody without a key"
+        return [fail("engine key", says, f"export {name}=<your key>")]
     return [ok("engine key", f"{name} is not set; fine where the host asks for no key")]
 
 
@@ -64,5 +67,11 @@ def _remote(profile: Profile, surroundings: Surroundings) -> Finding:
         return fail("engine", str(exc), f"curl {profile.base_url}/models")
     except EngineMisconfigured as exc:
         return fail("engine", str(exc), f"export {name}=..." if name else ELSEWHERE)
+    if not profile.listed:
+        says = (
+            f"{endpoint.base_url} answers; that it has {endpoint.model} is not confirmed, since its list of models"
+            " need not name it (`listed: false`): `headrace engine check` asks it"
+        )
+        return warn("engine", says, f"headrace engine check {profile.name}")
     says = f"{endpoint.model} at {endpoint.base_url}, context of {endpoint.context_tokens:,} tokens"
     return ok("engine", says)

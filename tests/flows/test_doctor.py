@@ -244,6 +244,34 @@ def test_key_never_appears_when_the_engine_echoes_it(monkeypatch, serve, options
     assert CANARY not in result.stdout + result.stderr
 
 
+def profile_file(folder, url, more):
+    """Write a profile of a host that asks for the key HARBOUR_KEY, and return its path."""
+    file = folder / "harbour.yaml"
+    file.write_text(
+        f"name: harbour\nmodel: kimi\nbase_url: {url}\napi_key_env: HARBOUR_KEY\ncontext_tokens: 8192\n"
+        f"modes: {{instant: {{sampling: {{temperature: 0.6}}}}}}\n{more}",
+        encoding="utf-8",
+    )
+    return str(file)
+
+
+def test_key_fails_when_it_is_not_set_and_the_host_needs_one(engine, tmp_path, monkeypatch):
+    monkeypatch.delenv("HARBOUR_KEY", raising=False)
+    needing = profile_file(tmp_path, engine.url, "needs_key: true\nlisted: false\n")
+    finding = find(diagnose(needing), "engine key")
+    assert (finding.status, finding.mend) == ("fail", "export HARBOUR_KEY=<your key>")
+    assert "harbour answers nobody without a key" in finding.says
+    profile_file(tmp_path, engine.url, "listed: false\n")
+    assert find(diagnose(needing), "engine key").status == "ok"
+
+
+def test_model_is_not_confirmed_when_the_list_need_not_name_it(engine, tmp_path):
+    finding = find(diagnose(profile_file(tmp_path, engine.url, "listed: false\n")), "engine")
+    assert (finding.status, finding.mend) == ("warn", "headrace engine check harbour")
+    assert "that it has kimi is not confirmed" in finding.says
+    assert "8,192" not in finding.says
+
+
 def test_password_never_appears_when_an_address_has_one(monkeypatch, free_port):
     monkeypatch.setenv("PREFECT_API_URL", f"http://me:{CANARY}@127.0.0.1:{free_port}/api")
     findings = diagnose()
