@@ -103,7 +103,7 @@ def test_hybrid_is_refused_when_its_own_engine_is_a_host(tmp_path):
         assert host.calls == []
 
 
-def test_autonomous_asks_the_adapter_and_adds_up_what_is_disputed(tmp_path):
+def test_autonomous_asks_the_adapter_and_adds_up_what_is_disputed(tmp_path, monkeypatch):
     def script(number, body):
         kinds = ["order", "payment", "repair"]
         label = body["messages"][-1]["content"].split("[")[1].split("]")[0]
@@ -111,13 +111,9 @@ def test_autonomous_asks_the_adapter_and_adds_up_what_is_disputed(tmp_path):
         return Fault(content=json.dumps(answer))
 
     with FakeEngine(script=script) as cluster:
-        own = profile(tmp_path, "cluster", cluster, "adapters: {letters: ours}\n")
-        run(
-            "ladder_autonomous",
-            tmp_path,
-            engine=own,
-            settings=(f"policy.on_premises=[{json.dumps(own)}]",),
-        )
+        profile(tmp_path, "our-cluster", cluster, "adapters: {letters: ours}\n")
+        monkeypatch.setenv("HEADRACE_PROFILES", str(tmp_path))
+        run("ladder_autonomous", tmp_path)
         assert {call["model"] for call in cluster.calls} == {"letters"}
         assert len(cluster.calls) == 15
     (row,) = records(tmp_path, "audit")
@@ -131,22 +127,13 @@ def test_autonomous_is_refused_when_it_would_go_to_a_host(tmp_path):
         run_job(make_job("ladder_autonomous", options))
 
 
-def test_agentic_compares_laws_by_a_swarm_on_own_engines(tmp_path):
+def test_agentic_compares_laws_by_a_swarm_on_own_engines(tmp_path, monkeypatch):
     with AgentServer(Comparer(), latency=0.03) as first, AgentServer(Comparer()) as second:
-        files = []
-        for name, server in (("scripted", first), ("second", second)):
+        for name, server in (("our-cluster", first), ("kimi-k2.6", second)):
             text = PROFILE.format(url=server.url).replace("name: scripted", f"name: {name}")
             (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
-            files.append(str(tmp_path / f"{name}.yaml"))
-        run(
-            "ladder_agentic",
-            tmp_path,
-            engine=files[0],
-            settings=(
-                f"policy.on_premises={json.dumps(files)}",
-                f"fallback={json.dumps(files[1:])}",
-            ),
-        )
+        monkeypatch.setenv("HEADRACE_PROFILES", str(tmp_path))
+        run("ladder_agentic", tmp_path)
     (row,) = records(tmp_path, "compare")
     assert row["outcome"] == "succeeded", row["error"]
     assert row["policy_route"] == "sensitive"
