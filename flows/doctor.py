@@ -73,7 +73,7 @@ def diagnose(
         ConfigError: There is no such profile.
     """
     profile, surroundings = load_profile(engine), load_surroundings()
-    checks = _checks(profile, surroundings)
+    checks = _checks(engine, profile, surroundings)
     if source is not None:
         checks["source"] = partial(storage.check_source, source, access_to(source))
     if sink is not None:
@@ -90,7 +90,7 @@ def is_well(findings: Sequence[Finding]) -> bool:
     return all(finding.status != "fail" for finding in findings)
 
 
-def _checks(profile: Profile, surroundings: Surroundings) -> dict[str, Check]:
+def _checks(engine: str, profile: Profile, surroundings: Surroundings) -> dict[str, Check]:
     """Return the checks of machine and engine; an engine elsewhere needs less of this machine."""
     checks: dict[str, Check] = {
         "python": machine.check_python,
@@ -105,7 +105,7 @@ def _checks(profile: Profile, surroundings: Surroundings) -> dict[str, Check]:
             "engine environment": partial(install.check_engine_environment, surroundings),
             f"{profile.serve} model": partial(install.check_model, surroundings, profile.serve),
         }
-    return checks | {"engine": partial(endpoint.check_engine, profile, surroundings)}
+    return checks | {"engine": partial(endpoint.check_engine, engine, profile, surroundings)}
 
 
 def _services(surroundings: Surroundings) -> dict[str, Check]:

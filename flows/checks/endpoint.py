@@ -17,11 +17,11 @@ from flows.checks.finding import Finding, fail, ok, warn
 ELSEWHERE = "headrace doctor --engine http://HOST:PORT/v1"
 
 
-def check_engine(profile: Profile, surroundings: Surroundings) -> Sequence[Finding]:
-    """Return whether the profile's engine answers; nothing is started and no prompt is sent."""
+def check_engine(engine: str, profile: Profile, surroundings: Surroundings) -> Sequence[Finding]:
+    """Return whether the profile's engine, given as `engine`, answers; nothing is started and no prompt is sent."""
     if profile.serve is not None:
         return [_embedded(profile, surroundings.cache)]
-    return [*_key(profile), _remote(profile, surroundings)]
+    return [*_key(profile), _remote(engine, profile, surroundings)]
 
 
 def _embedded(profile: Profile, cache: Path) -> Finding:
@@ -51,7 +51,7 @@ def _key(profile: Profile) -> Sequence[Finding]:
     return [ok("engine key", f"{name} is not set; fine where the host asks for no key")]
 
 
-def _remote(profile: Profile, surroundings: Surroundings) -> Finding:
+def _remote(engine: str, profile: Profile, surroundings: Surroundings) -> Finding:
     name = profile.api_key_env
     key = load_secret(name)
     try:
@@ -70,8 +70,8 @@ def _remote(profile: Profile, surroundings: Surroundings) -> Finding:
     if not profile.listed:
         says = (
             f"{endpoint.base_url} answers; that it has {endpoint.model} is not confirmed, since its list of models"
-            " need not name it (`listed: false`): `headrace engine check` asks it"
+            " need not name it (`listed: false`)"
         )
-        return warn("engine", says, f"headrace engine check {profile.name}")
+        return warn("engine", says, f"headrace engine check {engine}")
     says = f"{endpoint.model} at {endpoint.base_url}, context of {endpoint.context_tokens:,} tokens"
     return ok("engine", says)

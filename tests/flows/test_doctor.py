@@ -266,8 +266,9 @@ def test_key_fails_when_it_is_not_set_and_the_host_needs_one(engine, tmp_path, m
 
 
 def test_model_is_not_confirmed_when_the_list_need_not_name_it(engine, tmp_path):
-    finding = find(diagnose(profile_file(tmp_path, engine.url, "listed: false\n")), "engine")
-    assert (finding.status, finding.mend) == ("warn", "headrace engine check harbour")
+    file = profile_file(tmp_path, engine.url, "listed: false\n")
+    finding = find(diagnose(file), "engine")
+    assert (finding.status, finding.mend) == ("warn", f"headrace engine check {file}")
     assert "that it has kimi is not confirmed" in finding.says
     assert "8,192" not in finding.says
 
