@@ -22,7 +22,7 @@ from engine.embeddings import Vectors, read_vectors
 from engine.errors import EngineMisconfigured, EngineUnavailable
 from engine.load import Load, read_load
 from engine.reply import ABORTED, Assembly, Reply
-from engine.status import authorization, said, status_error, too_late, unreachable
+from engine.status import THE_KEY, authorization, said, status_error, too_late, unreachable
 
 CONNECT_TIMEOUT_S = 10.0
 PROMPT_S_PER_TOKEN = 0.01
@@ -77,9 +77,12 @@ class Watch(Protocol):
 class Client:
     """Sends calls to one endpoint over a pool of connections; belongs to one event loop."""
 
-    def __init__(self, base_url: str, *, api_key: str | None, max_connections: int) -> None:
+    def __init__(
+        self, base_url: str, *, api_key: str | None, max_connections: int, key: str = THE_KEY
+    ) -> None:
         self._base_url = base_url
         self._api_key = api_key
+        self._key = key
         self._max_connections = max_connections
         self._http: aiohttp.ClientSession | None = None
 
@@ -111,7 +114,7 @@ class Client:
         async with self._posted("chat/completions", body, wait.first_s, watch) as (answer, clock):
             if answer.content_type != "text/event-stream":
                 return self._whole(await answer.read())
-            reader = _Reader(self._base_url, self._api_key, wait, started)
+            reader = _Reader(self._base_url, self._api_key, wait, started, key=self._key)
             return await reader.read(answer.content, clock)
 
     async def embed(
@@ -170,6 +173,7 @@ class Client:
                         base_url=self._base_url,
                         retry_after=answer.headers.get("Retry-After"),
                         secret=self._api_key,
+                        key=self._key,
                     )
                 yield answer, clock
 
@@ -224,9 +228,12 @@ class Client:
 class _Reader:
     """Reads one stream of events, and moves the time-out on as they come."""
 
-    def __init__(self, base_url: str, secret: str | None, wait: Patience, started: float) -> None:
+    def __init__(
+        self, base_url: str, secret: str | None, wait: Patience, started: float, *, key: str
+    ) -> None:
         self._base_url = base_url
         self._secret = secret
+        self._key = key
         self._wait = wait
         self._started = started
         self._assembly = Assembly()
@@ -300,7 +307,9 @@ class _Reader:
         """Return the error of an event that tells of one, in the middle of a 200."""
         code = error.get("code") if isinstance(error, Mapping) else None
         if isinstance(code, int) and 400 <= code < 600:
-            return status_error(code, line, base_url=self._base_url, secret=self._secret)
+            return status_error(
+                code, line, base_url=self._base_url, secret=self._secret, key=self._key
+            )
         return EngineUnavailable(
             f"{self._base_url} broke the answer off: {said(line, self._secret)}"
         )

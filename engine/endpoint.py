@@ -187,7 +187,7 @@ def _describe(base_url: str, profile: Profile, api_key: str | None) -> tuple[str
     unlisted = None if profile.context_tokens else DEFAULT_CONTEXT_TOKENS
     if answer.status_code == httpx.codes.NOT_FOUND and profile.model and not profile.listed:
         return profile.model, unlisted
-    raise_for_status(answer, base_url)
+    raise_for_status(answer, base_url, key=profile.key_in_words)
     try:
         models = {str(item["id"]): item.get("max_model_len") for item in answer.json()["data"]}
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as exc:

@@ -300,6 +300,12 @@ class Profile(_Model):
         return "thinking" if can_think and (think or "instant" not in self.modes) else "instant"
 
     @property
+    def key_in_words(self) -> str:
+        """Return how messages name the key: by the variable that holds it and by the profile, never by the key."""
+        where = f"in {self.api_key_env}" if self.api_key_env else "for which api_key_env is missing"
+        return f"the API key {where} (profile {self.name!r})"
+
+    @property
     def limits(self) -> RateTier:
         """Return the limits to keep: the account's tier, within `max_in_flight`."""
         for tier in self.tiers:

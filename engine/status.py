@@ -20,7 +20,8 @@ from engine.errors import (
     RequestTooLong,
 )
 
-_MISCONFIGURED = {401: "the API key", 403: "the API key's rights", 404: "URL and model"}
+_MISCONFIGURED = {401: "{key}", 403: "the rights of {key}", 404: "URL and model"}
+THE_KEY = "the API key"
 _ABOUT_BODY = frozenset({400, 413, 422})
 _LATER = frozenset({408, 409, 425, 429})
 _MAX_SAID = 300
@@ -78,8 +79,13 @@ def unreachable(base_url: str, what: str) -> str:
     )
 
 
-def raise_for_status(answer: httpx.Response, base_url: str) -> None:
+def raise_for_status(answer: httpx.Response, base_url: str, *, key: str = THE_KEY) -> None:
     """Raise the error that belongs to the answer's status; nothing for a 2xx.
+
+    Args:
+        answer: What the host answered.
+        base_url: Who answered.
+        key: As `status_error` takes it.
 
     Raises:
         status_error: What belongs to the status.
@@ -92,6 +98,7 @@ def raise_for_status(answer: httpx.Response, base_url: str) -> None:
             base_url=base_url,
             retry_after=answer.headers.get("retry-after"),
             secret=header.removeprefix("Bearer ") or None,
+            key=key,
         )
 
 
@@ -102,6 +109,7 @@ def status_error(
     base_url: str,
     retry_after: str | None = None,
     secret: str | None = None,
+    key: str = THE_KEY,
 ) -> EngineError:
     """Return the error of an answer that is not a 2xx.
 
@@ -115,10 +123,11 @@ def status_error(
         base_url: Who answered.
         retry_after: The header of that name.
         secret: Text that is never quoted, should the host echo it.
+        key: How the message names the key, see `Profile.key_in_words`.
     """
     text = f"{base_url} answered {status}: {said(body, secret)}"
     if status in _MISCONFIGURED:
-        return EngineMisconfigured(f"{text}; check {_MISCONFIGURED[status]}")
+        return EngineMisconfigured(f"{text}; check {_MISCONFIGURED[status].format(key=key)}")
     if _TOO_LARGE.match(said(body, secret)):
         return RequestTooLong(text, status=status)
     if status in _LATER or status >= 500:

@@ -91,7 +91,7 @@ def _asked_for_one(endpoint: Endpoint) -> Vectors:
             headers=authorization(endpoint.api_key),
             timeout=_PROBE_TIMEOUT_S,
         )
-    raise_for_status(answer, url)
+    raise_for_status(answer, url, key=endpoint.profile.key_in_words)
     try:
         return read_vectors(orjson.loads(answer.content), 1)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as exc:

@@ -219,7 +219,13 @@ def _failure(end: LineEnd, endpoint: Endpoint) -> EngineError:
         return EngineUnavailable(str(end.body.get("error", "")))
     where = f"{endpoint.base_url}, in batch {end.batch_id or 'not begun'},"
     body = orjson.dumps(dict(end.body))
-    error = status_error(end.status, body, base_url=where, secret=endpoint.api_key)
+    error = status_error(
+        end.status,
+        body,
+        base_url=where,
+        secret=endpoint.api_key,
+        key=endpoint.profile.key_in_words,
+    )
     if isinstance(error, EngineMisconfigured):
         # What the sink holds of the batch stays as it is: a run that ended here would end so each time.
         return RequestRejected(str(error), status=end.status)

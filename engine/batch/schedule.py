@@ -81,10 +81,7 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
     done: asyncio.Queue[Result | BaseException | object] = asyncio.Queue()
     async with AsyncExitStack() as stack:
         clients = [
-            await stack.enter_async_context(
-                Client(line.endpoint.base_url, api_key=line.endpoint.api_key, max_connections=limit)
-            )
-            for line in route.lines
+            await stack.enter_async_context(_client(line.endpoint, limit)) for line in route.lines
         ]
         callers = [
             Caller(line, client, retry, budget or Budget())
@@ -93,10 +90,7 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
         embedding = None
         if embedder is not None:
             line = embedder.line
-            client = Client(
-                line.endpoint.base_url, api_key=line.endpoint.api_key, max_connections=limit
-            )
-            await stack.enter_async_context(client)
+            client = await stack.enter_async_context(_client(line.endpoint, limit))
             caller = Caller(line, client, retry, budget or Budget())
             embedding = TextEmbedding(embedder, caller)
         sender = _Sender(route, callers, workshop or Workshop(), desk, embedding=embedding)
@@ -110,6 +104,15 @@ async def run(  # noqa: PLR0913 - each is a part of its own that a caller may le
         finally:
             feeder.cancel()
             await asyncio.gather(feeder, return_exceptions=True)
+
+
+def _client(endpoint: Endpoint, max_connections: int) -> Client:
+    return Client(
+        endpoint.base_url,
+        api_key=endpoint.api_key,
+        max_connections=max_connections,
+        key=endpoint.profile.key_in_words,
+    )
 
 
 async def _feed(

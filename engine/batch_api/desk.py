@@ -65,7 +65,7 @@ class Desk:  # noqa: PLR0904 - all that a run does with its batches
     ) -> None:
         self.base_url, self._limits, self._scratch = endpoint.base_url, limits, keeping.scratch
         self._budget, self._run_id = budget, run_id
-        self._host = BatchHost(endpoint.base_url, endpoint.api_key, retry or RetryRule())
+        self._host = BatchHost(endpoint, retry or RetryRule())
         self._submission = Submission(self._host, limits.list_lag_s)
         self._index = Index(keeping.store, keeping.folder, endpoint.base_url)
         self._watch = Watch(self._host, self._index, limits.poll_s)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import httpx
 
 from engine.batch.call import RetryRule
+from engine.endpoint import Endpoint
 from engine.errors import EngineUnavailable
 from engine.status import authorization, map_errors, raise_for_status
 
@@ -61,12 +62,15 @@ class HostBatch:
 class BatchHost:  # noqa: PLR0904 - all calls of two routes
     """One host; used by several threads."""
 
-    def __init__(self, base_url: str, api_key: str | None, retry: RetryRule) -> None:
-        self.base_url = base_url
+    def __init__(self, endpoint: Endpoint, retry: RetryRule) -> None:
+        self.base_url = endpoint.base_url
+        self._key = endpoint.profile.key_in_words
         self._retry = retry
         self._stopped = threading.Event()
         self._http = httpx.Client(
-            base_url=base_url, headers=authorization(api_key), timeout=_TIMEOUT_S
+            base_url=endpoint.base_url,
+            headers=authorization(endpoint.api_key),
+            timeout=_TIMEOUT_S,
         )
 
     def stop(self) -> None:
@@ -163,7 +167,7 @@ class BatchHost:  # noqa: PLR0904 - all calls of two routes
                     raise EngineUnavailable(
                         f"{self.base_url} has no file {file_id}", status=_NOT_FOUND
                     )
-                raise_for_status(answer, self.base_url)
+                raise_for_status(answer, self.base_url, key=self._key)
             # Not by httpx's own lines: it ends them at U+2028 too, which may stand in an answer.
             rest = b""
             for piece in answer.iter_bytes():
@@ -177,7 +181,7 @@ class BatchHost:  # noqa: PLR0904 - all calls of two routes
         with self._errors():
             answer = self._http.delete(f"/files/{file_id}")
             if answer.status_code != _NOT_FOUND:
-                raise_for_status(answer, self.base_url)
+                raise_for_status(answer, self.base_url, key=self._key)
 
     def _pages(self, path: str) -> Iterator[Mapping[str, Any]]:
         """Yield what a list of the host has, page by page.
@@ -222,7 +226,7 @@ class BatchHost:  # noqa: PLR0904 - all calls of two routes
         Raises:
             EngineUnavailable: It is none.
         """
-        raise_for_status(answer, self.base_url)
+        raise_for_status(answer, self.base_url, key=self._key)
         try:
             value = answer.json()
         except ValueError:

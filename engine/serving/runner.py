@@ -118,7 +118,7 @@ class ModelProbe:
             # A model that nobody serves yet may well be unknown there.
             if answer.status_code == httpx.codes.NOT_FOUND:
                 return self._not_yet(f"{base_url} knows no model {self._profile.model!r} yet")
-            raise_for_status(answer, base_url)
+            raise_for_status(answer, base_url, key=self._profile.key_in_words)
         except (EngineUnavailable, RequestRejected) as exc:
             return self._not_yet(str(exc))
         return True

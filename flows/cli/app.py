@@ -208,11 +208,15 @@ def end_on_no(*, is_no: bool) -> None:
 
 
 @contextmanager
-def exit_codes(on_interrupt: Callable[[], str] = lambda: "interrupted") -> Iterator[None]:
+def exit_codes(
+    on_interrupt: Callable[[], str] = lambda: "interrupted",
+    on_incomplete: Callable[[], str] = lambda: "",
+) -> Iterator[None]:
     """Turn errors that someone must act on into one message and an exit code.
 
     Args:
         on_interrupt: Returns what to say after Ctrl-C or SIGTERM: what stays, and how to go on.
+        on_incomplete: Returns what to say last after an error that can be mended midway; empty for nothing.
 
     Raises:
         Exit: With the exit code.
@@ -221,9 +225,12 @@ def exit_codes(on_interrupt: Callable[[], str] = lambda: "interrupted") -> Itera
     try:
         yield
     except (ConfigError, StorageError, SetUpImpossible) as exc:
-        _complain(exc, EXIT_INCOMPLETE if _may_go_on(exc) else EXIT_USAGE)
+        may_go_on = _may_go_on(exc)
+        _complain(exc, on_incomplete() if may_go_on else "")
+        raise typer.Exit(EXIT_INCOMPLETE if may_go_on else EXIT_USAGE) from exc
     except (EngineError, ConnectorError) as exc:
-        _complain(exc, EXIT_INCOMPLETE)
+        _complain(exc, on_incomplete())
+        raise typer.Exit(EXIT_INCOMPLETE) from exc
     except KeyboardInterrupt as exc:
         note(on_interrupt())
         sys.stdout.flush()
@@ -242,10 +249,11 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise Interrupted(EXIT_TERMINATED)
 
 
-def _complain(exc: Exception, code: int) -> None:
+def _complain(exc: Exception, last: str) -> None:
     escaped = str(exc).replace("[", "\\[")
     stderr().print(f"[bold red]error:[/] {escaped}", soft_wrap=True)
-    raise typer.Exit(code) from exc
+    if last:
+        note(last)
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def run(
         settings=tuple(settings or ()),
     )
     run_id = new_run_id()
-    with exit_codes(on_interrupt=_how_to_resume(resume or run_id)):
+    with exit_codes(_how_to_resume(resume or run_id), _how_to_go_on(resume or run_id)):
         if accept_changes and (resume is None or pipeline is None):
             raise ConfigError("--accept-changes goes with a pipeline and --resume")
         if resume is not None:
@@ -243,7 +243,7 @@ def ask(
     from flows.run.job import Options, new_run_id
 
     run_id = new_run_id()
-    with exit_codes(on_interrupt=_how_to_resume(run_id)):
+    with exit_codes(_how_to_resume(run_id), _how_to_go_on(run_id)):
         asked = Question(
             text=question,
             source=source,
@@ -278,13 +278,25 @@ def _mode(name: str | None) -> ModeName | None:
 
 def _how_to_resume(run_id: str) -> Callable[[], str]:
     def tell() -> str:
-        from flows.run.registry import known_runs
-
-        if not any(run_id in entry.run_id for entry in known_runs()):
+        if not _has_begun(run_id):
             return "interrupted before anything was asked; run the same command again"
         return f"interrupted; what is done is kept. Go on with: headrace run --resume {run_id}"
 
     return tell
+
+
+def _how_to_go_on(run_id: str) -> Callable[[], str]:
+    def tell() -> str:
+        mended = "what is done is kept. When that is mended, go on with"
+        return f"{mended}: headrace run --resume {run_id}" if _has_begun(run_id) else ""
+
+    return tell
+
+
+def _has_begun(run_id: str) -> bool:
+    from flows.run.registry import known_runs
+
+    return any(run_id in entry.run_id for entry in known_runs())
 
 
 def _in_process(job: Job, *, as_json: bool) -> Manifest:

@@ -317,7 +317,7 @@ def test_run_stops_where_the_host_has_another_model_meanwhile(agents):
 def test_run_stops_where_the_host_refuses_the_key_meanwhile(agents):
     with (
         EmbeddingServer(api_key="another") as host,
-        pytest.raises(EngineMisconfigured, match="answered 401"),
+        pytest.raises(EngineMisconfigured, match=r"answered 401: .*\(profile 'vectors'\)"),
     ):
         embed(agents, host, TEXTS)
 

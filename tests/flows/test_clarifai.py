@@ -221,7 +221,7 @@ def test_one_message_names_the_key_when_it_is_wrong_or_missing(asked, monkeypatc
     result = ask("instant")
     assert result.exit_code in {1, 2}
     assert result.output.count("error:") == 1
-    assert_said(result, "check the API key" if token else "CLARIFAI_PAT")
+    assert_said(result, "check the API key in CLARIFAI_PAT" if token else "CLARIFAI_PAT")
     assert not asked.calls
     assert "pat-wrong" not in result.output
 
@@ -235,7 +235,10 @@ def test_model_is_named_when_nobody_serves_it(asked):
 
 @pytest.mark.parametrize(
     ("token", "said"),
-    [(TOKEN, f"{MODEL_URL} at "), ("pat-wrong-1234", "check the API key.*export CLARIFAI_PAT=...")],
+    [
+        (TOKEN, f"that it has {MODEL_URL} is not confirmed"),
+        ("pat-wrong-1234", "check the API key.*export CLARIFAI_PAT=..."),
+    ],
 )
 def test_doctor_checks_the_address_and_the_key_when_it_has_the_profile(
     asked, monkeypatch, token, said

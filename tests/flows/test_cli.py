@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tests.fakes.engine_server import FakeEngine
+from tests.fakes.engine_server import FakeEngine, Fault
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEADRACE = Path(sys.executable).with_name("headrace")
@@ -388,8 +388,25 @@ def test_key_is_named_but_not_shown_when_the_engine_refuses_it(here, monkeypatch
     monkeypatch.setenv("OPENAI_API_KEY", "canary-key")
     with FakeEngine(api_key="another") as engine:
         result = call("run", "notes.yaml", "--engine", engine.url)
-    check_refused(result, 1, "401: invalid key; check the API key")
+    named = r"the API key in OPENAI_API_KEY \(profile 'http://127\.0\.0\.1:\d+/v1'\)"
+    check_refused(result, 1, f"401: invalid key; check {named}")
     assert "canary-key" not in result.output
+    assert "--resume" not in result.output
+
+
+def test_run_and_how_to_go_on_are_named_last_when_the_key_is_refused_midway(here, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "canary-key")
+    refusal = Fault(status=401, body=b'{"error": {"message": "canary-key is revoked"}}')
+    with FakeEngine(script=lambda *_: refusal) as engine:
+        result = call("run", "notes.yaml", "--engine", engine.url)
+    assert result.exit_code == 1
+    assert "401: [key] is revoked; check the API key in OPENAI_API_KEY" in result.output
+    assert "canary-key" not in result.output
+    command = result.output.splitlines()[-1].split("go on with: headrace ")[1].split()
+    with FakeEngine() as engine:
+        manifest = as_json(*command, "--engine", engine.url)
+    assert manifest["verdict"] == "complete"
+    assert manifest["run_id"] == command[-1]
 
 
 def test_server_is_named_when_a_configured_prefect_does_not_answer(here, engine):

@@ -88,7 +88,9 @@ def test_log_is_shown_when_the_runner_does_not_start(deploy):
 
 def test_runner_is_ended_when_the_key_is_wrong(deploy, monkeypatch):
     monkeypatch.setenv("CLARIFAI_PAT", "pat-wrong-1234")
-    with pytest.raises(EngineMisconfigured, match="401: invalid key; check the API key") as caught:
+    with pytest.raises(
+        EngineMisconfigured, match="401: invalid key; check the API key in CLARIFAI_PAT"
+    ) as caught:
         run_local(Running(folder=deploy), lambda _: None, lambda _: None)
     assert "pat-wrong" not in str(caught.value)
     assert not (deploy.parent / "home" / "serving").exists()
