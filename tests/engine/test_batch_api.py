@@ -411,6 +411,7 @@ def test_no_key_is_told_when_the_host_refuses_it(tmp_path):
         with pytest.raises(EngineMisconfigured) as error:
             ask(rounds)
     assert "s3cret-key" not in str(error.value)
+    assert "check the API key for which api_key_env is missing (profile " in str(error.value)
 
 
 def test_windows_are_hours_or_days_within_what_the_host_takes():

@@ -14,7 +14,8 @@ from engine.errors import (
     RequestRejected,
     RequestTooLong,
 )
-from engine.status import map_errors, raise_for_status
+from engine.profile import Profile
+from engine.status import map_errors, raise_for_status, status_error
 from tests.fakes.engine_server import FakeEngine, Fault
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
@@ -122,6 +123,19 @@ def test_key_is_sent_and_never_told_when_it_is_wrong():
         with pytest.raises(EngineMisconfigured, match="check the API key") as caught:
             complete(engine.url, "very-secret")
     assert "very-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "what"), [(401, "the API key"), (403, "the rights of the API key")]
+)
+def test_key_is_named_by_variable_and_profile_when_it_is_refused(status, what):
+    named = Profile(name="harbour", api_key_env="HARBOUR_KEY", modes={}).key_in_words
+    error = status_error(
+        status, b"secret is no key", base_url="http://h", secret="secret", key=named
+    )
+    assert str(error) == (
+        f"http://h answered {status}: [key] is no key; check {what} in HARBOUR_KEY (profile 'harbour')"
+    )
 
 
 def test_url_is_named_when_nothing_listens():
