@@ -243,6 +243,11 @@ def _at_prices(load: Load, profile: Profile) -> dict[str, Any]:
 def _on_gpus(load: Load, profile: Profile, rent: Rent) -> dict[str, Any]:
     assumed = [*load.assumed]
     gpus = rent.gpus or profile.gpus
+    if profile.hosted_by is not None:
+        assumed.append(
+            f"prices of {profile.name} are not known, so it counts as GPUs that are rented: ask"
+            f" {profile.hosted_by} for them, and enter `prices` into a copy of the profile"
+        )
     if rent.capacity is not None:
         assumed.append(rent.capacity)
     pace = rent.throughput or profile.throughput

@@ -65,6 +65,13 @@ def test_published_pace_is_taken_for_as_many_gpus_only():
     assert price(LOAD, eight, Rent(gpus=16), documents=5)["hours"] is None
 
 
+@pytest.mark.parametrize(("maker", "told"), [("Acme", True), (None, False)])
+def test_missing_prices_are_named_first_when_somebody_hosts_the_model(maker, told):
+    bare = OWN.model_copy(update={"hosted_by": maker})
+    first = price(LOAD, bare, RENT, documents=5)["assumed"][0]
+    assert (first.startswith("prices of own are not known") and "ask Acme" in first) is told
+
+
 def test_published_pace_counts_once_for_each_server_of_as_many_gpus():
     bare = OWN.model_copy(update={"throughput": None})
     one = price(LOAD, bare, Rent(gpus=8), documents=5)
