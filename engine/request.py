@@ -78,6 +78,8 @@ class Work:
     waits for took (arXiv 2602.02276); the same as `num_steps` for a single agent."""
     stopped: str | None = None
     """Why it had to answer with what it had; None where it came to its end."""
+    engines: tuple[str, ...] = ()
+    """Profiles that answered its turns, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

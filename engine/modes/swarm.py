@@ -125,6 +125,7 @@ def _work(lead: AgentRun, team: _Team, own: Work) -> Work:
                 num_compactions=total.num_compactions
                 + sum(isinstance(event, Compacted) for event in events),
                 num_subagents=total.num_subagents + 1,
+                engines=tuple(sorted({*total.engines, *(turn.engine for turn in turns)})),
             )
         critical += 1 + longest
     return replace(total, critical_steps=critical)

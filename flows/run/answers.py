@@ -80,7 +80,8 @@ def result_from_json(value: Mapping[str, Any]) -> Result:
     }
     # Lines of before there were agents have none.
     if found.get("work") is not None:
-        found["work"] = Work(**found["work"])
+        work = found["work"]
+        found["work"] = Work(**{**work, "engines": tuple(work.get("engines", ()))})
     return Result(**found)
 
 

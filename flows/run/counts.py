@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -263,18 +264,22 @@ def _withheld(every: Sequence[Answered]) -> dict[str, int]:
     }
 
 
-def route_label(route: str, result: Result) -> str:
-    """Return by which route, engine and host a request was answered, in one text."""
-    return "\t".join((route, result.engine, result.host))
+def route_label(route: str, engine: str, host: str = "") -> str:
+    """Return by which route, engine and host a request was answered, in one text; the host may not be known."""
+    return "\t".join((route, engine, host))
 
 
 def _answered_by(every: Iterable[Answered]) -> Iterable[str]:
-    """Return the route label of each request, each once."""
-    return {
-        result.request_key: route_label(end.inquiry.route, result)
-        for end in every
-        for result in end.results
-    }.values()
+    """Return the route labels of each request: of who answered it, and of engines that answered turns of an agent."""
+    found: dict[str, list[str]] = {}
+    for end in every:
+        for result in end.results:
+            others = set(result.work.engines if result.work else ()) - {result.engine}
+            found[result.request_key] = [
+                route_label(end.inquiry.route, result.engine, result.host),
+                *(route_label(end.inquiry.route, engine) for engine in others),
+            ]
+    return itertools.chain.from_iterable(found.values())
 
 
 def saved_usd_of(result: Result, prices: Mapping[str, Prices | None]) -> float | None:

@@ -118,6 +118,7 @@ def test_agent_that_drifts_is_handed_to_the_next_engine_with_all_it_has_done():
     history = second.bodies[0]["messages"]
     assert any(message["role"] == "tool" for message in history)
     assert result.work.num_steps > len(second.bodies)
+    assert result.work.engines == ("scripted", "small")
 
 
 @pytest.mark.parametrize("why", ["has no tools", "left alone"])

@@ -392,6 +392,7 @@ class AgentRun:
             num_drifts=sum(nudge.why in _DRIFTS for nudge in conversation.nudges),
             critical_steps=len(conversation.steps),
             stopped=stopped,
+            engines=tuple(sorted({step.turn.engine for step in conversation.steps})),
         )
 
 
