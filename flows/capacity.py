@@ -63,11 +63,11 @@ def capacity(profile: Profile, asked: Asked) -> Plan:
         )
     wish = asked.wish
     if asked.gpus is None and profile.replicas and find_gpus() is None:
-        wish = _as_served(profile, wish)
+        wish = as_served(profile, wish)
     return plan(model, gpus_of(profile, asked.gpus), wish)
 
 
-def _as_served(profile: Profile, wish: Wish) -> Wish:
+def as_served(profile: Profile, wish: Wish) -> Wish:
     """Return the wish for the profile's own GPUs: it counts those of all its servers."""
     if not profile.replicas or wish.sizes != Sizes():
         return wish
@@ -134,7 +134,7 @@ def pipeline_capacity(profile: Profile, request_tokens: int) -> Mapping[str, Any
     try:
         found = capacity(
             profile,
-            Asked(gpus=gpus, wish=_as_served(profile, Wish(context_tokens=profile.context_tokens))),
+            Asked(gpus=gpus, wish=as_served(profile, Wish(context_tokens=profile.context_tokens))),
         )
     except (SetUpImpossible, ConfigError) as exc:
         return {

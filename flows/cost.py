@@ -187,6 +187,8 @@ class Rent:
     gpu_hour_usd: float | None = None
     """Price of one GPU for an hour."""
     gpus: int | None = None
+    servers: int = 1
+    """Servers that share the GPUs out evenly."""
     throughput: Throughput | None = None
     capacity: str | None = None
     """The planner's verdict on these GPUs; None: not planned."""
@@ -241,6 +243,11 @@ def _at_prices(load: Load, profile: Profile) -> dict[str, Any]:
 def _on_gpus(load: Load, profile: Profile, rent: Rent) -> dict[str, Any]:
     assumed = [*load.assumed]
     gpus = rent.gpus or profile.gpus
+    if profile.hosted_by is not None:
+        assumed.append(
+            f"prices of {profile.name} are not known, so it counts as GPUs that are rented: ask"
+            f" {profile.hosted_by} for them, and enter `prices` into a copy of the profile"
+        )
     if rent.capacity is not None:
         assumed.append(rent.capacity)
     pace = rent.throughput or profile.throughput
@@ -248,9 +255,10 @@ def _on_gpus(load: Load, profile: Profile, rent: Rent) -> dict[str, Any]:
         assumed.append(_pace_told(rent.throughput, "as given"))
     elif profile.throughput is not None:
         assumed.append(_pace_told(profile.throughput, f"profile {profile.name}"))
-    elif gpus == PUBLISHED_GPUS:
-        pace = PUBLISHED
-        assumed.append(_pace_told(PUBLISHED, PUBLISHED_SOURCE))
+    elif gpus == PUBLISHED_GPUS * rent.servers:
+        pace = _published(rent.servers)
+        each = "" if rent.servers == 1 else f"{rent.servers} servers, each as in "
+        assumed.append(_pace_told(pace, each + PUBLISHED_SOURCE))
     else:
         assumed.append(
             "throughput not known, so no time; give --throughput PROMPT,OUTPUT in tokens a second, as a"
@@ -275,6 +283,13 @@ def _on_gpus(load: Load, profile: Profile, rent: Rent) -> dict[str, Any]:
         "gpus": gpus,
         "assumed": assumed,
     }
+
+
+def _published(servers: int) -> Throughput:
+    return Throughput(
+        prompt_tokens_per_s=PUBLISHED.prompt_tokens_per_s * servers,
+        output_tokens_per_s=PUBLISHED.output_tokens_per_s * servers,
+    )
 
 
 def _pace_told(pace: Throughput, source: str) -> str:

@@ -12,7 +12,7 @@ from config.model_facts import model_of
 from config.pipeline import PipelineConfig
 from engine.capacity import Wish, parse_gpus, plan
 from engine.profile import Profile
-from flows.capacity import gpus_of
+from flows.capacity import as_served, gpus_of
 from flows.cost import Load, Rent, Turns, as_agents, as_swarm, break_even, load_of, price
 from flows.estimate import plan_on_engine
 from flows.run.job import job_of
@@ -187,15 +187,14 @@ def _rent(host: Profile, asked: Asked) -> Rent:
     # Left out, the profile's: what this machine has says nothing of what is rented for a corpus.
     if asked.gpus is None and (host.gpus is None or host.gpu_kind is None):
         return asked.rent
-    gpus = (
-        parse_gpus(f"{host.gpus}x{host.gpu_kind}")
-        if asked.gpus is None
-        else gpus_of(host, asked.gpus)
-    )
-    rent = replace(asked.rent, gpus=gpus.count)
+    if asked.gpus is None:
+        gpus, wish = parse_gpus(f"{host.gpus}x{host.gpu_kind}"), as_served(host, Wish())
+    else:
+        gpus, wish = gpus_of(host, asked.gpus), Wish()
+    rent = replace(asked.rent, gpus=gpus.count, servers=wish.sizes.replicas)
     if host.facts is None:
         return rent
-    found = plan(model_of(host), gpus, Wish())
+    found = plan(model_of(host), gpus, wish)
     return replace(rent, capacity=found.reasons[0], fits=found.starts)
 
 

@@ -239,16 +239,26 @@ def tree(
         tokens = parts * answer_tokens
 
 
-def _of_agents(stage: StageConfig) -> list[str]:
+def _of_agents(stage: StageConfig, mode: str) -> list[str]:
     """Return how far an agent's work may go beyond the one turn that can be counted."""
     if not stage.tools:
         return []
     limits = stage.limits
-    bound = "" if limits.tokens is None else f", {limits.tokens:,} tokens in all"
+    below = ""
+    if mode == "swarm":
+        below = (
+            f"; any of the calls may be a sub-agent, {limits.subagents:,} of them at once, each of up to"
+            f" {limits.subagent_steps:,} turns and {limits.calls:,} calls{_bound(limits.subagent_tokens)}"
+        )
     return [
-        f"one turn is counted; an agent may take {limits.steps:,} turns and {limits.calls:,} calls{bound},"
+        f"one turn is counted; an agent may take {limits.steps:,} turns and {limits.calls:,} calls"
+        f"{_bound(limits.tokens)}{below},"
         " and each turn reads what came before it: limits and budget bound it"
     ]
+
+
+def _bound(tokens: int | None) -> str:
+    return "" if tokens is None else f", {tokens:,} tokens in all"
 
 
 def _assumed(stage: StageConfig) -> list[str]:
@@ -305,5 +315,5 @@ def _asked(
         "prompt_tokens": round(prompt_tokens * factor),
         "planned_cached_tokens": round(cached_tokens + repeated),
         "output_tokens_at_most": round(output),
-        "assumed": [*_assumed(stage), *_of_agents(stage)],
+        "assumed": [*_assumed(stage), *_of_agents(stage, prepared.choice.mode)],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.capacity.facts import ModelFacts
@@ -206,12 +206,21 @@ def ways_out(found: Plan) -> list[WayOut]:
         for key, file in found.model.files.items()
         if key != found.precision and file.runs_on == "vllm"
     ]
-    tries += [
-        (f"--gpus {count}x{gpus.gpu.name}", Gpus(count, gpus.gpu), replace(wish, sizes=Sizes()))
-        for count in _STEPS
-        if count > gpus.count
-    ]
+    # Sizes given for fewer GPUs need not divide more of them; how a group divides its work stays.
+    kept = Sizes(dcp=sizes.dcp, ep=sizes.ep)
+    for more in (Gpus(count, gpus.gpu) for count in _STEPS if count > gpus.count):
+        option = f"--gpus {more.count}x{gpus.gpu.name}"
+        tries.append((option, more, wish))
+        if sizes != kept:
+            without = f"{option} without {_dropped(sizes, kept)}"
+            tries.append((without, more, replace(wish, sizes=kept)))
     return _helpful(found, tries)
+
+
+def _dropped(sizes: Sizes, kept: Sizes) -> str:
+    """Return the options that are given and not kept."""
+    others = asdict(kept)
+    return ", ".join(f"--{key}" for key, size in asdict(sizes).items() if size != others[key])
 
 
 def _helpful(found: Plan, tries: list[tuple[str, Gpus, Wish]]) -> list[WayOut]:

@@ -49,6 +49,8 @@ class Figures:
 
     num_sent: int
     num_answered: int
+    num_long_sent: int
+    """Long requests; fewer than planned where the first was refused."""
     num_long_answered: int
     """Of the long requests."""
     num_retries: int
@@ -112,7 +114,7 @@ class Report:
             "sent": {
                 "context_tokens": self.plan.context_tokens,
                 "concurrency": self.plan.concurrency,
-                "long_requests": self.plan.num_requests,
+                "long_requests": figures.num_long_sent,
                 "requests": figures.num_sent,
                 "answered": figures.num_answered,
                 "retries": figures.num_retries,

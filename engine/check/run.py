@@ -170,6 +170,7 @@ class _Check:
         return Figures(
             num_sent=len(every),
             num_answered=sum(one.reply is not None for one in every),
+            num_long_sent=len(long),
             num_long_answered=sum(one.reply is not None for one in long),
             num_retries=sum(one.num_retries for one in every if one.reply is not None),
             errors=tuple(dict.fromkeys(one.error for one in every if one.error is not None)),

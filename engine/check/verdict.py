@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 from engine.check.figures import Share
@@ -9,6 +10,7 @@ from engine.check.plan import CheckPlan
 from engine.check.report import Figures, Gone, Judged, Verdict
 from engine.endpoint import Endpoint
 from engine.modes.sight import NOTES
+from engine.profile import ModeSettings
 
 FAILED_LIMIT = 0.05
 """Share of requests without an answer, or of answers that do not follow their schema, beyond which a run
@@ -24,6 +26,8 @@ LEAST_HITS = 0.5
 """Share of the common beginning that should come from the cache, once one request has made it."""
 COUNTED = 1.02
 """How much more than counted here a host may count before chunks are cut too large."""
+
+_NO_LONG = "no long request was answered"
 
 
 def verdict_of(judged: Sequence[Judged]) -> Verdict:
@@ -47,7 +51,10 @@ def judge(endpoint: Endpoint, plan: CheckPlan, figures: Figures, gone: Gone | No
         *_alive(figures, plan, gone),
         _cache(plan, figures),
         _preemptions(plan, figures),
-        *(_mode(mode, share) for mode, share in figures.modes.items()),
+        *(
+            _mode(mode, share, endpoint.profile.modes[mode])
+            for mode, share in figures.modes.items()
+        ),
         *_structured(endpoint, figures),
         *_tools(endpoint, figures),
         *_first_token(figures),
@@ -142,7 +149,7 @@ def _fitting(plan: CheckPlan, held: int | None) -> str:
     return f"the cache holds {fit:,} requests of {plan.context_tokens:,} tokens: set max_in_flight to {fit:,}, or cut smaller chunks"
 
 
-def _mode(mode: str, share: Share) -> Judged:
+def _mode(mode: str, share: Share, settings: ModeSettings) -> Judged:
     name, value = f"mode {mode}", share.value
     says = f"{share.num_right:,} of {share.num_all:,} replies are in it"
     if value is None:
@@ -154,23 +161,33 @@ def _mode(mode: str, share: Share) -> Judged:
     why = "; ".join(NOTES.get(note, note) for note in share.notes) or "they show another mode"
     return Judged(
         check=name, status="limit" if value >= MODE_LIMIT else "fail", says=f"{says}: {why}",
-        change=_mode_change(mode, share),
+        change=_mode_change(mode, share, settings),
     )  # fmt: skip
 
 
-def _mode_change(mode: str, share: Share) -> str:
+def _mode_change(mode: str, share: Share, settings: ModeSettings) -> str:
     if {"leaked_thinking", "unfinished_thinking"} & set(share.notes):
         return "start vLLM with the model's --reasoning-parser (kimi_k2 for K2.5)"
     if "degenerate" in share.notes:
         return (
             "the weights or a kernel are broken: try another quantisation or version of the engine"
         )
+    if settings.wire:
+        instead = (
+            "take modes.instant out of the profile"
+            if mode == "instant"
+            else f"set modes.{mode}.by to prompt"
+        )
+        return (
+            f"the profile sends {json.dumps(dict(settings.wire))}, and the host drops it or wants another"
+            f" switch: ask the host, or {instead}"
+        )
     if mode == "instant":
         return (
             "switch thinking off with modes.instant.wire of the profile: K2.5 under vLLM wants"
             " chat_template_kwargs {thinking: false}, and `enable_thinking` does nothing"
         )
-    return f"check modes.{mode}.wire of the profile, or set modes.{mode}.by to prompt"
+    return f"switch it on with modes.{mode}.wire of the profile, or set modes.{mode}.by to prompt"
 
 
 def _structured(endpoint: Endpoint, figures: Figures) -> Iterator[Judged]:
@@ -243,6 +260,9 @@ def _tools(endpoint: Endpoint, figures: Figures) -> Iterator[Judged]:
 
 
 def _first_token(figures: Figures) -> Iterator[Judged]:
+    if not figures.num_long_answered:
+        yield Judged(check="first token", status="unknown", says=_NO_LONG)
+        return
     if figures.first_token is None:
         yield Judged(
             check="first token", status="unknown", says="not reported: answers are not streamed"
@@ -258,8 +278,11 @@ def _first_token(figures: Figures) -> Iterator[Judged]:
 
 def _prefix(endpoint: Endpoint, figures: Figures) -> Judged:
     cached = figures.cached
-    claims = endpoint.profile.capabilities.cached_tokens
-    if cached.cached_tokens is None:
+    share, claims = cached.share, endpoint.profile.capabilities.cached_tokens
+    if not cached.shared_tokens:
+        says = "too few prompts to share anything" if figures.num_long_answered else _NO_LONG
+        return Judged(check="prefix cache", status="unknown", says=says)
+    if share is None:
         says = "cached tokens are not reported"
         if not claims:
             return Judged(check="prefix cache", status="unknown", says=says)
@@ -267,11 +290,6 @@ def _prefix(endpoint: Endpoint, figures: Figures) -> Judged:
             check="prefix cache", status="limit", says=f"{says}, though the profile says that they are",
             change="start vLLM with --enable-prompt-tokens-details, or set capabilities.cached_tokens to false",
         )  # fmt: skip
-    share = cached.share
-    if share is None:
-        return Judged(
-            check="prefix cache", status="unknown", says="too few prompts to share anything"
-        )
     says = f"{100 * share:.0f} % of the {cached.shared_tokens:,} tokens that prompts share came from it"
     if share >= LEAST_HITS:
         return Judged(check="prefix cache", status="ok", says=says)
@@ -283,7 +301,9 @@ def _prefix(endpoint: Endpoint, figures: Figures) -> Judged:
 
 def _counting(endpoint: Endpoint, figures: Figures) -> Iterator[Judged]:
     share = figures.reported_prompt_share
-    if share is None:
+    if not figures.num_long_answered:
+        yield Judged(check="usage", status="unknown", says=_NO_LONG)
+    elif share is None:
         yield Judged(
             check="usage", status="unknown", says="tokens are not reported; budgets go by estimates"
         )

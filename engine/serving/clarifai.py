@@ -25,6 +25,9 @@ NO_USER = "YOUR_USER_ID"
 NO_VERSION = "MODEL_VERSION_ID"
 """What stands where only the account, or an upload, can tell."""
 
+_USER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""What can stand in an address as it is."""
+
 _AWS: Mapping[tuple[str, int], str] = {
     ("A100-40", 8): "p4d.24xlarge",
     ("A100-80", 8): "p4de.24xlarge",
@@ -127,7 +130,7 @@ def set_up_clarifai(profile: Profile, plan: Plan, options: ClarifaiOptions) -> C
         options: What the plan does not say.
 
     Raises:
-        SetUpImpossible: The plan does not fit, or contradicts what is asked for.
+        SetUpImpossible: The plan does not fit, the user id is none, or something contradicts what is asked for.
     """
     assert plan.gpus is not None
     # Started inside the replica, whatever the address that its requests come by.
@@ -135,6 +138,11 @@ def set_up_clarifai(profile: Profile, plan: Plan, options: ClarifaiOptions) -> C
         update={"base_url": "http://localhost:23333/v1", "replicas": (), "model": plan.model.name}
     )
     _check_layout(plan.layout)
+    if options.user_id is not None and not _USER_ID.fullmatch(options.user_id):
+        raise SetUpImpossible(
+            f"--user-id {options.user_id!r} cannot stand in the model's address; give letters, digits, '-', '_'"
+            " and '.' only, as Clarifai's settings show it"
+        )
     (launch,) = launches_of(inside, plan, ServeOptions())
     least, most = _bounds(plan, options)
     return ClarifaiSetUp(

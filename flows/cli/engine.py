@@ -124,7 +124,7 @@ def plan_capacity(
 
     By formula from what is published of the model; nothing is started. Where the profile's server
     runs, its own count of cache tokens stands beside the planned one. With --emit, the files of a
-    deployment on Clarifai are written, with the planned limits; refused where it does not fit. Exits with 1
+    deployment on Clarifai are written, with the planned limits; none where it does not fit. Exits with 1
     where it does not fit.
 
     Examples:
@@ -158,7 +158,9 @@ def plan_capacity(
         if svg is not None:
             _write(svg, draw_capacity(found))
             note(f"wrote {svg}")
-        if emit is not None:
+        if emit is not None and found.starts is False:
+            note("no files are written: it does not fit")
+        elif emit is not None:
             options = clarifai_options(
                 user_id=user_id, version_id=model_version, cloud=cloud, region=region, instance=instance,
                 min_replicas=min_replicas, max_replicas=max_replicas,

@@ -87,14 +87,17 @@ def budget(answers: Answers, profile: Profile) -> Finding:
             topic="budget",
             holds=None,
             reason=f"prices of {profile.name} are not known",
-            todo="ask for them, and enter `prices` into a copy of the profile",
+            todo=f"ask {profile.hosted_by or 'the host'} for its prices, and enter `prices` into a copy of the profile",
         )
     if load is None:
+        given = {"prompt": answers.prompt_tokens, "output": answers.output_tokens}
+        missing = [kind for kind, tokens in given.items() if tokens is None]
         return Finding(
             topic="budget",
             holds=None,
-            reason="tokens a month were not said",
-            todo="headrace plan PIPELINE counts them: --prompt-tokens, --output-tokens",
+            reason=f"{' and '.join(missing)} tokens a month were not said",
+            todo="headrace plan PIPELINE counts them: "
+            + ", ".join(f"--{kind}-tokens" for kind in missing),
         )
     row = price(load, profile, Rent(), documents=1)
     usd, told = row["usd"], f"{row['usd']:,.0f} USD a month at the prices of {profile.name}"

@@ -11,7 +11,15 @@ from config.load import load_profile
 from engine.profile import Profile
 from flows.decision import host, own
 from flows.decision.finding import Finding, worst
-from flows.decision.model import CUT, K25_CONTEXT_TOKENS, choose_model, sees_enough
+from flows.decision.model import (
+    CUT,
+    K25_CONTEXT_TOKENS,
+    NAMED,
+    Kind,
+    choose_model,
+    sees_enough,
+    small_sees_enough,
+)
 from flows.run.routes import missing_certifications
 
 Rung = Literal["pilot", "hybrid", "autonomous", "agentic"]
@@ -165,6 +173,7 @@ def _small_way(answers: Answers) -> Way:
         engines=(),
         findings=(
             hardware,
+            *small_sees_enough(answers),
             *(one for one in mine if "licence" not in one.reason),
             own.crew(answers),
         ),
@@ -206,11 +215,11 @@ def _is_allowed(way: Way, answers: Answers) -> bool:
     )
 
 
-def _rank(way: Way, model: ModelChoice, answers: Answers) -> int:
+def _rank(way: Way, model: Kind, answers: Answers) -> int:
     """Return how early a way is chosen among those that nothing speaks against."""
     if way.rung == "hybrid":
         return 0
-    if way.model == model:
+    if way.model == model or (model == NAMED and way.engines):
         # A host first: it is there today, and shows what volume is worth GPUs; but not where nothing may leave.
         is_first = (way.hosting == "self_hosted") == (answers.sensitive == "all")
         return 1 if is_first else 2

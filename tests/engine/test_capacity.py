@@ -109,6 +109,19 @@ def test_ways_out_do_what_they_say_when_taken():
     assert planned(sizes={"dcp": 8}, concurrency=8).fits
 
 
+@pytest.mark.parametrize(
+    ("sizes", "kept", "without"),
+    [
+        ({"dcp": 8}, {"dcp": 8}, ""),
+        ({"tp": 8}, {}, " without --tp"),
+        ({"tp": 8, "dcp": 8}, {"dcp": 8}, " without --tp"),
+    ],
+)
+def test_more_gpus_are_tried_with_the_sizes_given_that_still_divide_them(sizes, kept, without):
+    ways = {way.option: way.kv_tokens for way in ways_out(planned(sizes=sizes))}
+    assert ways[f"--gpus 16xH200{without}"] == planned("16xH200", sizes=kept).kv_tokens
+
+
 def test_context_that_would_fit_is_named_when_the_models_own_does_not():
     found = planned("8xH200", utilization=0.65)
     assert (found.fits, found.starts) == (False, False)

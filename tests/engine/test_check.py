@@ -159,8 +159,25 @@ def test_mode_fails_when_the_host_thinks_all_the_same(host):
     assert finding.says.startswith(
         "0 of 12 replies are in it: reasoning came with an Instant reply"
     )
-    assert "chat_template_kwargs" in finding.change
+    assert finding.change == (
+        'the profile sends {"chat_template_kwargs": {"thinking": false}}, and the host drops it or wants another'
+        " switch: ask the host, or take modes.instant out of the profile"
+    )
     assert one(report, "mode thinking").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("wire", "said"),
+    [({}, "switch it on with modes.thinking.wire"), ({"think": True}, 'sends {"think": true}')],
+)
+def test_switch_of_a_mode_is_asked_for_only_when_the_profile_sends_none(host, wire, said):
+    host.script = lambda number, body: good(number, body | {"chat_template_kwargs": {}})
+    modes = profile_of(host).modes
+    thinking = modes["thinking"].model_copy(update={"wire": wire})
+    report = check(host, profile=profile_of(host, modes=modes | {"thinking": thinking}))
+    change = one(report, "mode thinking").change
+    assert said in change
+    assert change.endswith("or set modes.thinking.by to prompt")
 
 
 def test_mode_fails_when_thinking_leaks_into_the_content(host):
@@ -240,6 +257,13 @@ def test_long_prompts_are_sent_once_when_the_first_is_refused_as_too_long(host):
     assert "longer than the context" in one(report, "requests").says
     assert sum(len(json.dumps(body["messages"])) > 6000 for body in host.calls) == 1
     assert report.figures.num_sent == 1 + plan.num_calls - plan.num_requests
+    assert report.as_json()["sent"]["long_requests"] == 1
+    # It reports all of them, but was never seen to.
+    for name in ("first token", "prefix cache", "usage"):
+        assert (one(report, name).status, one(report, name).says) == (
+            "unknown",
+            "no long request was answered",
+        )
 
 
 def test_refused_calls_are_a_limit_when_they_go_through_later(host):

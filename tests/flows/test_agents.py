@@ -352,6 +352,16 @@ def test_plan_says_that_it_counts_one_turn_of_an_agent(corpus):
     assert any("an agent may take 100 turns and 300 calls" in text for text in stage["assumed"])
 
 
+def test_plan_says_how_far_the_sub_agents_of_a_swarm_may_go(corpus):
+    limits = "{steps: 15, calls: 90, subagents: 5, subagent_steps: 40, subagent_tokens: 90000}"
+    swarm = REVIEW.replace("mode: agent", "mode: swarm") + f"    limits: {limits}\n"
+    with AgentServer(Reviewer()) as server:
+        planned = estimate(job(corpus, server, swarm), sample=None, notify=lambda _: None)
+    (told,) = (text for text in planned["stages"][0]["assumed"] if "one turn" in text)
+    assert "an agent may take 15 turns and 90 calls; any of the calls may be a sub-agent" in told
+    assert "5 of them at once, each of up to 40 turns and 90 calls, 90,000 tokens in all" in told
+
+
 def test_agent_over_nothing_has_an_outcome_and_a_reason(corpus):
     (corpus / "in" / "policy.txt").write_bytes(b"")
     (corpus / "in" / "expenses.csv").unlink()

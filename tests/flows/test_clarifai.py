@@ -114,10 +114,8 @@ def test_replicas_follow_from_the_concurrency_when_none_are_given(here, given, b
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (
-            ("--gpus", "4xH200"),
-            "4xH200 do not hold Kimi K2.5 in INT4: its weights take 140.7 GiB a GPU.*it fits with --gpus 8xH200",
-        ),
+        (("--user-id", "a/b c"), "--user-id 'a/b c' cannot stand in the model's address"),
+        (("--user-id", ""), "--user-id '' cannot stand"),
         (("--concurrency", 5, "--max-replicas", 2), "not the 5 asked for.*needs --max-replicas 3"),
         (("--min-replicas", 3, "--max-replicas", 2), "2 is below --min-replicas 3"),
         (("--gpus", "16xH200"), "16 GPUs are 2 machines"),
@@ -131,6 +129,15 @@ def test_nothing_is_written_when_the_set_up_cannot_be(here, given, said):
     result = emit(*given)
     assert result.exit_code == 2, result.output
     assert_said(result, said)
+    assert not (here / "deploy").exists()
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_verdict_is_no_and_nothing_is_written_when_the_plan_does_not_fit(here, form):
+    result = emit("--gpus", "4xH200", *form)
+    assert result.exit_code == 1, result.output
+    assert_said(result, "no files are written")
+    assert_said(result, "4xH200 do not hold Kimi K2.5 in INT4.*--gpus 8xH200")
     assert not (here / "deploy").exists()
 
 

@@ -6,7 +6,9 @@ import os
 import pytest
 from typer.testing import CliRunner
 
+from config.load import load_profile
 from engine.profile import ModeSettings, Prices, Profile, Throughput
+from flows.capacity import Asked, capacity
 from flows.cli import app
 from flows.cost import Load, Rent, Turns, as_agents, as_swarm, break_even, price
 from flows.run.core import run_job
@@ -61,6 +63,22 @@ def test_published_pace_is_taken_for_as_many_gpus_only():
     assert "Kimi-K2-Think.md" in " ".join(price(LOAD, eight, RENT, documents=5)["assumed"])
     assert price(LOAD, eight, RENT, documents=5)["hours"] is not None
     assert price(LOAD, eight, Rent(gpus=16), documents=5)["hours"] is None
+
+
+@pytest.mark.parametrize(("maker", "told"), [("Acme", True), (None, False)])
+def test_missing_prices_are_named_first_when_somebody_hosts_the_model(maker, told):
+    bare = OWN.model_copy(update={"hosted_by": maker})
+    first = price(LOAD, bare, RENT, documents=5)["assumed"][0]
+    assert (first.startswith("prices of own are not known") and "ask Acme" in first) is told
+
+
+def test_published_pace_counts_once_for_each_server_of_as_many_gpus():
+    bare = OWN.model_copy(update={"throughput": None})
+    one = price(LOAD, bare, Rent(gpus=8), documents=5)
+    two = price(LOAD, bare, Rent(gpus=16, servers=2), documents=5)
+    assert two["hours"] == pytest.approx(one["hours"] / 2)
+    assert two["gpu_hours"] == pytest.approx(one["gpu_hours"])
+    assert "(2 servers, each as in " in " ".join(two["assumed"])
 
 
 def test_agents_read_again_what_came_before_and_hit_it():
@@ -192,6 +210,15 @@ def test_gpus_that_do_not_hold_the_model_have_no_price(here, gpus, fits):
     told = " ".join(own["assumed"])
     assert f"{gpus} {'hold' if fits else 'do not hold'} Kimi K2.5" in told
     assert ("do not hold" in found["break_even"][0]["verdict"]) is not fits
+
+
+def test_gpus_hold_what_engine_plan_says_when_several_servers_share_them(here):
+    own = (here / "own.yaml").read_text(encoding="utf-8")
+    own = own.replace("gpus: 2", "gpus: 16\ngpu_kind: H200\nfacts: kimi-k2.5")
+    (here / "own.yaml").write_text(own + "replicas: [http://localhost:9/v1]\n", encoding="utf-8")
+    planned = capacity(load_profile("own.yaml"), Asked())
+    assert planned.layout.replicas == 2
+    assert planned.reasons[0] in costs("--gpu-hour", "2", "--mode", "instant")["rows"][1]["assumed"]
 
 
 def test_cost_is_that_of_the_run_when_answers_are_there(here):

@@ -119,6 +119,42 @@ def test_engines_of_longer_context_are_found_when_they_are_named():
     assert checks(found, "kimi-k3", "model")[0]["holds"] is True
 
 
+@pytest.mark.parametrize(
+    "named", [{"engine": "kimi-k3"}, {"hosts": ("moonshot-k3",)}], ids=["engine", "host"]
+)
+def test_named_engine_comes_before_an_unknown_one_when_it_sees_enough(named):
+    found = decided(work=("reasoning",), sensitive="none", context_tokens=400_000, **named)
+    (name,) = [named["engine"]] if "engine" in named else named["hosts"]
+    assert (found["choice"], found["model"]["choice"]) == (name, "named engine")
+    assert found["model"]["reason"].endswith(f"of the engines named, {name} takes 1,048,576")
+
+
+@pytest.mark.parametrize(("context", "enough"), [(32_768, True), (32_769, False)])
+def test_small_model_is_refused_when_a_question_must_see_more_than_it_takes(context, enough):
+    found = decided(model="small", sensitive="all", gpus="1xL20", context_tokens=context, **CREW)
+    assert found["verdict"] == ("go" if enough else "no")
+    assert checks(found, "small", "model")[0]["holds"] is enough
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "options"),
+    [
+        ({"prompt_tokens": 10**9}, "output tokens", "--output-tokens"),
+        ({"output_tokens": 10**9}, "prompt tokens", "--prompt-tokens"),
+        ({}, "prompt and output tokens", "--prompt-tokens, --output-tokens"),
+    ],
+)
+def test_budget_asks_for_the_tokens_that_are_missing_only(given, said, options):
+    (priced,) = checks(decided(budget_usd=5, **given), "moonshot", "budget")
+    assert priced["reason"] == f"{said} a month were not said"
+    assert priced["todo"].endswith(f": {options}")
+
+
+def test_prices_are_asked_of_the_host_when_its_profile_has_none():
+    (priced,) = checks(decided(), "clarifai", "budget")
+    assert priced["todo"].startswith("ask Clarifai for its prices")
+
+
 def test_certified_and_self_hosted_is_none_when_ones_own_operations_are_certified():
     found = decided(
         certifications=("SOC 2",),
