@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import threading
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
@@ -16,7 +17,15 @@ from engine.steps import AskedCall
 from engine.tool import ToolSpec
 from flows.cli import app
 from flows.report.words import approval_story, shown_arguments
-from flows.run.approvals import Question, SinkApproval, decide, find_decision, questions, summary
+from flows.run.approvals import (
+    Question,
+    SinkApproval,
+    decide,
+    find_decision,
+    question_path,
+    questions,
+    summary,
+)
 from tests.flows.stack_client import HEADRACE
 
 REQUEST = Request(
@@ -83,6 +92,7 @@ def test_arguments_are_shown_without_what_a_terminal_would_obey():
 def test_what_a_person_types_is_kept_as_a_line_that_no_terminal_obeys(tmp_path):
     lake = Lake(str(tmp_path))
     question = Question(approval_id="1", stage="work", tool=None, description="?", asked_at="2026")
+    lake.put_json(question_path("run", "1"), asdict(question))
     typed = "too dear\x1b[2K\n\nask again"
     decide(lake, "run", question, is_approved=False, reason=typed, by="ada\r\nbo")
     stands = find_decision(lake, "run", "1")
