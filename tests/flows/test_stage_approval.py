@@ -62,6 +62,12 @@ def job(corpus, engine, *settings):
     return make_job(corpus / "notes.yaml", options)
 
 
+def command(corpus, engine, *more):
+    """Return the command that runs `notes.yaml` in a process of its own."""
+    places = f"--source={corpus / 'in'}", f"--sink={corpus / 'lake'}", f"--engine={engine.url}"
+    return [HEADRACE, "run", str(corpus / "notes.yaml"), *places, *more]
+
+
 def asked(engine):
     """Return how often each stage was asked whose every question is of its own."""
     texts = [json.dumps(call["messages"]) for call in engine.calls]
@@ -216,13 +222,9 @@ def test_answers_that_the_sink_has_need_nobodys_agreement(corpus, engine):
 
 @pytest.mark.timeout(120)
 def test_decision_and_question_outlast_kills(corpus):
-    command = [
-        HEADRACE, "run", str(corpus / "notes.yaml"), f"--source={corpus / 'in'}",
-        f"--sink={corpus / 'lake'}", "--json",
-    ]  # fmt: skip
     with FakeEngine(latency_s=0.3) as slow:
         process = subprocess.Popen(
-            [*command, f"--engine={slow.url}"],
+            command(corpus, slow, "--json"),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         folder = corpus / "lake" / "runs"
@@ -257,10 +259,7 @@ def test_decision_and_question_outlast_kills(corpus):
 def test_person_at_the_terminal_is_asked_with_what_waits_and_what_it_builds_on(corpus, engine):
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [
-            HEADRACE, "run", str(corpus / "notes.yaml"), f"--source={corpus / 'in'}",
-            f"--sink={corpus / 'lake'}", f"--engine={engine.url}",
-        ],
+        command(corpus, engine),
         stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, start_new_session=True,
         env=os.environ | {"TERM": "dumb"},
     )  # fmt: skip
@@ -342,12 +341,12 @@ def test_doubtful_answers_are_asked_again_only_when_a_person_has_agreed(corpus, 
 
 
 @pytest.mark.parametrize(
-    ("left", "more"),
-    [("failed", ()), ("invalid_output", ()), ("invalid_output", ("cache=cache",))],
+    ("left", "is_cached"), [("failed", False), ("invalid_output", False), ("invalid_output", True)]
 )
-def test_what_a_person_agrees_to_goes_out_whatever_earlier_runs_were_answered(corpus, left, more):
-    if more:
-        more = (f"cache={corpus / 'cache'}",)
+def test_what_a_person_agrees_to_goes_out_whatever_earlier_runs_were_answered(
+    corpus, left, is_cached
+):
+    more = (f"cache={corpus / 'cache'}",) if is_cached else ()
     bad = Fault(content="{}") if left == "invalid_output" else Fault(status=400, body=b"not today")
 
     def script(_number, body):
@@ -374,10 +373,7 @@ def test_what_a_person_agrees_to_goes_out_whatever_earlier_runs_were_answered(co
 def killed(corpus, engine, when):
     """Run `notes.yaml` without approvals, and kill it as soon as `when` says so."""
     process = subprocess.Popen(
-        [
-            HEADRACE, "run", str(corpus / "notes.yaml"), f"--source={corpus / 'in'}",
-            f"--sink={corpus / 'lake'}", f"--engine={engine.url}", "--set=stages.colour.approval=null",
-        ],
+        command(corpus, engine, "--set=stages.colour.approval=null"),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
@@ -426,13 +422,11 @@ def test_samples_of_a_killed_run_are_not_paid_again_when_a_person_refused_the_ot
     with FakeEngine(script=script) as engine:
         engine.is_slow = True
         journal = corpus / "lake" / "_headrace" / "journal"
-        killed(
-            corpus,
-            engine,
-            lambda: (
-                sum(file.read_text().count('"result"') for file in journal.glob("*/*")) == answered
-            ),
-        )
+
+        def has_kept():
+            return answered == sum(f.read_text().count('"result"') for f in journal.glob("*/*"))
+
+        killed(corpus, engine, has_kept)
         engine.is_slow = False
         before = len(engine.calls)
         for is_approved, outcome in ((False, ("skipped", "refused")), (True, ("succeeded", None))):
@@ -455,8 +449,7 @@ def test_changed_stage_is_asked_about_anew(corpus, engine, is_decided):
     text = PIPELINE.replace("How heavy is it?", "How heavy is it now?")
     (corpus / "notes.yaml").write_text(text, encoding="utf-8")
     same = reopen(first["run_id"], str(corpus / "lake"), "resume")
-    changed = with_pipeline(same, str(corpus / "notes.yaml"), accept_changes=True)
-    again = run_job(changed)
+    again = run_job(with_pipeline(same, str(corpus / "notes.yaml"), accept_changes=True))
     assert again["verdict"] == "awaiting_approval"
     assert ends(corpus, "weight") == {("over_budget", "awaiting_approval"): NUM_FILES}
     lake = Lake(str(corpus / "lake"))
